@@ -1,0 +1,1 @@
+"""Declared studies: which cells are run, and why."""

@@ -1,0 +1,59 @@
+"""Cells and studies: pure data, no tensors, so that planning never imports torch."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One point of a sweep: everything that decides its accuracy and its costs, the device excepted.
+
+    A default never changes: `cell_key` leaves defaults out, so a new field finds the old cells again.
+    `settings` holds the mechanism's config fields as sorted (name, value) pairs; a value that differs between
+    stages is a string with dashes, `"1-4-16-full"`.
+    """
+
+    attn: str = "bra"
+    settings: tuple[tuple[str, Scalar], ...] = ()
+    layout: str = "small"
+    height_px: int = 64
+    width_px: int = 64
+    seed: int = 0
+    data: str = "digit-vote"
+    steps: int = 300
+    batch_size: int = 64
+    precision: str = "fp32"
+    compile: bool = False
+    threads: int | None = field(default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that differ from their defaults, ready for JSON."""
+        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        if "settings" in changed:
+            changed["settings"] = dict(self.settings)
+        return changed
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Cell":
+        """Invert `to_dict`.
+
+        Raises:
+            ValueError: a field that this version does not know, or one of another type.
+        """
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise ValueError(f"unknown cell fields {unknown}; known: {', '.join(sorted(known))}")
+        settings = data.get("settings", {})
+        if not isinstance(settings, dict):
+            raise ValueError(f"cell settings must be an object, got {settings!r}")
+        return cls(**{**data, "settings": tuple(sorted(settings.items()))})
+
+
+def cell_key(cell: Cell) -> str:
+    """Name of the cell's folder: 16 hex digits of the SHA-256 of what differs from the defaults."""
+    canonical = json.dumps(cell.to_dict(), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
