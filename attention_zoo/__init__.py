@@ -1,0 +1,27 @@
+"""Attention mechanisms of vision transformers in one shared pyramid.
+
+`create` builds a mechanism, `create_model` a pyramid around one, `names` lists what is known.
+"""
+
+from attention_zoo import bra, swin, vanilla
+from attention_zoo.base import Attention, Macs
+from attention_zoo.config import AttentionConfig
+from attention_zoo.layouts import LAYOUTS, Layout
+from attention_zoo.pyramid import create_model
+from attention_zoo.registry import create, names, register, resolve
+
+__all__ = [
+    "LAYOUTS",
+    "Attention",
+    "AttentionConfig",
+    "Layout",
+    "Macs",
+    "bra",
+    "create",
+    "create_model",
+    "names",
+    "register",
+    "resolve",
+    "swin",
+    "vanilla",
+]

@@ -1,0 +1,160 @@
+"""The contract of a mechanism, and the slow oracle that every fast path is compared with."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attention_zoo.config import AttentionConfig
+from attention_zoo.regions import from_heads, to_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Macs:
+    """Multiply-adds of matrix products and convolutions for one image (1 MAC = 2 FLOPs)."""
+
+    projection: int = 0
+    core: int = 0
+    routing: int = 0
+    position: int = 0
+    host: int = 0
+
+    @property
+    def attention(self) -> int:
+        """Share of the token mixers, their projections included."""
+        return self.projection + self.core + self.routing + self.position
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.attention + self.host
+
+    def __add__(self, other: "Macs") -> "Macs":
+        """Sum part by part."""
+        return Macs(
+            projection=self.projection + other.projection,
+            core=self.core + other.core,
+            routing=self.routing + other.routing,
+            position=self.position + other.position,
+            host=self.host + other.host,
+        )
+
+
+class Attention(nn.Module):
+    """A token mixer: (B, H, W, C) -> (B, H, W, C) on a map of any size.
+
+    A mechanism names its `Config`, and writes `forward` (fast), `connectivity` and `macs`. If it is one masked
+    softmax, `reference` follows from the small parts `project`, `scale`, `logit_bias`, `value_term` and `output`;
+    otherwise it overrides `reference` with plain loops.
+
+    Raises:
+        ValueError: `dim` or the width of q and k is not a multiple of `num_heads`.
+    """
+
+    Config: ClassVar[type[AttentionConfig]] = AttentionConfig
+    impl: ClassVar[str] = "sdpa"
+    """How `forward` computes it, recorded in the row; it never changes what is computed."""
+
+    def __init__(self, dim: int, num_heads: int, config: AttentionConfig, *, qk_dim: int | None = None) -> None:
+        """Make the projections and the LePE convolution that all mechanisms share."""
+        super().__init__()
+        qk_dim = qk_dim or dim
+        for name, width in (("dim", dim), ("qk_dim", qk_dim)):
+            if num_heads < 1 or width < 1 or width % num_heads:
+                raise ValueError(f"{name} must be a positive multiple of num_heads, got {name}={width}, {num_heads=}")
+        self.dim, self.num_heads, self.qk_dim = dim, num_heads, qk_dim
+        self.scale: float = config.qk_scale or (qk_dim // num_heads) ** -0.5
+        self.qkv = nn.Linear(dim, 2 * qk_dim + dim, bias=config.qkv_bias)
+        self.lepe = (
+            nn.Conv2d(dim, dim, config.lepe_kernel, padding=config.lepe_kernel // 2, groups=dim)
+            if config.lepe
+            else None
+        )
+        self.proj = nn.Linear(dim, dim)
+
+    def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """May query i read key j? Boolean, broadcasts to (B, heads, N or the given query indices, N).
+
+        Written in coordinates, never through the reshape that `forward` uses. x: (B, H, W, C), since routing
+        depends on content.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no connectivity")
+
+    def macs(self, height: int, width: int) -> Macs:
+        """Closed form of the multiply-adds on one map, what padding adds included."""
+        raise NotImplementedError(f"{type(self).__name__} has no macs")
+
+    def geometry(self, height: int, width: int) -> dict[str, Any]:
+        """What the mechanism chooses on a map of this size, for the row; `pad_ratio` = padded / own tokens - 1.
+
+        Raises:
+            ValueError: the configuration does not fit the map.
+        """
+        return {"pad_ratio": 0.0}
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Make q, k, v: (B, H, W, C) -> three of (B, heads, N, D); v may have another D."""
+        qkv = self.qkv(x).flatten(1, 2).split((self.qk_dim, self.qk_dim, self.dim), dim=-1)
+        q, k, v = (to_heads(part, self.num_heads) for part in qkv)
+        return q, k, v
+
+    def logit_bias(self, height: int, width: int) -> Tensor | None:
+        """Term added to the scaled logits, (heads, N, N), or None; what connectivity forbids is not read."""
+        return None
+
+    def value_term(self, x: Tensor, v: Tensor) -> Tensor | None:
+        """Term beside the softmax, like v: (B, heads, N, D). Here LePE over the whole map (CSWin, eq. 10)."""
+        if self.lepe is None:
+            return None
+        _, height, width, _ = x.shape
+        v_map = from_heads(v).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        return to_heads(self.lepe(v_map).permute(0, 2, 3, 1).flatten(1, 2), self.num_heads)
+
+    def output(self, y: Tensor) -> Tensor:
+        """Merge heads and project: (B, heads, N, D) -> (B, N, C)."""
+        projected: Tensor = self.proj(from_heads(y))
+        return projected
+
+    def finish(self, y: Tensor, v: Tensor) -> Tensor:
+        """Close a forward: add LePE of v to the mixed values y, project; maps (B, H, W, C) in and out."""
+        if self.lepe is not None:
+            y = y + self.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        projected: Tensor = self.proj(y)
+        return projected
+
+    def reference(self, x: Tensor) -> Tensor:
+        """Dense softmax over all N keys under `connectivity`: (B, H, W, C) -> same, in any dtype, O(N^2).
+
+        A query that may read no key yields 0 before the value term, forward and backward.
+        """
+        q, k, v = self.project(x)
+        logits = q @ k.mT * self.scale
+        bias = self.logit_bias(*x.shape[1:3])
+        if bias is not None:
+            logits = logits + bias
+        allowed = self.connectivity(x)
+        # the lowest finite number, not -inf: a row of -inf alone would be NaN in forward and backward
+        weights = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min).softmax(-1) * allowed
+        y = weights @ v
+        term = self.value_term(x, v)
+        return self.output(y if term is None else y + term).reshape(x.shape)
+
+    def shared_macs(self, height: int, width: int) -> Macs:
+        """Multiply-adds of the projections and of LePE, the same for every mechanism on one map."""
+        tokens = height * width
+        lepe = 0 if self.lepe is None else self.dim * self.lepe.kernel_size[0] * self.lepe.kernel_size[1]
+        return Macs(
+            projection=tokens * self.dim * (2 * self.qk_dim + 2 * self.dim),
+            position=tokens * lepe,
+        )
+
+    def core_macs(self, queries: int, keys: int) -> int:
+        """Multiply-adds of q k^T and of the weights times v, all heads together, for each query `keys` keys."""
+        return queries * keys * (self.qk_dim + self.dim)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+    """Softmax attention, (..., Nq, D), (..., Nk, D), (..., Nk, Dv) -> (..., Nq, Dv), fused where torch can."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)

@@ -1,0 +1,99 @@
+"""The frozen configuration that each mechanism extends, and how its fields are read from text."""
+
+import types
+import typing
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+if TYPE_CHECKING:
+    from attention_zoo.layouts import Layout
+
+FULL = "full"
+"""In a per-stage schedule: full attention at this stage, whatever the mechanism."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """What every mechanism has; a mechanism's own `Config` adds its fields beside its class."""
+
+    qkv_bias: bool = field(default=True, metadata={"help": "bias of the q, k, v projection"})
+    lepe: bool = field(default=False, metadata={"help": "depth-wise convolution of v added to the output (LePE)"})
+    lepe_kernel: int = field(default=5, metadata={"help": "side of the LePE kernel, tokens, odd"})
+    qk_scale: float | None = field(default=None, metadata={"help": "factor on the logits; default: published"})
+
+    period: ClassVar[int] = 1
+    """Blocks after which the mechanism's alternation repeats; a stage with fewer never completes it."""
+
+    def __post_init__(self) -> None:
+        """Reject values that no map could make right.
+
+        Raises:
+            ValueError: an even or non-positive `lepe_kernel`, a `qk_scale` that is not positive.
+        """
+        if self.lepe_kernel < 1 or self.lepe_kernel % 2 == 0:
+            raise ValueError(f"lepe_kernel must be odd and at least 1, got {self.lepe_kernel}")
+        if self.qk_scale is not None and not self.qk_scale > 0:
+            raise ValueError(f"qk_scale must be positive, got {self.qk_scale}")
+
+    def at(self, stage: int, block: int, layout: "Layout") -> Self:
+        """Return the configuration of one block of a host (both counted from 0); called by the pyramid alone."""
+        return self
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with other values, checked like a new one."""
+        return replace(self, **changes)
+
+
+def field_names(config: type[AttentionConfig]) -> list[str]:
+    """Names of the fields that `create` and `--set` accept for a mechanism."""
+    return [f.name for f in fields(config)]
+
+
+def parse_field(config: type[AttentionConfig], name: str, text: str) -> Any:
+    """Read one value of a config field from text: `4`, `0.5`, `on`, `off`, `none`, `auto`, `4x6`.
+
+    Raises:
+        ValueError: no such field, or text that is none of the field's types.
+    """
+    if name not in field_names(config):
+        raise ValueError(f"no field {name!r}; known: {', '.join(field_names(config))}")
+    hint = typing.get_type_hints(config)[name]
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        try:
+            return _parse(option, text)
+        except ValueError:
+            continue
+    raise ValueError(f"{name} takes {' or '.join(map(_describe, options))}; got {text!r}")
+
+
+_SWITCH = {"on": True, "true": True, "off": False, "false": False}
+_WORDS: dict[Any, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "on|off",
+    types.NoneType: "none",
+    str: "text",
+}
+
+
+def _describe(option: Any) -> str:
+    if typing.get_origin(option) is typing.Literal:
+        return "|".join(typing.get_args(option))
+    return _WORDS.get(option, "HxW")
+
+
+def _parse(option: Any, text: str) -> Any:
+    """Read text as one type of a hint; ValueError if it is not of that type."""
+    if option in (int, float, str):
+        return option(text)
+    if option is bool and text.lower() in _SWITCH:
+        return _SWITCH[text.lower()]
+    if option is types.NoneType and text.lower() == "none":
+        return None
+    if typing.get_origin(option) is typing.Literal and text in typing.get_args(option):
+        return text
+    if typing.get_origin(option) is tuple and text.count("x") == 1:
+        height, width = text.split("x")
+        return int(height), int(width)
+    raise ValueError(text)

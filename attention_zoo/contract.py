@@ -1,0 +1,50 @@
+"""What a mechanism from outside the zoo must fulfil before a sweep spends time on it."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from attention_zoo.base import Attention, Macs
+from attention_zoo.config import AttentionConfig
+
+DIM, HEADS, HEIGHT, WIDTH = 24, 2, 5, 6
+"""The map of the check: not square, and of sides that few partitions divide."""
+
+
+def check_contract(name: str, cls: Any) -> type[Attention]:
+    """Build a mechanism with its defaults and try it on a small non-square map, in float64; returns it.
+
+    Raises:
+        ValueError: it is no `Attention`, has no frozen `Config`, lacks `macs` or `connectivity`, changes the shape,
+            or its `forward` and `reference` disagree.
+    """
+
+    def refuse(reason: str) -> ValueError:
+        return ValueError(f"mechanism {name!r} breaks the contract: {reason}")
+
+    if not (isinstance(cls, type) and issubclass(cls, Attention)):
+        raise refuse(f"it must be a subclass of attention_zoo.Attention, got {cls!r}")
+    config = cls.Config
+    if not (issubclass(config, AttentionConfig) and dataclasses.is_dataclass(config)):
+        raise refuse(f"its Config must be a frozen dataclass that extends AttentionConfig, got {config!r}")
+    if cls.macs is Attention.macs:
+        raise refuse("it has no macs(height, width)")
+    if cls.connectivity is Attention.connectivity and cls.reference is Attention.reference:
+        raise refuse("it has neither connectivity(x) nor a reference(x) of its own")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, HEIGHT, WIDTH, DIM, generator=generator, dtype=torch.float64)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            attention = cls(DIM, HEADS, config()).double().eval()
+            y, slow, macs = attention(x), attention.reference(x), attention.macs(HEIGHT, WIDTH)
+    except Exception as error:
+        where = f"a {HEIGHT}x{WIDTH} map of {DIM} channels, {HEADS} heads"
+        raise refuse(f"on {where} it raises {type(error).__name__}: {error}") from error
+    if y.shape != x.shape:
+        raise refuse(f"forward must keep the shape {tuple(x.shape)}, got {tuple(y.shape)}")
+    if not isinstance(macs, Macs):
+        raise refuse(f"macs(height, width) must return attention_zoo.Macs, got {type(macs).__name__}")
+    if not torch.allclose(y, slow, rtol=1e-6, atol=1e-9):
+        raise refuse(f"forward and reference differ by {(y - slow).abs().max():.2g} in float64")
+    return cls

@@ -1,0 +1,70 @@
+"""Layouts of the shared pyramid: what the host fixes for every mechanism. Plain data, no tensors."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A four-stage host: stem, stages of (token mixer, MLP) blocks, merging between them, classifier.
+
+    `stem_px` pixels become one token, then each merging halves the map (sizes are rounded up). `regions` (per side)
+    and `window` (tokens) are what a mechanism without an explicit partition takes. `full_stages` (counted from 0)
+    use full attention unless a per-stage schedule says otherwise.
+    """
+
+    name: str
+    depths: tuple[int, int, int, int]
+    dims: tuple[int, int, int, int]
+    head_dim: int
+    mlp_ratio: float
+    stem_px: int = 4
+    merging: Literal["conv_batchnorm", "linear_layernorm"]
+    position: Literal["none", "absolute"]
+    init: Literal["trunc_normal_0.02", "fan_in_0.7"]
+    resolution_px: int
+    regions: int
+    window: int
+    full_stages: tuple[int, ...] = (3,)
+
+    def maps(self, height_px: int, width_px: int) -> list[tuple[int, int]]:
+        """Height and width of each stage's map, tokens, for an input in pixels."""
+        height, width = -(-height_px // self.stem_px), -(-width_px // self.stem_px)
+        sizes = [(height, width)]
+        for _ in self.depths[1:]:
+            height, width = -(-height // 2), -(-width // 2)
+            sizes.append((height, width))
+        return sizes
+
+
+STL = Layout(
+    name="stl",
+    depths=(2, 2, 6, 2),
+    dims=(96, 192, 384, 768),
+    head_dim=32,
+    mlp_ratio=4,
+    merging="conv_batchnorm",
+    position="none",
+    init="trunc_normal_0.02",
+    resolution_px=224,
+    regions=7,
+    window=7,
+)
+"""The Swin-T-like host of BiFormer's ablation (arXiv:2303.08810, section 4.4)."""
+
+SMALL = Layout(
+    name="small",
+    depths=(1, 1, 2, 1),
+    dims=(24, 48, 96, 192),
+    head_dim=12,
+    mlp_ratio=2,
+    merging="linear_layernorm",
+    position="absolute",
+    init="fan_in_0.7",
+    resolution_px=64,
+    regions=4,
+    window=2,
+)
+"""The default sweep's: trains on the digit probes within a minute on two cores."""
+
+LAYOUTS = {layout.name: layout for layout in (STL, SMALL)}

@@ -1,0 +1,91 @@
+"""Names of mechanisms: what is known, what a user brings, and errors that say so."""
+
+import difflib
+import importlib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from attention_zoo.base import Attention
+from attention_zoo.config import field_names
+
+GROUP = "attention_zoo.mechanisms"
+_MECHANISMS: dict[str, type[Attention]] = {}
+_T = TypeVar("_T", bound=type[Attention])
+
+
+def register(name: str) -> Callable[[_T], _T]:
+    """Enter a mechanism under a name.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def enter(cls: _T) -> _T:
+        if name in _MECHANISMS:
+            raise ValueError(f"mechanism {name!r} is already {_MECHANISMS[name].__qualname__}")
+        _MECHANISMS[name] = cls
+        return cls
+
+    return enter
+
+
+def names() -> list[str]:
+    """Names of the built-in mechanisms and of those that installed packages offer as entry points."""
+    return sorted({*_MECHANISMS, *(point.name for point in entry_points(group=GROUP))})
+
+
+def suggest(what: str, name: str, known: list[str]) -> str:
+    """Word the error about an unknown name: what it is, the nearest known, all known."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {what} {name!r}; {hint}known: {', '.join(known)}"
+
+
+def resolve(name: str) -> type[Attention]:
+    """Find a mechanism by its name, its entry point, or as `package.module:Class`; a user's is checked first.
+
+    Raises:
+        ValueError: nobody offers that name, it cannot be imported, or it breaks the contract.
+    """
+    if name in _MECHANISMS:
+        return _MECHANISMS[name]
+    if ":" in name:
+        found = _import(name, name)
+    else:
+        offered = {point.name: point.value for point in entry_points(group=GROUP)}
+        if name not in offered:
+            raise ValueError(f"{suggest('mechanism', name, names())}, or package.module:Class")
+        found = _import(name, offered[name])
+    from attention_zoo.contract import check_contract  # it builds models, which nothing built in needs here
+
+    mechanism = check_contract(name, found)
+    _MECHANISMS[name] = mechanism
+    return mechanism
+
+
+def _import(name: str, path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise ValueError(f"mechanism {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def create(name: str, *, dim: int, num_heads: int, **config: Any) -> Attention:
+    """Build a mechanism by name; `config` are fields of its `Config`.
+
+    Raises:
+        ValueError: unknown mechanism or field (the known ones are listed), or values that do not fit.
+    """
+    cls = resolve(name)
+    known = field_names(cls.Config)
+    for field in config:
+        if field not in known:
+            raise ValueError(suggest(f"field of {name}", field, known))
+    return build(cls, dim, num_heads, cls.Config(**config))
+
+
+def build(cls: type[Attention], dim: int, num_heads: int, config: Any) -> Attention:
+    """Call a mechanism's constructor; its one home, since each narrows the type of its config."""
+    return cls(dim, num_heads, config)

@@ -1,0 +1,52 @@
+"""Multi-head self-attention over all tokens of the map: the dense reference of the zoo.
+
+Vaswani et al., "Attention Is All You Need", NeurIPS 2017, arXiv:1706.03762, section 3.2.
+With `lepe`, the last stage of BiFormer (Zhu et al., arXiv:2303.08810): a depth-wise convolution of v is added
+before the output projection.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attention_zoo.base import Attention, Macs, attend
+from attention_zoo.config import AttentionConfig
+from attention_zoo.regions import from_heads
+from attention_zoo.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class VanillaConfig(AttentionConfig):
+    """No bias in the q, k, v projection, as in BiFormer's and timm's plain attention."""
+
+    qkv_bias: bool = field(default=False, metadata={"help": "bias of the q, k, v projection"})
+
+
+@register("vanilla")
+class Vanilla(Attention):
+    """Every query reads every key: softmax(q k^T / sqrt(D)) v. Cost: 4 N C^2 + 2 N^2 C MACs."""
+
+    Config: ClassVar[type[AttentionConfig]] = VanillaConfig
+
+    def __init__(self, dim: int, num_heads: int, config: VanillaConfig) -> None:
+        """Nothing beyond the shared projections."""
+        super().__init__(dim, num_heads, config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix all tokens: (B, H, W, C) -> same."""
+        q, k, v = self.project(x)
+        y = attend(q, k, v, self.scale)
+        return self.finish(from_heads(y).reshape(x.shape), from_heads(v).reshape(x.shape))
+
+    def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Allow every pair: (1, 1, N or queries, N)."""
+        tokens = x.shape[1] * x.shape[2]
+        rows = tokens if queries is None else len(queries)
+        return torch.ones(1, 1, rows, tokens, dtype=torch.bool, device=x.device)
+
+    def macs(self, height: int, width: int) -> Macs:
+        """4 N C^2 + 2 N^2 C (arXiv:2303.08810, section 3.3, first term dropped), and LePE if any."""
+        tokens = height * width
+        return self.shared_macs(height, width) + Macs(core=self.core_macs(tokens, tokens))
