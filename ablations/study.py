@@ -57,3 +57,36 @@ def cell_key(cell: Cell) -> str:
     """Name of the cell's folder: 16 hex digits of the SHA-256 of what differs from the defaults."""
     canonical = json.dumps(cell.to_dict(), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """A product of values, each axis a tuple; what a command line or a study declares.
+
+    `settings` maps a config field to its values as text: `topk` for every mechanism that has it, `swin.window` for
+    one. `resolution` holds (height, width) in pixels; None is the layout's own. `epochs` replaces `steps` where given.
+    """
+
+    attn: tuple[str, ...] = ("bra",)
+    settings: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    layout: tuple[str, ...] = ("small",)
+    resolution: tuple[tuple[int, int], ...] | None = None
+    seeds: tuple[int, ...] = (0,)
+    data: tuple[str, ...] = ("digit-vote",)
+    steps: tuple[int, ...] = (300,)
+    epochs: int | None = None
+    batch_size: tuple[int, ...] = (64,)
+    precision: tuple[str, ...] = ("fp32",)
+    compile: bool = False
+    threads: tuple[int | None, ...] = (None,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question, what is expected, and the cells that answer it (the union of its axes)."""
+
+    name: str
+    question: str
+    expectation: str
+    axes: tuple[Axes, ...]
+    measures: tuple[str, ...] = ("flops", "throughput", "memory", "accuracy")

@@ -60,7 +60,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, config: AttentionConfig, *, qk_dim: int | None = None) -> None:
         """Make the projections and the LePE convolution that all mechanisms share."""
         super().__init__()
-        qk_dim = qk_dim or dim
+        qk_dim = dim if qk_dim is None else qk_dim
         for name, width in (("dim", dim), ("qk_dim", qk_dim)):
             if num_heads < 1 or width < 1 or width % num_heads:
                 raise ValueError(f"{name} must be a positive multiple of num_heads, got {name}={width}, {num_heads=}")

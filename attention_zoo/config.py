@@ -58,13 +58,30 @@ def parse_field(config: type[AttentionConfig], name: str, text: str) -> Any:
     if name not in field_names(config):
         raise ValueError(f"no field {name!r}; known: {', '.join(field_names(config))}")
     hint = typing.get_type_hints(config)[name]
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    # a union with a Literal in it is typing's own kind, every other one is types.UnionType
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    options = typing.get_args(hint) if is_union else (hint,)
     for option in options:
         try:
             return _parse(option, text)
         except ValueError:
             continue
     raise ValueError(f"{name} takes {' or '.join(map(_describe, options))}; got {text!r}")
+
+
+def parse_values(config: type[AttentionConfig], name: str, text: str) -> list[Any]:
+    """Read a field's text that holds one value, or one per stage separated by dashes, where `full` is allowed.
+
+    Raises:
+        ValueError: no such field, or text that is none of the field's types.
+    """
+    try:
+        return [parse_field(config, name, text)]
+    except ValueError:
+        parts = text.split("-")
+        if len(parts) == 1 or not all(parts):
+            raise
+    return [part if part == FULL else parse_field(config, name, part) for part in parts]
 
 
 _SWITCH = {"on": True, "true": True, "off": False, "false": False}

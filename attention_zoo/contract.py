@@ -1,6 +1,5 @@
 """What a mechanism from outside the zoo must fulfil before a sweep spends time on it."""
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -16,8 +15,8 @@ def check_contract(name: str, cls: Any) -> type[Attention]:
     """Build a mechanism with its defaults and try it on a small non-square map, in float64; returns it.
 
     Raises:
-        ValueError: it is no `Attention`, has no frozen `Config`, lacks `macs` or `connectivity`, changes the shape,
-            or its `forward` and `reference` disagree.
+        ValueError: it is no `Attention`, has no frozen `Config`, lacks `macs` or `connectivity`, changes shape or
+            type, or its `forward` and `reference` disagree.
     """
 
     def refuse(reason: str) -> ValueError:
@@ -26,7 +25,9 @@ def check_contract(name: str, cls: Any) -> type[Attention]:
     if not (isinstance(cls, type) and issubclass(cls, Attention)):
         raise refuse(f"it must be a subclass of attention_zoo.Attention, got {cls!r}")
     config = cls.Config
-    if not (issubclass(config, AttentionConfig) and dataclasses.is_dataclass(config)):
+    # a subclass that is not decorated itself inherits the fields of its parents, and its own are lost
+    is_declared = isinstance(config, type) and "__dataclass_fields__" in vars(config)
+    if not (is_declared and issubclass(config, AttentionConfig)):
         raise refuse(f"its Config must be a frozen dataclass that extends AttentionConfig, got {config!r}")
     if cls.macs is Attention.macs:
         raise refuse("it has no macs(height, width)")
@@ -41,10 +42,16 @@ def check_contract(name: str, cls: Any) -> type[Attention]:
     except Exception as error:
         where = f"a {HEIGHT}x{WIDTH} map of {DIM} channels, {HEADS} heads"
         raise refuse(f"on {where} it raises {type(error).__name__}: {error}") from error
-    if y.shape != x.shape:
-        raise refuse(f"forward must keep the shape {tuple(x.shape)}, got {tuple(y.shape)}")
+    wanted = _describe(x)
+    for road, result in (("forward", y), ("reference", slow)):
+        if _describe(result) != wanted:
+            raise refuse(f"{road} must return {wanted} as it is given, got {_describe(result)}")
     if not isinstance(macs, Macs):
         raise refuse(f"macs(height, width) must return attention_zoo.Macs, got {type(macs).__name__}")
     if not torch.allclose(y, slow, rtol=1e-6, atol=1e-9):
         raise refuse(f"forward and reference differ by {(y - slow).abs().max():.2g} in float64")
     return cls
+
+
+def _describe(value: Any) -> str:
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import Attention, Macs
-from attention_zoo.config import FULL, AttentionConfig, field_names, parse_field
+from attention_zoo.config import FULL, AttentionConfig, field_names, parse_values
 from attention_zoo.layouts import LAYOUTS, Layout
 from attention_zoo.registry import build, resolve, suggest
 from attention_zoo.vanilla import Vanilla, VanillaConfig
@@ -46,10 +46,11 @@ def stage_mixers(layout: Layout, attn: str, config: dict[str, Any]) -> Stages:
     for name, value in config.items():
         if name not in known:
             raise ValueError(suggest(f"field of {attn}", name, known))
-        values = value.split("-") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        listed = value if isinstance(value, list) else [value]
+        values = parse_values(cls.Config, name, value) if isinstance(value, str) else listed
         if len(values) not in (1, len(layout.depths)):
             raise ValueError(f"{name} takes one value or {len(layout.depths)}, one per stage; got {value!r}")
-        schedules[name] = [parse_field(cls.Config, name, v) if _is_text(v) else v for v in values]
+        schedules[name] = values
     per_stage = [values for values in schedules.values() if len(values) > 1]
     stages: Stages = []
     for stage in range(len(layout.depths)):
@@ -64,10 +65,6 @@ def stage_mixers(layout: Layout, attn: str, config: dict[str, Any]) -> Stages:
         else:
             stages.append((cls, cls.Config(**here)))
     return stages
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != FULL
 
 
 class Block(nn.Module):
@@ -147,7 +144,8 @@ class Pyramid(nn.Module):
         """Build the host of a layout; `stages` name mechanism and configuration of each stage."""
         super().__init__()
         self.layout, self.num_classes = layout, num_classes
-        rates = iter(torch.linspace(0, drop_path_rate, sum(layout.depths)).tolist())
+        total = sum(layout.depths)
+        rates = iter([drop_path_rate * block / max(1, total - 1) for block in range(total)])
         reference_maps = layout.maps(layout.resolution_px, layout.resolution_px)
         self.downsamples, self.stages = nn.ModuleList(), nn.ModuleList()
         self.positions = nn.ParameterList()

@@ -1,0 +1,193 @@
+"""The command line of the sweep: flags and their values, read without importing torch."""
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+MEASURES = ("flops", "throughput", "memory", "accuracy")
+"""In the order in which a cell runs them: the costs first, they are on screen in seconds."""
+
+STATUSES = ("oom", "timeout", "error", "diverged", "killed")
+"""Recorded statuses that `--retry` can name; `ok` and `unsupported` count as done."""
+
+MIN_PX, MAX_PX = 32, 16384
+
+EXAMPLES = """examples:
+  python runners/sweep.py --attn bra --topk 1,4,8,16
+  python runners/sweep.py --attn bra,vanilla --resolution 64,96x128 --measure flops,memory --dry-run
+  python runners/sweep.py --attn swin --set swin.window=2,4 --seeds 0,1,2
+  python runners/sweep.py --study list"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and the message alone."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _axis(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """Read a comma-separated axis; each value by `parse`."""
+
+    def read(text: str) -> tuple[Any, ...]:
+        parts = text.split(",")
+        if not all(part.strip() for part in parts):
+            raise argparse.ArgumentTypeError(f"{text!r} has an empty value; separate values by single commas")
+        return tuple(dict.fromkeys(parse(part.strip()) for part in parts))
+
+    return read
+
+
+def _integer(low: int, what: str) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not re.fullmatch(r"-?\d{1,12}", text) or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}, an integer of at least {low}")
+        return int(text)
+
+    return read
+
+
+def _per_stage(what: str, words: tuple[str, ...] = ()) -> Callable[[str], str]:
+    """Read one value, or one per stage separated by dashes, as text; `full` only in a schedule."""
+
+    def read(text: str) -> str:
+        parts = text.split("-")
+        allowed = (*words, "full") if len(parts) > 1 else words
+        for part in parts:
+            if not (re.fullmatch(r"[0-9]{1,9}", part) and int(part) >= 1) and part not in allowed:
+                alternatives = "".join(f" or {word!r}" for word in words)
+                raise argparse.ArgumentTypeError(
+                    f"{text!r} is not {what}: an integer of at least 1{alternatives}, or one per stage by dashes, "
+                    f"such as 1-4-16-full"
+                )
+        return text
+
+    return read
+
+
+def _resolution(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text)
+    sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not all(MIN_PX <= side <= MAX_PX for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is not PX or HxW with sides of {MIN_PX} to {MAX_PX} pixels")
+    return sides
+
+
+def _choice(*known: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(known)}")
+        return text
+
+    return read
+
+
+def _setting(text: str) -> tuple[str, tuple[str, ...]]:
+    match = re.fullmatch(r"(.+\.\w+)=(.*)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not MECHANISM.FIELD=VALUE[,VALUE...], such as swin.window=2,4")
+    return match[1], _axis(str)(match[2])
+
+
+def _minutes(text: str) -> float:
+    """Read a time limit: minutes, or H:MM:SS as SLURM writes it."""
+    clock = re.fullmatch(r"(\d+):(\d\d):(\d\d)", text)
+    if clock:
+        minutes = int(clock[1]) * 60 + int(clock[2]) + int(clock[3]) / 60
+    else:
+        minutes = float(text) if re.fullmatch(r"\d{1,7}(\.\d+)?", text) else 0
+    if not minutes > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time: minutes above 0, or H:MM:SS")
+    return minutes
+
+
+def make_parser() -> Parser:
+    """Declare every flag of the sweep."""
+    parser = Parser(
+        prog="sweep.py",
+        description="Measure attention mechanisms in one shared pyramid: accuracy, MACs, memory, throughput.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    cells = parser.add_argument_group("cells (a comma makes an axis; dashes give one value per stage)")
+    add = cells.add_argument
+    add("--attn", metavar="A[,B]", type=_axis(str), help="mechanisms, 'all', or package.module:Class (default: bra)")
+    add("--topk", metavar="K[,K]", type=_axis(_per_stage("a top-k")), help="regions that each region attends to (bra)")
+    add("--regions", metavar="S[,S]", type=_axis(_per_stage("a number of regions")), help="regions per side (bra)")
+    add(
+        "--region-size",
+        metavar="T[,T]",
+        type=_axis(_per_stage("a region size", ("auto",))),
+        help="tokens per side of a region, or auto: the cheapest (bra)",
+    )
+    add("--clip-topk", action="store_true", help="use all regions of a map that has fewer than top-k")
+    add(
+        "--set",
+        metavar="M.F=V[,V]",
+        dest="settings",
+        type=_setting,
+        action="append",
+        help="any other config field, such as swin.window=2,4 or bra.lepe=on,off",
+    )
+    add("--layout", metavar="L[,L]", type=_axis(str), help="shared host: small, stl (default: small)")
+    add("--resolution", metavar="PX|HxW", type=_axis(_resolution), help="input in pixels (default: the layout's own)")
+    add("--seeds", metavar="N[,N]", type=_axis(_integer(0, "a seed")), help="seeds, each a cell (default: 0)")
+    add(
+        "--data", metavar="D[,D]", type=_axis(str), help="digit-vote, digit-recall, fashion-mnist (default: digit-vote)"
+    )
+    duration = cells.add_mutually_exclusive_group()
+    duration.add_argument(
+        "--steps", metavar="N[,N]", type=_axis(_integer(1, "a number of steps")), help="training steps (default: 300)"
+    )
+    duration.add_argument(
+        "--epochs", metavar="N", type=_integer(1, "a number of epochs"), help="instead of steps, where data has an end"
+    )
+    add("--batch-size", metavar="N[,N]", type=_axis(_integer(1, "a batch size")), help="images (default: 64)")
+    add("--precision", metavar="P[,P]", type=_axis(_choice("fp32", "bf16")), help="fp32 or bf16 (default: fp32)")
+    add("--compile", action="store_true", help="through torch.compile")
+    add("--threads", metavar="N[,N]", type=_axis(_integer(1, "a number of threads")), help="CPU threads (default: all)")
+    run = parser.add_argument_group("run")
+    add = run.add_argument
+    add(
+        "--measure",
+        metavar="M[,M]",
+        type=_axis(_choice(*MEASURES)),
+        help=f"of {', '.join(MEASURES)} (default: all)",
+    )
+    add("--study", metavar="NAME", help="a declared study from ablations/; 'list' prints them; flags above override it")
+    add("--device", metavar="D", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add(
+        "--cluster",
+        type=_choice("local", "debug"),
+        default="local",
+        help="local: a process per cell; debug: in this one",
+    )
+    add("--time", metavar="MIN", type=_minutes, help="limit per cell, minutes or H:MM:SS (default: none)")
+    add("--memory-limit", metavar="MIB", type=_integer(64, "a limit in MiB"), help="data memory of a measured process")
+    add("--out", metavar="DIR", type=Path, default=Path("results/runs"), help="results folder (default: results/runs)")
+    add("--dry-run", action="store_true", help="print the cells and an estimate; run nothing, write nothing")
+    add(
+        "--retry",
+        metavar="STATUS[,STATUS]",
+        type=_axis(_choice(*STATUSES)),
+        default=(),
+        help=f"run again what ended as {', '.join(STATUSES)}",
+    )
+    add("--force", action="store_true", help="run everything again as a further attempt; older ones stay on disk")
+    return parser
+
+
+def read_command(argv: list[str]) -> argparse.Namespace:
+    """Parse a command line; a malformed one ends the process with code 2 and one line."""
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    if options.regions and options.region_size:
+        parser.error(
+            f"--regions {','.join(options.regions)} and --region-size {','.join(options.region_size)} "
+            f"are two spellings of one thing; give --regions (per side) or --region-size (tokens per side)"
+        )
+    return options

@@ -1,0 +1,139 @@
+"""What the tests of the zoo share: settings of every mechanism, small float64 instances, and a per-token second road.
+
+A test that takes `mechanism` runs for every registered name in every setting of the table.
+"""
+
+from typing import Any, NamedTuple
+
+import hypothesis
+import pytest
+import torch
+from torch import Tensor
+
+import attention_zoo
+
+hypothesis.settings.register_profile("zoo", derandomize=True, deadline=None, print_blob=False)
+hypothesis.settings.load_profile("zoo")
+
+DIM, HEADS = 12, 2
+
+
+class Mechanism(NamedTuple):
+    name: str
+    config: dict[str, Any]
+
+    def __str__(self) -> str:
+        values = (f"{key}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in self.config.items())
+        return ",".join((self.name, *values))
+
+
+SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "vanilla": [{}, {"lepe": True, "qkv_bias": True}, {"qk_scale": 0.3, "lepe": True, "lepe_kernel": 3}],
+    "swin": [
+        {"window": 3},
+        {"window": 3, "shift": 1},
+        {"window": (2, 3), "shift": 1},
+        {"window": 7, "shift": 3},  # clamped on most maps of the tests
+        {"window": 3, "shift": 2, "lepe": True, "qkv_bias": False},
+    ],
+    "bra": [
+        {"regions": 3, "topk": 1},
+        {"regions": 3, "topk": 4, "lepe": False},
+        {"regions": 3, "topk": 9, "clip_topk": True},
+        {"region_size": 2, "topk": 3, "qk_scale": 0.2, "lepe_kernel": 3},
+        {"region_size": "auto", "topk": 3},
+        {"regions": 2, "topk": 2, "qk_dim": 8, "qkv_bias": False},
+    ],
+}
+
+
+def mechanisms() -> list[Mechanism]:
+    """Every registered mechanism in its settings; one that the table does not know, with its defaults."""
+    return [Mechanism(name, config) for name in attention_zoo.names() for config in SETTINGS.get(name, [{}])]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "mechanism" in metafunc.fixturenames:
+        metafunc.parametrize("mechanism", mechanisms(), ids=str)
+
+
+def _small(name: str, height: int, width: int, **config: Any) -> tuple[attention_zoo.Attention, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        attention = attention_zoo.create(name, dim=DIM, num_heads=HEADS, **config).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            # far from the initial weights, whose softmax is flat and whose tables of biases are all but 0
+            parameter.normal_(0, 0.4, generator=generator)
+    return attention, torch.randn(2, height, width, DIM, generator=generator, dtype=torch.float64)
+
+
+def _evaluate(attention: attention_zoo.Attention, x: Tensor, road: str = "forward") -> dict[str, Tensor]:
+    x = x.detach().requires_grad_()
+    y = getattr(attention, road)(x)
+    probe = torch.cos(torch.arange(y.numel(), dtype=y.dtype)).reshape(y.shape)
+    names, parameters = zip(*attention.named_parameters(), strict=True)
+    gradients = torch.autograd.grad((y * probe).sum(), [x, *parameters])
+    return {"output": y.detach(), **dict(zip(("gradient of x", *names), gradients, strict=True))}
+
+
+@pytest.fixture(scope="session")
+def small():
+    """small(name, height, width, **config) -> attention of 12 channels and 2 heads, x of two images, in float64."""
+    return _small
+
+
+@pytest.fixture(scope="session")
+def evaluate():
+    """evaluate(attention, x, road="forward") -> its output, and the gradients of a probe to x and all parameters."""
+    return _evaluate
+
+
+@pytest.fixture(scope="session")
+def lepe_by_token():
+    """lepe_by_token(attention, v) -> depth-wise convolution of one map of values, (H, W, C), token by token."""
+
+    def lepe(attention: attention_zoo.Attention, v: Tensor) -> Tensor:
+        kernel = attention.lepe.weight[:, 0]  # (C, side, side)
+        reach = kernel.shape[-1] // 2
+        height, width, _ = v.shape
+        y = torch.zeros_like(v)
+        for row in range(height):
+            for col in range(width):
+                y[row, col] = attention.lepe.bias
+                for dy in range(-reach, reach + 1):
+                    for dx in range(-reach, reach + 1):
+                        if 0 <= row + dy < height and 0 <= col + dx < width:
+                            y[row, col] += kernel[:, reach + dy, reach + dx] * v[row + dy, col + dx]
+        return y
+
+    return lepe
+
+
+@pytest.fixture(scope="session")
+def output_by_token(lepe_by_token):
+    """output_by_token(attention, image, reads, scale, bias=None) -> the mechanism on (H, W, C), query by query.
+
+    reads: for each query the keys it reads; bias(head, query, key): what is added to a logit.
+    """
+
+    def output(attention, image, reads, scale, bias=lambda head, query, key: 0.0):
+        height, width, channels = image.shape
+        tokens = image.reshape(-1, channels)
+        q, k, v = (tokens @ attention.qkv.weight.T + (0 if attention.qkv.bias is None else attention.qkv.bias)).split(
+            (attention.qk_dim, attention.qk_dim, channels), dim=-1
+        )
+        narrow, wide = attention.qk_dim // HEADS, channels // HEADS
+        y = torch.zeros_like(tokens)
+        for query, keys in enumerate(reads):
+            for head in range(HEADS):
+                qk, vs = slice(head * narrow, (head + 1) * narrow), slice(head * wide, (head + 1) * wide)
+                logits = [(q[query, qk] * k[key, qk]).sum() * scale + bias(head, query, key) for key in keys]
+                powers = [logit.exp() for logit in logits]
+                for key, power in zip(keys, powers, strict=True):
+                    y[query, vs] += power / sum(powers) * v[key, vs]
+        if attention.lepe is not None:
+            y += lepe_by_token(attention, v.reshape(height, width, channels)).reshape(-1, channels)
+        return (y @ attention.proj.weight.T + attention.proj.bias).reshape(height, width, channels)
+
+    return output

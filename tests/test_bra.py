@@ -1,0 +1,217 @@
+"""Bi-level routing attention, against plain loops over regions and tokens, and against dense attention."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from attention_zoo import bra, create
+from attention_zoo.bra import BRAConfig, route, routed_attention
+from attention_zoo.layouts import SMALL
+from attention_zoo.regions import blank
+
+CASES = [  # size, config -> rows and cols of a region
+    ((6, 9), {"regions": 3, "topk": 2}, (2, 3)),
+    ((5, 7), {"regions": 3, "topk": 2}, (2, 3)),
+    ((7, 4), {"regions": 7, "topk": 5, "qk_dim": 8}, (1, 1)),
+    ((5, 7), {"region_size": 3, "topk": 1, "lepe_kernel": 3}, (3, 3)),
+    ((3, 8), {"region_size": 4, "topk": 1, "lepe": False}, (3, 4)),
+]
+each_case = pytest.mark.parametrize(("size", "config", "region"), CASES, ids=str)
+
+
+def regions_of(height, width, rows, cols):
+    """Tokens of each region in the order of the map, padding left out."""
+    members = {}
+    for y in range(height):
+        for x in range(width):
+            members.setdefault((y // rows, x // cols), []).append(y * width + x)
+    return [members[place] for place in sorted(members)]
+
+
+def routed_by_loop(attention, image, regions):
+    """Algorithm 1 up to I^r: for each region the k regions whose mean key suits its mean query best."""
+    tokens = image.reshape(-1, image.shape[-1])
+    qkv = tokens @ attention.qkv.weight.T + (0 if attention.qkv.bias is None else attention.qkv.bias)
+    q, k = qkv[:, : attention.qk_dim], qkv[:, attention.qk_dim : 2 * attention.qk_dim]
+    mean_q = [sum(q[token] for token in members) / len(members) for members in regions]
+    mean_k = [sum(k[token] for token in members) / len(members) for members in regions]
+    chosen = []
+    for query in mean_q:
+        affinity = [float((query @ key).detach()) for key in mean_k]
+        chosen.append(sorted(range(len(regions)), key=affinity.__getitem__)[-attention.config.topk :])
+    return chosen
+
+
+def keys_by_loop(attention, image, regions):
+    """For each token of the map the sorted keys that routing lets it read."""
+    reads = {}
+    for members, chosen in zip(regions, routed_by_loop(attention, image, regions), strict=True):
+        reads.update(dict.fromkeys(members, sorted(token for region in chosen for token in regions[region])))
+    return [reads[token] for token in range(len(reads))]
+
+
+@each_case
+def test_connectivity_is_routing_by_loop(small, size, config, region):
+    attention, x = small("bra", *size, **config)
+    regions = regions_of(*size, *region)
+    for image, allowed in zip(x, attention.connectivity(x)[:, 0], strict=True):
+        assert [row.nonzero().flatten().tolist() for row in allowed] == keys_by_loop(attention, image, regions)
+
+
+@each_case
+def test_output_by_token(small, output_by_token, size, config, region):
+    attention, x = small("bra", *size, **config)
+    reads = keys_by_loop(attention, x[1], regions_of(*size, *region))
+    # the whole width of q and k, not a head's
+    y = output_by_token(attention, x[1], reads, scale=config.get("qk_dim", 12) ** -0.5)
+    torch.testing.assert_close(y, attention(x)[1])
+
+
+@pytest.mark.parametrize("size", [(6, 9), (5, 7)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("lepe", [True, False], ids=["lepe", "plain"])
+def test_all_regions_is_vanilla(small, evaluate, size, lepe):
+    attention, x = small("bra", *size, regions=3, topk=9, lepe=lepe)
+    dense, _ = small("vanilla", *size, qkv_bias=True, qk_scale=12**-0.5, lepe=lepe)
+    dense.load_state_dict(attention.state_dict())
+    expected = evaluate(dense, x)
+    for name, value in evaluate(attention, x).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-10)
+
+
+def test_no_gradient_flows_through_routing(small, evaluate, monkeypatch):
+    attention, x = small("bra", 5, 7, regions=3, topk=2)
+    found = evaluate(attention, x)
+    valid = attention.partition(5, 7).valid(x.device)
+    q, k, _ = blank(attention.partition(5, 7).split(attention.qkv(x)), valid).split(12, dim=-1)
+    fixed = route(q, k, valid, 2).clone()
+    monkeypatch.setattr(bra, "route", lambda *_: fixed)
+    for name, value in evaluate(attention, x).items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_an_empty_region_is_never_chosen_while_others_exist():
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 2, 6, 3, 4, dtype=torch.float64)
+    valid = torch.ones(6, 3, dtype=torch.bool)
+    valid[[1, 4]] = False
+    valid[2, 1:] = False
+    # affinities with real regions are all negative, so that a mean of 0 would win
+    q, k = blank(q.abs(), valid), blank(-k.abs(), valid)
+    for topk in range(1, 5):
+        assert not torch.isin(route(q, k, valid, topk), torch.tensor([1, 4])).any()
+    real = {0, 2, 3, 5}
+    assert all(real < set(row.tolist()) for row in route(q, k, valid, 5).flatten(0, 1))
+
+
+def test_a_mean_counts_the_regions_own_tokens_alone():
+    q = torch.ones(1, 2, 4, 1)
+    k = torch.tensor([[2.0, 2, 2, 2], [3, 0, 0, 0]]).reshape(1, 2, 4, 1)
+    valid = torch.tensor([[True] * 4, [True, False, False, False]])
+    assert route(q, k, valid, 1).flatten().tolist() == [1, 1]
+    assert route(q, k, None, 1).flatten().tolist() == [0, 0]
+
+
+def test_queries_read_the_routed_regions_alone():
+    q = torch.zeros(1, 3, 2, 4)
+    v = torch.arange(24.0).reshape(1, 3, 2, 4)
+    routes = torch.tensor([[[2], [0], [1]]])
+    y = routed_attention(q, q, v, routes, None, num_heads=2, scale=1.0)
+    means = v.mean(2)
+    assert torch.equal(y, means[:, [2, 0, 1], None].expand(1, 3, 2, 4))
+
+
+def cheapest_by_loop(height, width, topk, dim):
+    """Closed form of the paper, its output projection added: 4 N C^2 + R^2 C + 2 N k (N / R) C over every S."""
+    best = None
+    for per_side in range(1, max(height, width) + 1):
+        rows, cols = -(-height // per_side), -(-width // per_side)
+        count = -(-height // rows) * -(-width // cols)
+        if count < topk:
+            continue
+        cost = 4 * height * width * dim**2 + count**2 * dim + 2 * (count * rows * cols) * topk * (rows * cols) * dim
+        if best is None or cost < best[0]:
+            best = cost, rows, cols
+    return best
+
+
+@pytest.mark.parametrize("topk", [1, 4, 8])
+@pytest.mark.parametrize("size", [(8, 8), (16, 24), (13, 9), (56, 40)], ids=lambda s: f"{s[0]}x{s[1]}")
+def test_auto_is_the_cheapest_number_of_regions(size, topk):
+    attention = create("bra", dim=32, num_heads=4, topk=topk, region_size="auto", lepe=False)
+    cut = attention.partition(*size)
+    cost, rows, cols = cheapest_by_loop(*size, topk, 32)
+    assert attention.macs(*size).total == cost
+    assert (cut.rows, cut.cols) == (rows, cols)
+
+
+@pytest.mark.parametrize("topk", [1, 4, 16])
+@pytest.mark.parametrize("side", [128, 256, 512])
+def test_auto_is_near_the_optimum_of_the_paper_on_large_maps(side, topk):
+    optimum = (topk / 2 * side**4) ** (1 / 6)
+    found = create("bra", dim=32, num_heads=4, topk=topk, region_size="auto").partition(side, side).down
+    # the paper counts the routing twice as dear, and few S divide the map
+    assert 0.8 * optimum < found < 1.45 * optimum
+
+
+def test_macs_written_out():
+    attention = create("bra", dim=48, num_heads=3, topk=4, regions=7)
+    macs, tokens = attention.macs(14, 28), 14 * 28
+    assert macs.projection == 4 * tokens * 48**2
+    assert macs.routing == 49**2 * 48
+    assert macs.core == 2 * tokens * 4 * (tokens // 49) * 48
+    assert macs.position == tokens * 48 * 25
+    padded = attention.macs(13, 27)
+    assert (padded.routing, padded.core) == (macs.routing, macs.core)
+    assert padded.projection == 4 * 13 * 27 * 48**2
+    narrow = create("bra", dim=48, num_heads=3, qk_dim=12, topk=4, regions=7).macs(14, 28)
+    assert narrow.projection == tokens * 48 * (2 * 12 + 2 * 48)
+    assert narrow.routing == 49**2 * 12
+    assert narrow.core == tokens * 4 * (tokens // 49) * (12 + 48)
+
+
+def test_geometry_names_what_was_chosen():
+    attention = create("bra", dim=12, num_heads=2, topk=40, regions=7, clip_topk=True)
+    assert attention.geometry(10, 13) == {
+        "regions": "5x7",
+        "region_size": "2x2",
+        "topk_effective": 35,
+        "pad_ratio": 10 * 14 / 130 - 1,
+    }
+    assert create("bra", dim=12, num_heads=2).geometry(28, 28)["regions"] == "7x7"
+
+
+def test_topk_above_the_regions_of_the_map_names_both(small):
+    attention, x = small("bra", 4, 5, regions=7, topk=21)
+    message = r"topk=21 is above the 20 regions \(4 x 5 of 1x1 tokens\) of a 4x5 map; .*clip_topk"
+    for call in (attention.macs, attention.geometry):
+        with pytest.raises(ValueError, match=message):
+            call(4, 5)
+    with pytest.raises(ValueError, match=message):
+        attention(x)
+
+
+def test_at_takes_the_layouts_regions_unless_a_partition_is_set():
+    assert BRAConfig().at(0, 0, SMALL).regions == 4
+    assert BRAConfig(regions=3).at(0, 0, SMALL).regions == 3
+    assert BRAConfig(region_size="auto").at(0, 0, SMALL) == BRAConfig(region_size="auto")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        BRAConfig().topk = 3
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"topk": 0}, "topk must be at least 1, got 0; for dense attention use vanilla"),
+        ({"regions": 0}, "regions must be at least 1, got 0"),
+        ({"region_size": 0}, "region_size must be at least 1, got 0"),
+        ({"regions": 7, "region_size": 8}, "give one of regions=7 and region_size=8"),
+        ({"regions": 7, "region_size": "auto"}, "two spellings of one thing"),
+        ({"qk_dim": 9}, "qk_dim must be a positive multiple of num_heads, got qk_dim=9, num_heads=2"),
+        ({"qk_dim": 0}, "qk_dim=0"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(config, message):
+    with pytest.raises(ValueError, match=message):
+        create("bra", dim=12, num_heads=2, **config)

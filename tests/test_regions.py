@@ -1,0 +1,180 @@
+"""The cut of a map and its inverse, and that nothing depends on what padding holds."""
+
+import dataclasses
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from attention_zoo.regions import Partition, blank, coordinates, from_heads, to_heads
+
+CPU = torch.device("cpu")
+sides = st.integers(1, 9)
+
+
+@st.composite
+def partitions(draw):
+    height, width, rows, cols = (draw(sides) for _ in range(4))
+    shift_y, shift_x = draw(st.integers(0, rows - 1)), draw(st.integers(0, cols - 1))
+    return Partition.of_size(height, width, rows, cols, shift_y=shift_y, shift_x=shift_x)
+
+
+@given(partitions())
+def test_join_inverts_split(cut):
+    x = torch.randn(2, cut.height, cut.width, 3)
+    regions = cut.split(x)
+    assert regions.shape == (2, cut.count, cut.tokens, 3)
+    assert torch.equal(cut.join(regions), x)
+
+
+@given(partitions())
+def test_split_puts_each_token_where_its_coordinates_say(cut):
+    regions = cut.split((torch.arange(cut.height * cut.width) + 1).reshape(1, cut.height, cut.width, 1))[0, :, :, 0]
+    valid = cut.valid(CPU)
+    expected = torch.zeros_like(regions)
+    for y in range(cut.height):
+        for x in range(cut.width):
+            rolled_y, rolled_x = (y - cut.shift_y) % (cut.down * cut.rows), (x - cut.shift_x) % (cut.across * cut.cols)
+            region = rolled_y // cut.rows * cut.across + rolled_x // cut.cols
+            expected[region, rolled_y % cut.rows * cut.cols + rolled_x % cut.cols] = y * cut.width + x + 1
+    assert torch.equal(regions, expected)
+    assert torch.equal(expected > 0, torch.ones_like(expected, dtype=torch.bool) if valid is None else valid)
+    assert (valid is not None) == cut.is_padded
+
+
+@given(sides, sides, sides, sides)
+def test_regions_of_a_size_are_as_few_as_cover_the_map(height, width, rows, cols):
+    cut = Partition.of_size(height, width, rows, cols)
+    assert (cut.rows, cut.cols, cut.tokens) == (rows, cols, rows * cols)
+    assert cut.down * rows >= height > (cut.down - 1) * rows
+    assert cut.across * cols >= width > (cut.across - 1) * cols
+    assert cut.count == cut.down * cut.across
+    assert cut.is_padded == bool(height % rows or width % cols)
+
+
+@given(sides, sides, st.integers(1, 12))
+def test_regions_per_side_leave_out_those_without_a_token(height, width, per_side):
+    cut = Partition.of_count(height, width, per_side)
+    for length, side, count in ((height, cut.rows, cut.down), (width, cut.cols, cut.across)):
+        assert side == -(-length // per_side)
+        assert count <= per_side
+        assert count == per_side or length % per_side
+        assert (count - 1) * side < length <= count * side
+    valid = cut.valid(CPU)
+    assert valid is None or valid.any(1).all()
+
+
+def test_a_map_of_ten_in_seven_regions_has_five_of_two():
+    cut = Partition.of_count(10, 14, 7)
+    assert (cut.rows, cut.cols, cut.down, cut.across, cut.is_padded) == (2, 2, 5, 7, False)
+
+
+def test_blank_keeps_the_map_and_stops_nan_forward_and_backward():
+    valid = torch.tensor([[True, False], [True, True]])
+    regions = torch.tensor([[[1.0], [torch.nan]], [[2.0], [3.0]]])[None].requires_grad_()
+    blanked = blank(regions, valid)
+    assert blanked.flatten().tolist() == [1, 0, 2, 3]
+    blanked.sum().backward()
+    assert regions.grad.flatten().tolist() == [1, 0, 1, 1]
+    assert blank(regions, None) is regions
+
+
+def test_heads_take_adjacent_channels_and_come_back():
+    x = torch.randn(2, 5, 6)
+    heads = to_heads(x, 3)
+    assert heads.shape == (2, 3, 5, 2)
+    assert torch.equal(heads[1, 2, 4], x[1, 4, 4:6])
+    assert torch.equal(from_heads(heads), x)
+
+
+def test_coordinates_are_row_major():
+    row, col = coordinates(2, 3, CPU)
+    assert (row.tolist(), col.tolist()) == ([0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2])
+
+
+class Litter:
+    """Partition.split that leaves junk in the tokens that the map does not have, as the first to touch them."""
+
+    def __init__(self, junk):
+        self.junk, self.littered = junk, 0
+
+    def __enter__(self):
+        split = Partition.split
+
+        def littering(cut, x):
+            regions = split(cut, x)
+            # one channel is geometry, not content: the map of what is valid, the sides of a seam
+            valid = None if x.shape[-1] == 1 else cut.valid(x.device)
+            if valid is None:
+                return regions
+            self.littered += int((~valid).sum())
+            return torch.where(valid[..., None], regions, self.junk)
+
+        self.patch = mock.patch.object(Partition, "split", littering)
+        self.patch.start()
+        # a NaN that any step of a backward pass meets raises
+        torch.autograd.set_detect_anomaly(True)
+        return self
+
+    def __exit__(self, *_):
+        torch.autograd.set_detect_anomaly(False)
+        self.patch.stop()
+
+
+junk_values = [torch.nan, torch.inf, 1e4, -1e4]
+
+
+@pytest.mark.parametrize("junk", junk_values, ids=str)
+def test_padding_may_hold_anything(small, evaluate, mechanism, junk):
+    attention, x = small(mechanism.name, 5, 11, **mechanism.config)
+    clean = evaluate(attention, x)
+    with Litter(junk) as litter:
+        dirty = evaluate(attention, x)
+    for name, value in clean.items():
+        assert torch.equal(dirty[name], value), name
+    padded = attention.geometry(5, 11)["pad_ratio"] > 0
+    assert (litter.littered > 0) == padded
+
+
+@settings(max_examples=10)
+@given(height=sides, width=sides, junk=st.sampled_from(junk_values))
+def test_padding_of_any_map_may_hold_anything(small, evaluate, mechanism, height, width, junk):
+    attention, x = small(mechanism.name, height, width, **mechanism.config)
+    try:
+        clean = evaluate(attention, x)
+    except ValueError:
+        assume(False)  # more top-k than regions
+    with Litter(junk):
+        dirty = evaluate(attention, x)
+    for name, value in clean.items():
+        assert value.isfinite().all(), name
+        assert torch.equal(dirty[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("swin", {"window": 3}),
+        ("swin", {"window": (2, 3), "lepe": True}),
+        ("bra", {"regions": 3, "topk": 2}),
+        ("bra", {"regions": 3, "topk": 9}),
+        ("bra", {"regions": 3, "topk": 99, "clip_topk": True}),  # more than there are real ones
+        ("bra", {"region_size": 2, "topk": 1, "lepe": False}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [(5, 7), (6, 9)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("junk", [0.0, torch.nan, 1e4], ids=str)
+def test_whole_regions_of_padding_change_nothing(small, evaluate, name, config, size, junk):
+    attention, x = small(name, *size, **config)
+    clean = evaluate(attention, x)
+    cut = attention.partition(*size)
+    wider = dataclasses.replace(cut, down=cut.down + 1, across=cut.across + 2)
+    attention.partition = lambda height, width: wider
+    with Litter(junk) as litter:
+        found = evaluate(attention, x)
+    assert litter.littered >= (wider.count - cut.count) * cut.tokens
+    for key, value in clean.items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=1e-10, msg=f"{key} changed")
