@@ -1,0 +1,55 @@
+"""The plan before a sweep and the table after it, as text."""
+
+import pandas as pd
+
+from ablations.study import cell_key
+from runners.plan import Plan, estimate_seconds, label
+from runners.progress import format_seconds
+from runners.store import Store
+from runners.table import load
+
+COLUMNS = (
+    "attention",
+    "topk",
+    "topk_schedule",
+    "regions",
+    "window",
+    "resolution",
+    "seed",
+    "acc1",
+    "gmacs",
+    "params_m",
+    "peak_infer_mib",
+    "peak_train_mib",
+    "infer_samples_per_sec",
+    "vs_vanilla",
+    "train_step_ms",
+    "status",
+)
+
+
+def print_plan(plan: Plan, measures: tuple[str, ...]) -> None:
+    """Print the cells of a dry run, their count and a rough estimate of the time."""
+    seconds = [estimate_seconds(cell, measures) for cell in plan.cells]
+    for cell, estimate in zip(plan.cells, seconds, strict=True):
+        print(f"{cell_key(cell)}  {label(cell)}  {cell.data} {cell.steps} steps  about {format_seconds(estimate)}")
+    for note in plan.notes:
+        print(f"note: {note}")
+    print(
+        f"{len(plan.cells)} cells, measuring {', '.join(measures)}; about {format_seconds(sum(seconds))} on two cores"
+    )
+
+
+def print_results(store: Store, plan: Plan) -> None:
+    """Print the rows of a plan and where they are; `table.csv` holds every column of every row of the folder."""
+    table = load(store.out)
+    table.to_csv(store.out / "table.csv", index=False)
+    order = {cell_key(cell): position for position, cell in enumerate(plan.cells)}
+    rows = table[table["cell_key"].isin(list(order))]
+    rows = rows.sort_values("cell_key", key=lambda keys: keys.map(order), kind="stable")
+    shown = rows[[column for column in COLUMNS if rows[column].notna().any()]]
+    with pd.option_context("display.width", None, "display.max_columns", None):
+        print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
+    for data, ceiling in rows.groupby("data")["ceiling_percent"].max().dropna().items():
+        print(f"acc1 on {data}: {ceiling:.1f} is what a model gets that sees the objects but cannot relate them")
+    print(f"table: {store.out / 'table.csv'}; in Python: runners.table.load({str(store.out)!r})")
