@@ -174,6 +174,9 @@ class Pyramid(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.7 * fan_in**-0.5 if scaled else 0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        with torch.no_grad():
+            for mixer in (mixer for mixers in self.mixers() for mixer in mixers):
+                mixer.qkv.weight[: 2 * mixer.qk_dim] *= self.layout.qk_gain
         for position in self.positions:
             nn.init.trunc_normal_(position, std=0.02)
 

@@ -19,7 +19,7 @@ from ablations.study import Cell
 from runners import complexity, latency, peak_memory, train
 from runners.build import build_baseline, build_model, identity
 from runners.datasets import make_data
-from runners.environment import apply_threads, device_id, environment, pick_device
+from runners.environment import apply_threads, device_id, environment, memory_limit, pick_device
 from runners.failures import status_of
 from runners.lease import Held, acquire
 from runners.plan import command_for
@@ -109,7 +109,9 @@ def _run_measure(store: Store, job: Job, blank: Record, device: torch.device) ->
     store.write_progress(job.key, {"measure": blank.measure, "pid": os.getpid(), "updated_at": _now()})
     blank = replace(blank, started_at=_now())
     try:
-        values, samples = MEASURES[blank.measure](store, job, device)
+        # the memory measure hands the limit to the processes that it starts
+        with memory_limit(device, None if blank.measure == "memory" else job.memory_limit_mib):
+            values, samples = MEASURES[blank.measure](store, job, device)
     except Exception as error:  # one bad measure must not lose the others
         print(traceback.format_exc(), flush=True)
         return replace(

@@ -15,6 +15,10 @@ from typing import Any, NamedTuple
 
 STATUSES = ("ok", "unsupported", "diverged", "timeout", "oom", "killed", "error")
 
+# decoding starts behind these, where each of the three lines has its object
+_START, _ENVIRONMENT, _SAMPLES = '{"record": ', ',\n"environment": ', ',\n"samples": '
+_decode = json.JSONDecoder().raw_decode
+
 _FILE = re.compile(r"([A-Za-z0-9_]+)\.([A-Za-z0-9_+-][A-Za-z0-9_.+-]*)\.v([0-9]+)\.a([0-9]+)\.json")
 
 
@@ -69,6 +73,7 @@ class Record:
 
 
 _HEAD = tuple(f.name for f in fields(Record) if f.name not in ("environment", "samples"))
+_KNOWN = frozenset(_HEAD)
 
 
 def plain(value: Any) -> Any:
@@ -86,9 +91,9 @@ def plain(value: Any) -> Any:
 
 def to_text(record: Record) -> str:
     """Write a record as JSON."""
-    head = {name: getattr(record, name) for name in _HEAD}
-    lines = [json.dumps(plain(part), allow_nan=False) for part in (head, record.environment, record.samples)]
-    return f'{lines[0][:-1]},\n"environment": {lines[1]},\n"samples": {lines[2]}}}\n'
+    parts = {name: getattr(record, name) for name in _HEAD}, record.environment, record.samples
+    head, environment, samples = (json.dumps(plain(part), allow_nan=False) for part in parts)
+    return f"{_START}{head}{_ENVIRONMENT}{environment}{_SAMPLES}{samples}}}\n"
 
 
 def from_text(text: str, name: RecordName, *, samples: bool) -> Record:
@@ -99,24 +104,23 @@ def from_text(text: str, name: RecordName, *, samples: bool) -> Record:
     """
     if not text.endswith("}}\n"):
         raise ValueError("it is cut off")
-    first = text.index(",\n")
-    second = text.index(",\n", first + 2)
-    content = json.loads(text[:first] + "}")
-    if unknown := content.keys() - _HEAD:
-        content = {name: value for name, value in content.items() if name not in unknown}
+    content, end = _decode(text, len(_START))
+    last = text.index(_SAMPLES, end)
+    if not _KNOWN.issuperset(content):
+        content = {field: content[field] for field in _HEAD if field in content}
     content["measure"], content["device_id"], content["protocol"], content["attempt"] = name
-    record = Record(**content, environment=_parse_environment(text[first + 2 : second]))
-    types = [type(content[part]) for part in ("values", "status", "started_at", "ended_at")]
-    if types != [dict, str, str, str]:
+    record = Record(**content, environment=_parse_environment(text[end:last]))
+    types = type(content["values"]), type(record.status), type(record.started_at), type(record.ended_at)
+    if types != (dict, str, str, str):
         raise TypeError("its fields have other types")
     if samples:
-        record.samples = json.loads("{" + text[second + 2 :])["samples"]
+        record.samples = _decode(text, last + len(_SAMPLES))[0]
     return record
 
 
 @functools.lru_cache(maxsize=256)
 def _parse_environment(line: str) -> Mapping[str, Any]:
-    environment = json.loads("{" + line + "}")["environment"]
+    environment, _ = _decode(line, len(_ENVIRONMENT))
     if not isinstance(environment, dict):
         raise TypeError("its environment is no object")
     return environment

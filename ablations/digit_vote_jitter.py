@@ -1,0 +1,25 @@
+"""What does the top-k curve look like when tiles no longer fall on region and window borders?
+
+`digit-vote:jitter=3` shifts the tile grid of each image by up to 3 px in y and x, so that a tile straddles regions.
+It learns nothing in the default 300 steps: this study is a longer run.
+
+Expect: vanilla and top-k 8 learn it given steps, top-k 1 does not; small top-k loses more than on the aligned grid.
+
+python runners/sweep.py --study digit_vote_jitter        (5 cells, half an hour on two CPU cores)
+"""
+
+from ablations.study import Axes, Study
+
+DATA = ("digit-vote:jitter=3",)
+STEPS = (1500,)
+
+STUDY = Study(
+    name="digit_vote_jitter",
+    question="What does the top-k curve look like when tiles do not fall on region borders?",
+    expectation="vanilla and top-k 8 learn the vote in a longer run, top-k 1 does not",
+    axes=(
+        Axes(settings=(("topk", ("1", "4", "8", "16")),), data=DATA, steps=STEPS),
+        Axes(attn=("vanilla",), data=DATA, steps=STEPS),
+    ),
+    measures=("accuracy",),
+)

@@ -1,0 +1,63 @@
+"""The README is true: its links lead somewhere, and its commands and code run."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runners.table import load
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.strip().splitlines()]
+SWEEPS = [part for line in COMMANDS for part in line.split(" && ") if part.startswith("python runners/sweep.py")]
+SHORTENED = ["--steps", "2", "--batch-size", "4", "--threads", "1", "--measure", "flops,accuracy"]
+
+
+def test_the_two_commands_come_first() -> None:
+    assert COMMANDS[:2] == [
+        "pip install -e . && python runners/sweep.py --attn bra --topk 1,4,8,16",
+        "pip install -e '.[test]' && pytest",
+    ]
+
+
+@pytest.mark.parametrize("document", sorted(path.name for path in ROOT.glob("*.md")))
+def test_links_lead_somewhere(document: str) -> None:
+    links = re.findall(r"\]\(([^)#][^)]*)\)", (ROOT / document).read_text())
+    local = [link for link in links if not link.startswith("https://")]
+    assert not [link for link in local if not (ROOT / link.split("#")[0]).exists()]
+
+
+def test_every_layout_and_study_is_named_as_it_is() -> None:
+    import attention_zoo
+
+    for name in attention_zoo.names():
+        assert f"| `{name}` |" in README
+    assert "-".join(map(str, attention_zoo.LAYOUTS["small"].depths)) in README
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", SWEEPS)
+def test_every_sweep_runs(command: str, tmp_path: Path) -> None:
+    arguments = shlex.split(command)[2:]
+    if arguments != ["--study", "list"]:
+        short = SHORTENED[:-2] if "--measure" in arguments else SHORTENED
+        arguments += [*short, "--out", str(tmp_path / "runs")]
+    done = subprocess.run(
+        [sys.executable, "runners/sweep.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    if "--dry-run" not in arguments and "list" not in arguments:
+        assert set(load(tmp_path / "runs")["status"]) == {"ok"}
+
+
+def test_the_code_runs(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    zoo = next(block for block in blocks if "attention_zoo" in block)
+    scope: dict[str, object] = {}
+    exec(zoo, scope)
+    assert scope["y"].shape == (2, 28, 42, 96)
+    assert sum(p.numel() for p in scope["model"].parameters()) == 28_372_552
