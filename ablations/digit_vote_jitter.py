@@ -1,7 +1,7 @@
 """What does the top-k curve look like when tiles no longer fall on region and window borders?
 
 `digit-vote:jitter=3` shifts the tile grid of each image by up to 3 px in y and x, so that a tile straddles regions.
-It learns nothing in the default 300 steps: this study is a longer run.
+It learns nothing in the default 400 steps: this study is a longer run.
 
 Expect: vanilla and top-k 8 learn it given steps, top-k 1 does not; small top-k loses more than on the aligned grid.
 

@@ -24,7 +24,7 @@ class Cell:
     width_px: int = 64
     seed: int = 0
     data: str = "digit-vote"
-    steps: int = 300
+    steps: int = 400
     batch_size: int = 64
     precision: str = "fp32"
     compile: bool = False
@@ -73,7 +73,7 @@ class Axes:
     resolution: tuple[tuple[int, int], ...] | None = None
     seeds: tuple[int, ...] = (0,)
     data: tuple[str, ...] = ("digit-vote",)
-    steps: tuple[int, ...] = (300,)
+    steps: tuple[int, ...] = (400,)
     epochs: int | None = None
     batch_size: tuple[int, ...] = (64,)
     precision: tuple[str, ...] = ("fp32",)

@@ -155,13 +155,17 @@ class BRA(Attention):
 
 @functools.lru_cache
 def _cheapest_partition(height: int, width: int, topk: int, qk_dim: int, dim: int) -> Partition:
-    """Search every S; the paper's optimum for a square map without padding is S = (k / 2 * N^2)^(1/6) (eq. 9)."""
+    """Search every S, since padding makes the cost jump.
+
+    Without padding the closed form has its minimum at S = (k N^2)^(1/6); the paper, which counts the routing twice,
+    gives (k / 2 N^2)^(1/6) (eq. 9).
+    """
 
     def cost(cut: Partition) -> int:
         return cut.count**2 * qk_dim + cut.count * cut.tokens * min(topk, cut.count) * cut.tokens * (qk_dim + dim)
 
     cuts = [Partition.of_count(height, width, per_side) for per_side in range(1, max(height, width) + 1)]
-    return min([cut for cut in cuts if cut.count >= topk] or cuts[-1:], key=cost)
+    return min([cut for cut in cuts if cut.count >= topk] or cuts, key=cost)
 
 
 def route(q: Tensor, k: Tensor, valid: Tensor | None, topk: int) -> Tensor:

@@ -34,11 +34,13 @@ def check_contract(name: str, cls: Any) -> type[Attention]:
     if cls.connectivity is Attention.connectivity and cls.reference is Attention.reference:
         raise refuse("it has neither connectivity(x) nor a reference(x) of its own")
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, HEIGHT, WIDTH, DIM, generator=generator, dtype=torch.float64)
+    x = torch.randn(2, HEIGHT, WIDTH, DIM, generator=generator, dtype=torch.float64, device="cpu")
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        # whoever resolves the name may be building a model on the meta device, which has no numbers to compare
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.no_grad():
             attention = cls(DIM, HEADS, config()).double().eval()
             y, slow, macs = attention(x), attention.reference(x), attention.macs(HEIGHT, WIDTH)
+            geometry = attention.geometry(HEIGHT, WIDTH)
     except Exception as error:
         where = f"a {HEIGHT}x{WIDTH} map of {DIM} channels, {HEADS} heads"
         raise refuse(f"on {where} it raises {type(error).__name__}: {error}") from error
@@ -48,6 +50,8 @@ def check_contract(name: str, cls: Any) -> type[Attention]:
             raise refuse(f"{road} must return {wanted} as it is given, got {_describe(result)}")
     if not isinstance(macs, Macs):
         raise refuse(f"macs(height, width) must return attention_zoo.Macs, got {type(macs).__name__}")
+    if "pad_ratio" not in geometry:
+        raise refuse(f"geometry(height, width) must hold pad_ratio, got {geometry}")
     if not torch.allclose(y, slow, rtol=1e-6, atol=1e-9):
         raise refuse(f"forward and reference differ by {(y - slow).abs().max():.2g} in float64")
     return cls

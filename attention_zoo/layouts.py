@@ -10,8 +10,7 @@ class Layout:
 
     `stem_px` pixels become one token, then each merging halves the map (sizes are rounded up). `regions` (per side)
     and `window` (tokens) are what a mechanism without an explicit partition takes. `full_stages` (counted from 0)
-    use full attention unless a per-stage schedule says otherwise. `qk_gain` scales the initial weights of queries and
-    keys.
+    use full attention unless a per-stage schedule says otherwise.
     """
 
     name: str
@@ -22,8 +21,7 @@ class Layout:
     stem_px: int = 4
     merging: Literal["conv_batchnorm", "linear_layernorm"]
     position: Literal["none", "absolute"]
-    init: Literal["trunc_normal_0.02", "fan_in_0.7"]
-    qk_gain: float = 1.0
+    init: Literal["trunc_normal_0.02", "probe"]
     resolution_px: int
     regions: int
     window: int
@@ -62,9 +60,7 @@ SMALL = Layout(
     mlp_ratio=2,
     merging="linear_layernorm",
     position="absolute",
-    init="fan_in_0.7",
-    # sharper attention at the start: without it vanilla and top-k 4 learn the vote in some seeds only
-    qk_gain=1.5,
+    init="probe",
     resolution_px=64,
     regions=4,
     window=2,

@@ -56,14 +56,14 @@ def stage_mixers(layout: Layout, attn: str, config: dict[str, Any]) -> Stages:
     for stage in range(len(layout.depths)):
         here = {name: values[stage % len(values)] for name, values in schedules.items()}
         is_full = FULL in here.values() if per_stage else stage in layout.full_stages
-        if is_full:
+        if is_full and cls is not Vanilla:
             lepe = here.get("lepe", cls.Config().lepe)
             kernel = here.get("lepe_kernel", cls.Config().lepe_kernel)
             if FULL in (lepe, kernel):
                 raise ValueError("full belongs into the schedule of a field of the mechanism, not of LePE")
             stages.append((Vanilla, VanillaConfig(lepe=lepe, lepe_kernel=kernel)))
         else:
-            stages.append((cls, cls.Config(**here)))
+            stages.append((cls, cls.Config(**{name: value for name, value in here.items() if value != FULL})))
     return stages
 
 
@@ -166,17 +166,27 @@ class Pyramid(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Initialise what the host fixes for all mechanisms: linear layers, stem and merging, positions."""
+        """Initialise what the host fixes for all mechanisms: linear layers, stem and merging, positions.
+
+        The `probe` init is for runs of a few hundred steps: sharp queries and keys and quiet residual branches (LePE
+        starts at 0), measured to shorten the plateau before the digit probes are learned.
+        """
+        probe = self.layout.init == "probe"
         for module in self.modules():
             if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
-                fan_in = module.weight[0].numel()
-                scaled = self.layout.init == "fan_in_0.7" and module is not self.head
-                nn.init.trunc_normal_(module.weight, std=0.7 * fan_in**-0.5 if scaled else 0.02)
+                gain = 0.7 if isinstance(module, nn.Conv2d) else 0.5
+                std = gain * module.weight[0].numel() ** -0.5 if probe else 0.02
+                nn.init.trunc_normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        with torch.no_grad():
+        if probe:
+            nn.init.trunc_normal_(self.head.weight, std=0.1)
             for mixer in (mixer for mixers in self.mixers() for mixer in mixers):
-                mixer.qkv.weight[: 2 * mixer.qk_dim] *= self.layout.qk_gain
+                q_and_k, v = mixer.qkv.weight[: 2 * mixer.qk_dim], mixer.qkv.weight[2 * mixer.qk_dim :]
+                nn.init.trunc_normal_(q_and_k, std=1.05 * mixer.dim**-0.5)
+                nn.init.trunc_normal_(v, std=0.7 * mixer.dim**-0.5)
+                if mixer.lepe is not None:
+                    nn.init.zeros_(mixer.lepe.weight)
         for position in self.positions:
             nn.init.trunc_normal_(position, std=0.02)
 

@@ -98,14 +98,13 @@ class Swin(Attention):
         return self.finish(y, qkv[..., 2 * self.dim :])
 
     def _window_bias(self, cut: Partition, device: torch.device) -> Tensor:
-        """Relative position bias of each window, what it may not read at the lowest number: (1, R*heads, T, T)."""
+        """Relative position bias of each window, -inf where it may not read: (1, R*heads, T, T)."""
         dy, dx = (c[:, None] - c[None, :] for c in coordinates(cut.rows, cut.cols, device))
         bias = self._table_entry(dy, dx).expand(cut.count, -1, -1, -1)
         sides = self._sides_of_the_seam(cut, device)
         if sides is not None:
-            apart = (sides[:, None, :, None] != sides[:, None, None, :]) | (sides < 0)[:, None, None, :]
-            # finite, since in a shifted window some padded queries have no key at all
-            bias = bias.masked_fill(apart, torch.finfo(bias.dtype).min)
+            # padded queries may read padded keys, so that no row is empty; nothing of the map reads either
+            bias = bias.masked_fill(sides[:, None, :, None] != sides[:, None, None, :], float("-inf"))
         return bias.flatten(0, 1)[None]
 
     def _sides_of_the_seam(self, cut: Partition, device: torch.device) -> Tensor | None:

@@ -109,8 +109,9 @@ def _run_measure(store: Store, job: Job, blank: Record, device: torch.device) ->
     store.write_progress(job.key, {"measure": blank.measure, "pid": os.getpid(), "updated_at": _now()})
     blank = replace(blank, started_at=_now())
     try:
-        # the memory measure hands the limit to the processes that it starts
-        with memory_limit(device, None if blank.measure == "memory" else job.memory_limit_mib):
+        # counting allocates nothing of the model's, and the memory measure hands the limit to its own processes
+        limited = blank.measure in ("throughput", "accuracy")
+        with memory_limit(device, job.memory_limit_mib if limited else None):
             values, samples = MEASURES[blank.measure](store, job, device)
     except Exception as error:  # one bad measure must not lose the others
         print(traceback.format_exc(), flush=True)

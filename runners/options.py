@@ -141,7 +141,7 @@ def make_parser() -> Parser:
     )
     duration = cells.add_mutually_exclusive_group()
     duration.add_argument(
-        "--steps", metavar="N[,N]", type=_axis(_integer(1, "a number of steps")), help="training steps (default: 300)"
+        "--steps", metavar="N[,N]", type=_axis(_integer(1, "a number of steps")), help="training steps (default: 400)"
     )
     duration.add_argument(
         "--epochs", metavar="N", type=_integer(1, "a number of epochs"), help="instead of steps, where data has an end"

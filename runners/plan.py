@@ -189,7 +189,7 @@ def command_for(cell: Cell, measures: Iterable[str]) -> str:
         "--layout": (cell.layout, "small"),
         "--resolution": (f"{cell.height_px}x{cell.width_px}", f"{side}x{side}"),
         "--data": (cell.data, "digit-vote"),
-        "--steps": (cell.steps, 300),
+        "--steps": (cell.steps, 400),
         "--batch-size": (cell.batch_size, 64),
         "--precision": (cell.precision, "fp32"),
         "--threads": (cell.threads, None),

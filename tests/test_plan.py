@@ -27,7 +27,7 @@ def test_an_axis_multiplies_only_mechanisms_that_have_it_and_says_so() -> None:
 
 def test_the_default_spelled_out_is_the_same_cell() -> None:
     assert plan("--attn bra --topk 4").cells == plan("--attn bra").cells
-    assert plan("--attn bra --resolution 64x64 --steps 300").cells == plan("").cells
+    assert plan("--attn bra --resolution 64x64 --steps 400").cells == plan("").cells
 
 
 def test_all_is_every_name_and_a_cell_appears_once() -> None:

@@ -120,7 +120,7 @@ def test_values_without_a_column_become_columns(store):
 def test_a_row_says_what_the_cell_is(store):
     row = only_row(store)
     assert (row.cell_key, row.study, row.attention, row.layout, row.data) == (KEY, "topk", "bra", "small", "digit-vote")
-    assert (row.height_px, row.width_px, row.resolution, row.seed, row.steps) == (48, 64, "48x64", 3, 300)
+    assert (row.height_px, row.width_px, row.resolution, row.seed, row.steps) == (48, 64, "48x64", 3, 400)
     assert (row.settings, row.topk, row.compile, row.batch_size) == ("topk=4", 4, False, 64)
     assert pd.isna(row.threads)
     assert pd.isna(row.topk_schedule)
