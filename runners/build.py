@@ -46,7 +46,7 @@ def _identity(attn: str, settings: tuple[tuple[str, Any], ...], layout: str, hei
     columns: dict[str, Any] = {
         "impl": cls.impl,
         "depths": "-".join(map(str, LAYOUTS[layout].depths)),
-        "sdpa_backend": "auto" if cls.impl == "sdpa" else None,
+        "sdpa_backend": "auto",
         **model.describe(height, width),
     }
     topk = dict(settings).get("topk", getattr(cls.Config(), "topk", None))

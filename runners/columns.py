@@ -32,7 +32,7 @@ COLUMNS = {
     "seed": Column("Int64", "", "seed of weights and training data"),
     "precision": Column("string", "", "number format of the computation"),
     "compile": Column("boolean", "", "torch.compile was used"),
-    "sdpa_backend": Column("string", "", "kernel behind scaled_dot_product_attention"),
+    "sdpa_backend": Column("string", "", "kernel asked of scaled_dot_product_attention; auto is torch's own choice"),
     "deterministic": Column("boolean", "", "torch's deterministic algorithms were on"),
     "threads": Column("Int64", "", "CPU threads of torch"),
     "batch_size": Column("Int64", "images", "batch of training and of timing"),

@@ -1,0 +1,37 @@
+"""The committed measurements hold what the documents say of them."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+(PROBE,) = (ROOT / "results").glob("digit_vote_*.csv")
+
+
+def rows() -> pd.DataFrame:
+    table = pd.read_csv(PROBE)
+    return table.assign(name=table["attention"] + table["topk"].map(lambda k: "" if pd.isna(k) else f" {k:.0f}"))
+
+
+def test_every_cell_was_measured_with_three_seeds() -> None:
+    table = rows()
+    assert set(table["status"]) == {"ok"}
+    assert table.groupby("name")["seed"].agg(set).map(lambda seeds: seeds == {0, 1, 2}).all()
+
+
+def test_the_probe_separates_topk() -> None:
+    acc1 = rows().groupby("name")["acc1"].mean()
+    assert acc1["bra 8"] - acc1["bra 1"] > 20
+    assert acc1["bra 4"] - acc1["bra 1"] > 10
+
+
+def test_the_readme_shows_that_table() -> None:
+    readme = (ROOT / "README.md").read_text()
+    shown = re.findall(r"^\| `(\w+)`,? ?(?:top-k (\d+))? \| ([\d.]+) \| ([\d.]+) – ([\d.]+) \|$", readme, re.MULTILINE)
+    found = {f"{name} {topk}".strip(): tuple(map(float, figures)) for name, topk, *figures in shown}
+    expected = rows().groupby("name")["acc1"].agg(["mean", "min", "max"])
+    assert set(found) == set(expected.index)
+    for name, figures in found.items():
+        assert figures == pytest.approx(tuple(expected.loc[name]), abs=0.051)
