@@ -34,6 +34,8 @@ PROTOCOLS = {
 }
 PROGRESS_S = 0.5
 """Time between two writes of the progress file."""
+SPEED_BUDGET_S = 6.0
+"""Time for warm-up and samples of the throughput measure; seven interleaved pairs are taken even if it is short."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +146,7 @@ def _throughput(store: Store, job: Job, device: torch.device) -> Found:
         device=device,
         precision=cell.precision,
         compile_model=cell.compile,
+        budget_s=SPEED_BUDGET_S,
     )
 
 

@@ -29,7 +29,7 @@ def test_the_probe_separates_topk() -> None:
 
 def test_the_readme_shows_that_table() -> None:
     readme = (ROOT / "README.md").read_text()
-    shown = re.findall(r"^\| `(\w+)`,? ?(?:top-k (\d+))? \| ([\d.]+) \| ([\d.]+) – ([\d.]+) \|$", readme, re.MULTILINE)
+    shown = re.findall(r"^\| `(\w+)`,? ?(?:top-k (\d+))? \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|$", readme, re.MULTILINE)
     found = {f"{name} {topk}".strip(): tuple(map(float, figures)) for name, topk, *figures in shown}
     expected = rows().groupby("name")["acc1"].agg(["mean", "min", "max"])
     assert set(found) == set(expected.index)
