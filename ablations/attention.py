@@ -3,7 +3,7 @@
 Expect: MACs within a few percent of each other at 224 px, so that accuracy is what differs. Accuracy here is the
 digit probe's, not ImageNet's: this study is about the costs.
 
-python runners/sweep.py --study attention        (3 cells, 5 minutes on two CPU cores)
+python runners/sweep.py --study attention        (--dry-run prints its cells and an estimate)
 """
 
 from ablations.study import Axes, Study

@@ -5,7 +5,7 @@ It learns nothing in the default 400 steps: this study is a longer run.
 
 Expect: vanilla and top-k 8 learn it given steps, top-k 1 does not; small top-k loses more than on the aligned grid.
 
-python runners/sweep.py --study digit_vote_jitter        (5 cells, half an hour or more on two CPU cores)
+python runners/sweep.py --study digit_vote_jitter        (--dry-run prints its cells and an estimate)
 """
 
 from ablations.study import Axes, Study

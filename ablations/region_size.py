@@ -3,7 +3,7 @@
 Expect: few regions make the gathered attention dear, many make the routing dear; `auto` sits at the bottom of the
 closed form (arXiv:2303.08810, eq. 9).
 
-python runners/sweep.py --study region_size        (16 cells, 8 minutes on two CPU cores)
+python runners/sweep.py --study region_size        (--dry-run prints its cells and an estimate)
 """
 
 from ablations.study import Axes, Study

@@ -2,7 +2,7 @@
 
 Expect: vanilla attention quadratic in tokens, windows linear, BRA with automatic regions in between (4/3).
 
-python runners/sweep.py --study resolution        (16 cells, 15 minutes on two CPU cores)
+python runners/sweep.py --study resolution        (--dry-run prints its cells and an estimate)
 """
 
 from ablations.study import Axes, Study

@@ -3,7 +3,7 @@
 Expect: the core's MACs are linear in k, accuracy saturates at about half of the regions, and k = all costs what
 vanilla attention costs.
 
-python runners/sweep.py --study topk        (15 cells, 25 minutes on two CPU cores)
+python runners/sweep.py --study topk        (--dry-run prints its cells and an estimate)
 """
 
 from ablations.study import Axes, Study

@@ -1,5 +1,6 @@
 """The frozen configuration that each mechanism extends, and how its fields are read from text."""
 
+import math
 import types
 import typing
 from dataclasses import dataclass, field, fields, replace
@@ -32,8 +33,8 @@ class AttentionConfig:
         """
         if self.lepe_kernel < 1 or self.lepe_kernel % 2 == 0:
             raise ValueError(f"lepe_kernel must be odd and at least 1, got {self.lepe_kernel}")
-        if self.qk_scale is not None and not self.qk_scale > 0:
-            raise ValueError(f"qk_scale must be positive, got {self.qk_scale}")
+        if self.qk_scale is not None and not 0 < self.qk_scale < math.inf:
+            raise ValueError(f"qk_scale must be positive and finite, got {self.qk_scale}")
 
     def at(self, stage: int, block: int, layout: "Layout") -> Self:
         """Return the configuration of one block of a host (both counted from 0); called by the pyramid alone."""

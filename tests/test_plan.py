@@ -62,6 +62,7 @@ REFUSED = {
     "--attn swin --set swin.window=0": ["window must be at least 1, got 0"],
     "--attn swin --set swin.window=wide": ["--set swin.window", "an integer", "'wide'"],
     "--attn bra --set bra.lepe=maybe": ["--set bra.lepe", "on|off", "'maybe'"],
+    "--attn bra --set bra.qk_scale=inf": ["qk_scale", "finite", "inf"],
     "--attn bra --set bra.qk_dim=7": ["qk_dim", "7"],
     "--topk 1-4-8": ["topk", "'1-4-8'", "4, one per stage"],
     "--layout smal": ["--layout", "'smal'", "did you mean 'small'"],
