@@ -72,8 +72,9 @@ def test_macs_written_out():
         ({"dim": 12, "num_heads": 0}, "num_heads=0"),
         ({"dim": 12, "num_heads": 2, "lepe_kernel": 4}, "lepe_kernel must be odd and at least 1, got 4"),
         ({"dim": 12, "num_heads": 2, "lepe_kernel": -1}, "got -1"),
-        ({"dim": 12, "num_heads": 2, "qk_scale": 0.0}, "qk_scale must be positive, got 0"),
-        ({"dim": 12, "num_heads": 2, "qk_scale": float("nan")}, "qk_scale must be positive, got nan"),
+        ({"dim": 12, "num_heads": 2, "qk_scale": 0.0}, "qk_scale must be positive and finite, got 0"),
+        ({"dim": 12, "num_heads": 2, "qk_scale": float("nan")}, "qk_scale must be positive and finite, got nan"),
+        ({"dim": 12, "num_heads": 2, "qk_scale": float("inf")}, "qk_scale must be positive and finite, got inf"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
