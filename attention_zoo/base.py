@@ -55,7 +55,7 @@ class Attention(nn.Module):
 
     Config: ClassVar[type[AttentionConfig]] = AttentionConfig
     impl: ClassVar[str] = "sdpa"
-    """How `forward` computes it, recorded in the row; it never changes what is computed."""
+    """The implementation whose products `macs` counts; with a Config field `impl` there are others of one meaning."""
 
     def __init__(self, dim: int, num_heads: int, config: AttentionConfig, *, qk_dim: int | None = None) -> None:
         """Make the projections and the LePE convolution that all mechanisms share."""

@@ -35,6 +35,9 @@ class BRAConfig(AttentionConfig):
     )
     clip_topk: bool = field(default=False, metadata={"help": "on a small map use all regions if topk is larger"})
     qk_dim: int | None = field(default=None, metadata={"help": "channels of q and k, all heads; default: dim"})
+    impl: Literal["auto", "gather", "dense"] = field(
+        default="auto", metadata={"help": "how it is computed, never what: auto chooses on each map"}
+    )
     lepe: bool = field(default=True, metadata={"help": "depth-wise convolution of v added to the output (LePE)"})
 
     def __post_init__(self) -> None:
@@ -108,12 +111,41 @@ class BRA(Attention):
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens along the routes: (B, H, W, C) -> same."""
         cut = self.partition(*x.shape[1:3])
-        valid = cut.valid(x.device)
         qkv = self.qkv(x)
+        mix = self._gather if self.impl_on(cut) == "gather" else self._dense
+        return self.finish(mix(qkv, cut), qkv[..., 2 * self.qk_dim :])
+
+    def impl_on(self, cut: Partition) -> str:
+        """How forward computes on this partition: `gather` the routed regions, or `dense` under a mask.
+
+        Dense wastes products, but a gather copies every key once per region that reads it, and its small problems
+        keep a processor busy with overhead. The bounds are from timings on two CPU cores.
+        """
+        if self.config.impl != "auto":
+            return self.config.impl
+        tokens = cut.height * cut.width
+        return "dense" if tokens <= 64 or (tokens <= 1024 and self.topk(cut) >= 0.3 * cut.count) else "gather"
+
+    def _gather(self, qkv: Tensor, cut: Partition) -> Tensor:
+        """Mixed values of a projected map: each region attends to its own copy of the regions that it reads."""
+        valid = cut.valid(qkv.device)
         q, k, v = blank(cut.split(qkv), valid).split((self.qk_dim, self.qk_dim, self.dim), dim=-1)  # (B, R, T, C)
         routes = route(q, k, valid, self.topk(cut))
-        y = cut.join(routed_attention(q, k, v, routes, valid, self.num_heads, self.scale))
-        return self.finish(y, qkv[..., 2 * self.qk_dim :])
+        return cut.join(routed_attention(q, k, v, routes, valid, self.num_heads, self.scale))
+
+    def _dense(self, qkv: Tensor, cut: Partition) -> Tensor:
+        """Mixed values of a projected map: all tokens attend to all, under the routes as a mask."""
+        widths = (self.qk_dim, self.qk_dim, self.dim)
+        bias = None
+        if self.topk(cut) < cut.count:
+            valid = cut.valid(qkv.device)
+            q, k = blank(cut.split(qkv[..., : 2 * self.qk_dim].detach()), valid).chunk(2, dim=-1)
+            routes = route(q, k, valid, self.topk(cut))
+            closed = qkv.new_full((len(qkv), cut.count, cut.count), float("-inf")).scatter(2, routes, 0.0)
+            region = cut.region_of_tokens(qkv.device)
+            bias = closed.index_select(2, region).index_select(1, region)[:, None]
+        q, k, v = (to_heads(part, self.num_heads) for part in qkv.flatten(1, 2).split(widths, dim=-1))
+        return from_heads(attend(q, k, v, self.scale, bias)).reshape(*qkv.shape[:3], self.dim)
 
     def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Allow the keys of the routed regions: (B, 1, N or queries, N); depends on what x holds."""
@@ -143,9 +175,10 @@ class BRA(Attention):
         )
 
     def geometry(self, height: int, width: int) -> dict[str, Any]:
-        """Regions, their size (tokens), the effective top-k, and the padding."""
+        """Implementation, regions, their size (tokens), the effective top-k, and the padding."""
         cut = self.partition(height, width)
         return {
+            "impl": self.impl_on(cut),
             "regions": f"{cut.down}x{cut.across}",
             "region_size": f"{cut.rows}x{cut.cols}",
             "topk_effective": self.topk(cut),

@@ -75,6 +75,13 @@ class Partition:
             x = x.roll((self.shift_y, self.shift_x), (1, 2))
         return x[:, : self.height, : self.width]
 
+    def region_of_tokens(self, device: torch.device) -> Tensor:
+        """Which region each token of the map lies in, by row-major order of both: (N,) integers."""
+        row, col = coordinates(self.height, self.width, device)
+        down = (row - self.shift_y) % (self.down * self.rows) // self.rows
+        across = (col - self.shift_x) % (self.across * self.cols) // self.cols
+        return down * self.across + across
+
     def valid(self, device: torch.device) -> Tensor | None:
         """Which tokens of the regions are the map's own: (R, T) boolean, or None where all are."""
         if not self.is_padded:

@@ -1,12 +1,14 @@
 """From a cell to its model, its vanilla twin, and what a row says of its identity."""
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ablations.study import Cell
 from attention_zoo import LAYOUTS, create_model, resolve
+from attention_zoo.config import field_names
 from attention_zoo.pyramid import Pyramid
 
 
@@ -20,6 +22,14 @@ def build_model(cell: Cell, num_classes: int = 10) -> Pyramid:
         torch.manual_seed(cell.seed)
         settings: dict[str, Any] = dict(cell.settings)
         return create_model(cell.layout, attn=cell.attn, num_classes=num_classes, **settings)
+
+
+def build_counted(cell: Cell) -> Pyramid:
+    """Build the model of a cell in the implementation that its mechanism's `macs` describes."""
+    cls = resolve(cell.attn)
+    if "impl" not in field_names(cls.Config):
+        return build_model(cell)
+    return build_model(replace(cell, settings=tuple({**dict(cell.settings), "impl": cls.impl}.items())))
 
 
 def build_baseline(cell: Cell, num_classes: int = 10) -> Pyramid:

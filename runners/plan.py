@@ -169,7 +169,7 @@ def estimate_seconds(cell: Cell, measures: Iterable[str]) -> float:
     """Guess how long a cell takes; rough, since it assumes two CPU cores of 2023."""
     macs = training_macs(cell.attn, cell.settings, cell.layout, cell.height_px, cell.width_px) * cell.batch_size
     step_s = 0.02 + macs / 15e9
-    seconds = {"flops": 5.0, "throughput": 10.0, "memory": 8.0 + 3 * step_s, "accuracy": 3.0 + cell.steps * step_s}
+    seconds = {"flops": 5.0, "throughput": 7.0, "memory": 8.0 + 3 * step_s, "accuracy": 3.0 + cell.steps * step_s}
     return 4.0 + sum(seconds[measure] for measure in measures)
 
 

@@ -3,7 +3,7 @@
 A test that takes `mechanism` runs for every registered name in every setting of the table.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import hypothesis
 import pytest
@@ -48,8 +48,25 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
 
 
 def mechanisms() -> list[Mechanism]:
-    """Every registered mechanism in its settings; one that the table does not know, with its defaults."""
-    return [Mechanism(name, config) for name in attention_zoo.names() for config in SETTINGS.get(name, [{}])]
+    """Every registered mechanism in its settings and implementations; one that the table lacks, with its defaults."""
+    return [
+        Mechanism(name, {**config, **impl})
+        for name in attention_zoo.names()
+        for config in SETTINGS.get(name, [{}])
+        for impl in implementations(name)
+    ]
+
+
+def implementations(name: str) -> list[dict[str, str]]:
+    """How a mechanism can be told to compute, as configurations."""
+    hint = get_type_hints(attention_zoo.resolve(name).Config).get("impl")
+    return [{"impl": impl} for impl in get_args(hint) if impl != "auto"] or [{}]
+
+
+def counted(mechanism: Mechanism) -> dict[str, Any]:
+    """Configuration in the implementation whose products `macs` counts."""
+    impl = {"impl": attention_zoo.resolve(mechanism.name).impl} if "impl" in mechanism.config else {}
+    return {**mechanism.config, **impl}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

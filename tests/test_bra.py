@@ -79,8 +79,9 @@ def test_all_regions_is_vanilla(small, evaluate, size, lepe):
         torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-10)
 
 
-def test_no_gradient_flows_through_routing(small, evaluate, monkeypatch):
-    attention, x = small("bra", 5, 7, regions=3, topk=2)
+@pytest.mark.parametrize("impl", ["gather", "dense"])
+def test_no_gradient_flows_through_routing(small, evaluate, monkeypatch, impl):
+    attention, x = small("bra", 5, 7, regions=3, topk=2, impl=impl)
     found = evaluate(attention, x)
     valid = attention.partition(5, 7).valid(x.device)
     q, k, _ = blank(attention.partition(5, 7).split(attention.qkv(x)), valid).split(12, dim=-1)
@@ -170,9 +171,22 @@ def test_macs_written_out():
     assert narrow.core == tokens * 4 * (tokens // 49) * (12 + 48)
 
 
+@pytest.mark.parametrize(
+    ("side", "topk", "impl"),
+    [(8, 1, "dense"), (14, 4, "gather"), (14, 16, "dense"), (28, 15, "dense"), (28, 14, "gather"), (56, 49, "gather")],
+)
+def test_dense_where_it_wastes_little(side, topk, impl):
+    attention = create("bra", dim=12, num_heads=2, topk=topk, regions=7, clip_topk=True)
+    assert attention.geometry(side, side)["impl"] == impl
+    for other in ("gather", "dense"):
+        fixed = create("bra", dim=12, num_heads=2, topk=topk, regions=7, clip_topk=True, impl=other)
+        assert fixed.geometry(side, side)["impl"] == other
+
+
 def test_geometry_names_what_was_chosen():
     attention = create("bra", dim=12, num_heads=2, topk=40, regions=7, clip_topk=True)
     assert attention.geometry(10, 13) == {
+        "impl": "dense",
         "regions": "5x7",
         "region_size": "2x2",
         "topk_effective": 35,

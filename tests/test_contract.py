@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import attention_zoo
 from attention_zoo.config import field_names
+from tests.conftest import counted
 
 SIZES = [(6, 12), (5, 7), (7, 4)]  # the first divides most partitions, the others need padding
 PADDED = (5, 7)
@@ -157,7 +158,7 @@ def test_autocast_leaves_output_and_gradients_finite(small, evaluate, mechanism,
 
 @pytest.mark.parametrize("size", [(6, 42), (5, 7), (14, 9)], ids=lambda s: f"{s[0]}x{s[1]}")
 def test_macs_are_those_that_torch_counts(small, mechanism, size):
-    attention, x = small(mechanism.name, *size, **mechanism.config)
+    attention, x = small(mechanism.name, *size, **counted(mechanism))
     with FlopCounterMode(display=False) as counter:
         attention.to("meta")(x[:1].to("meta"))
     macs = attention.macs(*size)

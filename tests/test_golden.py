@@ -83,7 +83,7 @@ def routed(case: Case) -> dict[str, Any]:
     kernel = case.ctor["side_dwconv"]
     lepe = {"lepe": True, "lepe_kernel": kernel} if kernel else {"lepe": False}
     same = {name: case.ctor[name] for name in ("num_heads", "topk", "qk_dim", "qk_scale") if name in case.ctor}
-    return {"regions": case.ctor["n_win"], **same, **lepe}
+    return {"regions": case.ctor["n_win"], "impl": "gather", **same, **lepe}
 
 
 BLOCK = {
