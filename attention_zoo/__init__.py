@@ -3,7 +3,7 @@
 `create` builds a mechanism, `create_model` a pyramid around one, `names` lists what is known.
 """
 
-from attention_zoo import bra, swin, vanilla
+from attention_zoo import bra, crossformer, maxvit, swin, vanilla
 from attention_zoo.base import Attention, Macs
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import LAYOUTS, Layout
@@ -19,6 +19,8 @@ __all__ = [
     "bra",
     "create",
     "create_model",
+    "crossformer",
+    "maxvit",
     "names",
     "register",
     "resolve",

@@ -130,14 +130,7 @@ class Attention(nn.Module):
         A query that may read no key yields 0 before the value term, forward and backward.
         """
         q, k, v = self.project(x)
-        logits = q @ k.mT * self.scale
-        bias = self.logit_bias(*x.shape[1:3])
-        if bias is not None:
-            logits = logits + bias
-        allowed = self.connectivity(x)
-        # the lowest finite number, not -inf: a row of -inf alone would be NaN in forward and backward
-        weights = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min).softmax(-1) * allowed
-        y = weights @ v
+        y = masked_softmax(q, k, v, self.scale, self.logit_bias(*x.shape[1:3]), self.connectivity(x))
         term = self.value_term(x, v)
         return self.output(y if term is None else y + term).reshape(x.shape)
 
@@ -153,6 +146,16 @@ class Attention(nn.Module):
     def core_macs(self, queries: int, keys: int) -> int:
         """Multiply-adds of q k^T and of the weights times v, all heads together, for each query `keys` keys."""
         return queries * keys * (self.qk_dim + self.dim)
+
+
+def masked_softmax(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, allowed: Tensor) -> Tensor:
+    """Attend in the plainest way: (..., Nq, D), (..., Nk, D), (..., Nk, Dv) -> (..., Nq, Dv); an empty row gives 0."""
+    logits = q @ k.mT * scale
+    if bias is not None:
+        logits = logits + bias
+    # the lowest finite number, not -inf: a row of -inf alone would be NaN in forward and backward
+    weights = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min).softmax(-1) * allowed
+    return weights @ v
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:

@@ -142,7 +142,7 @@ class BRA(Attention):
             q, k = blank(cut.split(qkv[..., : 2 * self.qk_dim].detach()), valid).chunk(2, dim=-1)
             routes = route(q, k, valid, self.topk(cut))
             closed = qkv.new_full((len(qkv), cut.count, cut.count), float("-inf")).scatter(2, routes, 0.0)
-            region = cut.region_of_tokens(qkv.device)
+            region = cut.locate(*coordinates(cut.height, cut.width, qkv.device))
             bias = closed.index_select(2, region).index_select(1, region)[:, None]
         q, k, v = (to_heads(part, self.num_heads) for part in qkv.flatten(1, 2).split(widths, dim=-1))
         return from_heads(attend(q, k, v, self.scale, bias)).reshape(*qkv.shape[:3], self.dim)

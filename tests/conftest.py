@@ -36,6 +36,20 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"window": 7, "shift": 3},  # clamped on most maps of the tests
         {"window": 3, "shift": 2, "lepe": True, "qkv_bias": False},
     ],
+    "maxvit": [
+        {"window": 3, "kind": "block"},
+        {"window": 3, "kind": "grid"},
+        {"window": (2, 3), "kind": "grid", "lepe": True},
+        {"window": 7, "kind": "grid", "pad_side": "center"},
+        {"window": 3, "kind": "grid", "padding": "official"},
+        {"window": (3, 2), "kind": "block", "padding": "official", "pad_side": "center", "pad_moment": "projected"},
+    ],
+    "crossformer": [
+        {"group": 3, "kind": "short"},
+        {"group": 2, "interval": 3, "kind": "long"},
+        {"group": 2, "interval": 2, "kind": "long", "padding": "official", "pad_side": "center", "lepe": True},
+        {"group": 7, "interval": 2, "kind": "long", "qkv_bias": False},
+    ],
     "bra": [
         {"regions": 3, "topk": 1},
         {"regions": 3, "topk": 4, "lepe": False},
@@ -67,6 +81,12 @@ def counted(mechanism: Mechanism) -> dict[str, Any]:
     """Configuration in the implementation whose products `macs` counts."""
     impl = {"impl": attention_zoo.resolve(mechanism.name).impl} if "impl" in mechanism.config else {}
     return {**mechanism.config, **impl}
+
+
+def reads_padding(mechanism: Mechanism) -> bool:
+    """Whether padded tokens are read, as in the published code."""
+    rule = getattr(attention_zoo.resolve(mechanism.name).Config(**mechanism.config), "pad_rule", "mask")
+    return rule in ("input", "projected")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

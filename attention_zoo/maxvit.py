@@ -1,0 +1,81 @@
+"""Multi-axis attention (MaxViT): block and grid.
+
+Tu et al., "MaxViT: Multi-Axis Vision Transformer", ECCV 2022, arXiv:2204.01697, section 3.2. Block attention stays
+inside windows of P x P tokens; grid attention joins the G x G tokens that lie H / G and W / G apart, so it is sparse
+and global. The two alternate, block first; both add a relative position bias.
+Paper -> here:  P and G -> window,  block / grid -> kind.
+Departures: MaxViT puts a convolution block before each pair; here the host is the same for all. On a map that does not
+divide, padded tokens are masked (`padding="official"`: zeros before the projection, at the bottom and right, read like
+any token).
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Self
+
+from torch import Tensor
+
+from attention_zoo.config import AttentionConfig
+from attention_zoo.layouts import Layout
+from attention_zoo.partitioned import PartitionAttention, PartitionConfig, bias_table, table_bias
+from attention_zoo.regions import Partition
+from attention_zoo.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxViTConfig(PartitionConfig):
+    """Windows and grids of 7 x 7 tokens, as published; inside a pyramid, of the layout's window."""
+
+    window: int | tuple[int, int] | None = field(
+        default=None,
+        metadata={"help": "tokens per side of a window and of a grid, or HxW; default: the layout's, or 7"},
+    )
+    kind: Literal["block", "grid"] | None = field(
+        default=None, metadata={"help": "windows or dilated grids; default: in turns, block first"}
+    )
+
+    period: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        """Reject windows that no map could make right.
+
+        Raises:
+            ValueError: a window below 1.
+        """
+        super().__post_init__()
+        if min(self.sides) < 1:
+            raise ValueError(f"window must be at least 1, got {self.window}")
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of a window, and of a grid, tokens."""
+        window = 7 if self.window is None else self.window
+        return (window, window) if isinstance(window, int) else window
+
+    def at(self, stage: int, block: int, layout: Layout) -> Self:
+        """Take the layout's window unless one is set, and every second block a grid unless a kind is set."""
+        return self.replace(window=self.window or layout.window, kind=self.kind or ("grid" if block % 2 else "block"))
+
+
+@register("maxvit")
+class MaxViT(PartitionAttention):
+    """Block-SA and Grid-SA: softmax(q k^T / sqrt(D) + B) v inside a window or grid. Cost: 4 N C^2 + 2 P^2 N C MACs."""
+
+    Config: ClassVar[type[AttentionConfig]] = MaxViTConfig
+
+    def __init__(self, dim: int, num_heads: int, config: MaxViTConfig) -> None:
+        """Add the table of relative position biases, ((2P - 1)^2, heads)."""
+        super().__init__(dim, num_heads, config)
+        self.config = config
+        self.bias_table = bias_table(*config.sides, num_heads)
+
+    def cut(self, height: int, width: int) -> Partition:
+        """Windows, or the grids of tokens ceil(H / G) and ceil(W / G) apart; no more places than the map has."""
+        rows, cols = self.config.sides
+        if self.config.padding != "official":
+            rows, cols = min(rows, height), min(cols, width)
+        step = (-(-height // rows), -(-width // cols)) if self.config.kind == "grid" else (1, 1)
+        return Partition.of_size(height, width, rows, cols, step=step, centred=self.config.is_centred)
+
+    def offset_bias(self, cut: Partition, dy: Tensor, dx: Tensor) -> Tensor:
+        """Relative position bias; in a grid, neighbours are one place apart however far they lie on the map."""
+        return table_bias(self.bias_table, self.config.sides, dy, dx)
