@@ -3,7 +3,7 @@
 `create` builds a mechanism, `create_model` a pyramid around one, `names` lists what is known.
 """
 
-from attention_zoo import bra, crossformer, maxvit, swin, vanilla
+from attention_zoo import bra, crossformer, cswin, maxvit, swin, vanilla
 from attention_zoo.base import Attention, Macs
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import LAYOUTS, Layout
@@ -20,6 +20,7 @@ __all__ = [
     "create",
     "create_model",
     "crossformer",
+    "cswin",
     "maxvit",
     "names",
     "register",

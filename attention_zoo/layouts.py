@@ -8,9 +8,9 @@ from typing import Literal
 class Layout:
     """A four-stage host: stem, stages of (token mixer, MLP) blocks, merging between them, classifier.
 
-    `stem_px` pixels become one token, then each merging halves the map (sizes are rounded up). `regions` (per side)
-    and `window` (tokens) are what a mechanism without an explicit partition takes. `full_stages` (counted from 0)
-    use full attention unless a per-stage schedule says otherwise.
+    `stem_px` pixels become one token, then each merging halves the map (sizes are rounded up). `regions` (per
+    side), `window` and `stripes` (tokens) are what a mechanism without an explicit partition takes. `full_stages`
+    (counted from 0) use full attention unless a per-stage schedule says otherwise.
     """
 
     name: str
@@ -25,6 +25,7 @@ class Layout:
     resolution_px: int
     regions: int
     window: int
+    stripes: tuple[int, ...]
     full_stages: tuple[int, ...] = (3,)
 
     def maps(self, height_px: int, width_px: int) -> list[tuple[int, int]]:
@@ -49,6 +50,7 @@ STL = Layout(
     resolution_px=224,
     regions=7,
     window=7,
+    stripes=(1, 2, 7, 7),
 )
 """The Swin-T-like host of BiFormer's ablation (arXiv:2303.08810, section 4.4)."""
 
@@ -64,6 +66,7 @@ SMALL = Layout(
     resolution_px=64,
     regions=4,
     window=2,
+    stripes=(1, 2, 2, 2),
 )
 """The default sweep's: trains on the digit probes within a minute on two cores."""
 

@@ -139,25 +139,12 @@ class PartitionAttention(Attention):
         if self.pad_rule == "input" and cut.is_padded:
             return cut.crop(self.reference(cut.pad(x)))
         if self.pad_rule == "projected" and cut.is_padded:
-            return self._reference_with_zeros(x, cut)
+            q, k, v = self.project(x)
+            places = padded_places(cut, x.device)
+            allowed, bias = self.pairs(x, cut, places, places), self.pair_bias(cut, places)
+            y, term = softmax_with_zeros(q, k, v, cut, self.scale, bias, allowed), self.value_term(x, v)
+            return self.output(y if term is None else y + term).reshape(x.shape)
         return super().reference(x)
-
-    def _reference_with_zeros(self, x: Tensor, cut: Partition) -> Tensor:
-        height, width = cut.padded_size
-        row, col = coordinates(height, width, x.device)
-        places = row - cut.top, col - cut.left
-        inside = (places[0] >= 0) & (places[0] < cut.height) & (places[1] >= 0) & (places[1] < cut.width)
-        q, k, v = self.project(x)
-
-        def surrounded(part: Tensor) -> Tensor:
-            padded = part.new_zeros(*part.shape[:2], height * width, part.shape[-1])
-            return padded.index_copy(2, inside.nonzero().flatten(), part)
-
-        allowed = self.pairs(x, cut, places, places)
-        bias = self.pair_bias(cut, places)
-        y = masked_softmax(surrounded(q), surrounded(k), surrounded(v), self.scale, bias, allowed)[:, :, inside]
-        term = self.value_term(x, v)
-        return self.output(y if term is None else y + term).reshape(x.shape)
 
     def macs(self, height: int, width: int) -> Macs:
         """Projections and LePE of the map, T keys for each of the R T tokens of the regions, and the bias's own."""
@@ -205,6 +192,28 @@ def attend_in_regions(
         bias = bias.masked_fill(apart, float("-inf"))
     y = attend(q, k, v, scale, None if bias is None else bias.flatten(0, 1)[None])
     return cut.join(y.unflatten(1, (cut.count, -1)).transpose(2, 3).flatten(3))
+
+
+def padded_places(cut: Partition, device: torch.device) -> Places:
+    """Coordinates of all tokens of the padded map, row-major; those of the map itself count from 0."""
+    row, col = coordinates(*cut.padded_size, device)
+    return row - cut.top, col - cut.left
+
+
+def softmax_with_zeros(
+    q: Tensor, k: Tensor, v: Tensor, cut: Partition, scale: float, bias: Tensor | None, allowed: Tensor
+) -> Tensor:
+    """Attend on the padded map, q, k, v being zeros in the padding: three of (B, heads, N, D) -> as v.
+
+    `bias` and `allowed` tell of all pairs of the padded map.
+    """
+    row, col = padded_places(cut, q.device)
+    inside = ((row >= 0) & (row < cut.height) & (col >= 0) & (col < cut.width)).nonzero().flatten()
+
+    def surrounded(part: Tensor) -> Tensor:
+        return part.new_zeros(*part.shape[:2], len(row), part.shape[-1]).index_copy(2, inside, part)
+
+    return masked_softmax(surrounded(q), surrounded(k), surrounded(v), scale, bias, allowed)[:, :, inside]
 
 
 def bias_table(rows: int, cols: int, num_heads: int) -> nn.Parameter:

@@ -44,6 +44,14 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"window": 3, "kind": "grid", "padding": "official"},
         {"window": (3, 2), "kind": "block", "padding": "official", "pad_side": "center", "pad_moment": "projected"},
     ],
+    "cswin": [
+        {"stripe": 1},
+        {"stripe": 2},
+        {"stripe": 3, "lepe": False},
+        {"stripe": 7, "lepe_kernel": 5},
+        {"stripe": 3, "pad_side": "center"},
+        {"stripe": 2, "padding": "official"},
+    ],
     "crossformer": [
         {"group": 3, "kind": "short"},
         {"group": 2, "interval": 3, "kind": "long"},
