@@ -4,8 +4,10 @@ Zhu et al., "BiFormer: Vision Transformer with Bi-Level Routing Attention", CVPR
 section 3.2 and algorithm 1. Each region attends to the tokens of the k regions whose mean key best matches its mean
 query; all heads share one routing, and no gradient flows through the choice.
 Paper -> here:  S -> regions (per side),  k -> topk,  I^r -> routes,  A^r -> affinity.
-Departures: on a map that does not divide, padded tokens are masked (the official code lets them into the softmax,
-the region means and LePE).
+Departures: on a map that does not divide, padded tokens are masked. `padding="official"` is what the published code
+does, which has two variants: `legacy` pads the input with zeros to S regions per side, and reads the padding (region
+means and LePE too); `nchw` has regions of floor(H / S) tokens, so more than S where that leaves a rest, and pads
+q, k, v with zeros, which take part in the softmax alone.
 """
 
 import functools
@@ -13,17 +15,19 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from attention_zoo.base import Attention, Macs, attend
+from attention_zoo.base import Macs, attend
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
+from attention_zoo.partitioned import PartitionAttention, PartitionConfig, Places, padded_places
 from attention_zoo.regions import Partition, blank, coordinates, from_heads, to_heads
 from attention_zoo.registry import register
+from attention_zoo.routing import pool_regions, region_means, route, routed_attention
 
 
 @dataclass(frozen=True, kw_only=True)
-class BRAConfig(AttentionConfig):
+class BRAConfig(PartitionConfig):
     """Seven regions per side and LePE, as published; inside a pyramid, the layout's number of regions."""
 
     topk: int = field(default=4, metadata={"help": "regions that each region attends to"})
@@ -39,12 +43,28 @@ class BRAConfig(AttentionConfig):
         default="auto", metadata={"help": "how it is computed, never what: auto chooses on each map"}
     )
     lepe: bool = field(default=True, metadata={"help": "depth-wise convolution of v added to the output (LePE)"})
+    variant: Literal["legacy", "nchw"] = field(
+        default="legacy", metadata={"help": "published code that padding=official follows"}
+    )
+    rounding: Literal["ceil", "floor"] | None = field(
+        default=None,
+        metadata={"help": "tokens per side of a region, map / regions, rounded; default: ceil, or published"},
+    )
+    head_routing: bool = field(default=False, metadata={"help": "each head chooses its own regions"})
+    soft_routing: bool = field(default=False, metadata={"help": "weigh routed keys and values by softmax of affinity"})
+    diff_routing: bool = field(default=False, metadata={"help": "let gradients through soft routing to q and k"})
+    param_routing: bool = field(default=False, metadata={"help": "embed mean q and k by a linear layer to route"})
+    kv_pool: Literal["avg", "max"] | None = field(
+        default=None, metadata={"help": "pool the keys and values of each region; default: not"}
+    )
+    kv_per_side: int | None = field(default=None, metadata={"help": "pooled tokens per side of a region (adaptive)"})
+    kv_ratio: int | None = field(default=None, metadata={"help": "tokens per side that are pooled into one"})
 
     def __post_init__(self) -> None:
         """Reject values that no map could make right.
 
         Raises:
-            ValueError: topk, regions or region_size below 1, or both spellings of the partition.
+            ValueError: a number below 1, both spellings of a partition or of a pooling, options that exclude others.
         """
         super().__post_init__()
         if self.topk < 1:
@@ -54,10 +74,46 @@ class BRAConfig(AttentionConfig):
                 f"regions (per side) and region_size (tokens) are two spellings of one thing: "
                 f"give one of regions={self.regions} and region_size={self.region_size}"
             )
-        for name in ("regions", "region_size"):
+        for name in ("regions", "region_size", "kv_per_side", "kv_ratio"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        self._check_options()
+
+    def _check_options(self) -> None:
+        if (self.kv_pool is None) != (self.kv_per_side is None and self.kv_ratio is None) or (
+            self.kv_per_side is not None and self.kv_ratio is not None
+        ):
+            raise ValueError(
+                f"kv_pool=avg|max takes one of kv_per_side and kv_ratio, got kv_pool={self.kv_pool}, "
+                f"kv_per_side={self.kv_per_side}, kv_ratio={self.kv_ratio}"
+            )
+        if self.diff_routing and not self.soft_routing:
+            raise ValueError("diff_routing=True needs soft_routing=True: a hard choice of regions has no gradient")
+        if self.region_size == "auto" and self.padding == "official":
+            raise ValueError("region_size=auto needs padding=mask or error: the published code has regions, not sizes")
+        if not self.is_plain and (self.impl == "dense" or self.pad_rule == "projected"):
+            raise ValueError(
+                f"soft routing and pooled keys have no impl=dense and no padding after the projection, "
+                f"got impl={self.impl}, padding={self.padding}, variant={self.variant}"
+            )
+
+    @property
+    def pad_rule(self) -> str:
+        """`mask`, `error`, or zeros that are read: of the `input`, or `projected`."""
+        published = "projected" if self.variant == "nchw" else "input"
+        return (self.pad_moment or published) if self.padding == "official" else self.padding
+
+    @property
+    def rounds_down(self) -> bool:
+        """Whether the size of a region is rounded down."""
+        published = "floor" if self.padding == "official" and self.variant == "nchw" else "ceil"
+        return (self.rounding or published) == "floor"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one masked softmax: hard routes to keys that are tokens."""
+        return not self.soft_routing and self.kv_pool is None
 
     def at(self, stage: int, block: int, layout: Layout) -> Self:
         """Take the layout's number of regions unless a partition is set."""
@@ -67,53 +123,57 @@ class BRAConfig(AttentionConfig):
 
 
 @register("bra")
-class BRA(Attention):
+class BRA(PartitionAttention):
     """Route regions, gather their keys and values, attend token to token, add LePE(v), project (algorithm 1)."""
 
     Config: ClassVar[type[AttentionConfig]] = BRAConfig
     impl: ClassVar[str] = "gather"
 
     def __init__(self, dim: int, num_heads: int, config: BRAConfig) -> None:
-        """Only the shared projections: routing has no weights."""
+        """Routing has no weights, unless it is told to embed."""
         super().__init__(dim, num_heads, config, qk_dim=config.qk_dim)
         self.config = config
         # the whole width of q and k, not a head's: eq. 5 as the official code computes it
         self.scale = config.qk_scale or self.qk_dim**-0.5
+        self.router = nn.Linear(self.qk_dim, self.qk_dim) if config.param_routing else None
 
-    def partition(self, height: int, width: int) -> Partition:
-        """Regions on this map; those that would hold no token of it are left out.
+    def cut(self, height: int, width: int) -> Partition:
+        """Regions on this map; those that would hold no token of it are left out, but by the legacy code.
 
         Raises:
-            ValueError: topk is above the number of regions and may not be clipped.
+            ValueError: topk is above the number of regions and may not be clipped, or regions have no token or key.
         """
-        size = self.config.region_size
-        if size == "auto":
-            cut = self._cheapest(height, width)
-        elif size is not None:
-            cut = Partition.of_size(height, width, min(size, height), min(size, width))
-        else:
-            cut = Partition.of_count(height, width, self.config.regions or 7)
+        cut = self._cut(height, width)
         if self.config.topk > cut.count and not self.config.clip_topk:
             raise ValueError(
                 f"topk={self.config.topk} is above the {cut.count} regions ({cut.down} x {cut.across} of {cut.rows}x"
                 f"{cut.cols} tokens) of a {height}x{width} map; lower topk, raise regions, or allow clip_topk"
             )
+        if self.config.kv_ratio is not None and self.config.kv_ratio > min(cut.rows, cut.cols):
+            raise ValueError(
+                f"kv_ratio={self.config.kv_ratio} leaves no key to a region of {cut.rows}x{cut.cols} tokens of a "
+                f"{height}x{width} map; lower kv_ratio or regions"
+            )
         return cut
 
-    def _cheapest(self, height: int, width: int) -> Partition:
-        """Find the partition with the fewest MACs among all S with room for topk; ties go to the smaller S."""
-        return _cheapest_partition(height, width, self.config.topk, self.qk_dim, self.dim)
+    def _cut(self, height: int, width: int) -> Partition:
+        size, per_side, centred = self.config.region_size, self.config.regions or 7, self.config.is_centred
+        if size == "auto":
+            return _cheapest_partition(height, width, self.config.topk, self.qk_dim, self.dim, centred)
+        if size is not None:
+            return Partition.of_size(height, width, min(size, height), min(size, width), centred=centred)
+        if self.config.rounds_down:
+            if min(height, width) < per_side:
+                raise ValueError(
+                    f"regions={per_side} per side leave no token to a region of a {height}x{width} map when their size "
+                    f"is rounded down; lower regions, or use rounding=ceil"
+                )
+            return Partition.of_size(height, width, height // per_side, width // per_side, centred=centred)
+        return Partition.of_count(height, width, per_side, centred=centred, keep_empty=self.pad_rule == "input")
 
     def topk(self, cut: Partition) -> int:
         """Regions that each region attends to on this partition."""
         return min(self.config.topk, cut.count)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix tokens along the routes: (B, H, W, C) -> same."""
-        cut = self.partition(*x.shape[1:3])
-        qkv = self.qkv(x)
-        mix = self._gather if self.impl_on(cut) == "gather" else self._dense
-        return self.finish(mix(qkv, cut), qkv[..., 2 * self.qk_dim :])
 
     def impl_on(self, cut: Partition) -> str:
         """How forward computes on this partition: `gather` the routed regions, or `dense` under a mask.
@@ -124,54 +184,160 @@ class BRA(Attention):
         if self.config.impl != "auto":
             return self.config.impl
         tokens = cut.height * cut.width
-        return "dense" if tokens <= 64 or (tokens <= 1024 and self.topk(cut) >= 0.3 * cut.count) else "gather"
+        is_small = tokens <= 64 or (tokens <= 1024 and self.topk(cut) >= 0.3 * cut.count)
+        return "dense" if is_small and self.config.is_plain else "gather"
+
+    def mix(self, qkv: Tensor, cut: Partition) -> Tensor:
+        """Mixed values of a projected map, along its routes: (B, H, W, 2 Cqk + C) -> (B, H, W, C)."""
+        return self._gather(qkv, cut) if self.impl_on(cut) == "gather" else self._dense(qkv, cut)
+
+    def route(self, q: Tensor, k: Tensor, valid: Tensor | None, cut: Partition) -> tuple[Tensor, Tensor]:
+        """Routes and their affinities, two of (B, 1 or heads, R, K), from q and k in regions, blank: (B, R, T, Cqk)."""
+        if not self.config.diff_routing:
+            # routes are chosen, not learned: gradients reach q and k through the attention itself
+            q, k = q.detach(), k.detach()
+        means = [region_means(part, valid) for part in (q, k)]
+        if self.router is not None:
+            means = [self.router(mean) for mean in means]
+        mean_q, mean_k = (to_heads(mean, self.num_heads if self.config.head_routing else 1) for mean in means)
+        return route(mean_q, mean_k, valid, self.topk(cut))
 
     def _gather(self, qkv: Tensor, cut: Partition) -> Tensor:
-        """Mixed values of a projected map: each region attends to its own copy of the regions that it reads."""
+        """Each region attends to its own copy of the regions that it reads."""
         valid = cut.valid(qkv.device)
         q, k, v = blank(cut.split(qkv), valid).split((self.qk_dim, self.qk_dim, self.dim), dim=-1)  # (B, R, T, C)
-        routes = route(q, k, valid, self.topk(cut))
-        return cut.join(routed_attention(q, k, v, routes, valid, self.num_heads, self.scale))
+        routes, affinity = self.route(q, k, valid, cut)
+        # the logits of the softmax over routes carry the scale of the attention, as published
+        weights = (affinity * self.scale).softmax(-1) if self.config.soft_routing else None
+        readable = None if self.pad_rule == "projected" else valid
+        if self.config.kv_pool is not None:
+            pooled, readable = self._pool(torch.cat((k, v), -1), cut, readable)
+            k, v = pooled.split((self.qk_dim, self.dim), dim=-1)
+        return cut.join(routed_attention(q, k, v, routes, self.num_heads, self.scale, valid=readable, weights=weights))
+
+    def _pool(self, regions: Tensor, cut: Partition, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        config = self.config
+        ratio, maximum = config.kv_ratio, config.kv_pool == "max"
+        return pool_regions(regions, cut, valid, maximum=maximum, per_side=config.kv_per_side, ratio=ratio)
 
     def _dense(self, qkv: Tensor, cut: Partition) -> Tensor:
-        """Mixed values of a projected map: all tokens attend to all, under the routes as a mask."""
-        widths = (self.qk_dim, self.qk_dim, self.dim)
+        """All tokens attend to all, under the routes as a mask."""
         bias = None
+        places = coordinates(cut.height, cut.width, qkv.device)
+        routed = cut
+        if self.pad_rule == "projected":
+            places, routed = padded_places(cut, qkv.device), cut.filled()
         if self.topk(cut) < cut.count:
             valid = cut.valid(qkv.device)
             q, k = blank(cut.split(qkv[..., : 2 * self.qk_dim].detach()), valid).chunk(2, dim=-1)
-            routes = route(q, k, valid, self.topk(cut))
-            closed = qkv.new_full((len(qkv), cut.count, cut.count), float("-inf")).scatter(2, routes, 0.0)
-            region = cut.locate(*coordinates(cut.height, cut.width, qkv.device))
-            bias = closed.index_select(2, region).index_select(1, region)[:, None]
-        q, k, v = (to_heads(part, self.num_heads) for part in qkv.flatten(1, 2).split(widths, dim=-1))
-        return from_heads(attend(q, k, v, self.scale, bias)).reshape(*qkv.shape[:3], self.dim)
+            routes, _ = self.route(q, k, valid, cut)
+            closed = qkv.new_full((*routes.shape[:2], cut.count, cut.count), float("-inf")).scatter(3, routes, 0.0)
+            region = cut.locate(*places)
+            bias = closed.index_select(3, region).index_select(2, region)
+        if self.pad_rule == "projected":
+            qkv = cut.pad(qkv)
+        parts = qkv.flatten(1, 2).split((self.qk_dim, self.qk_dim, self.dim), dim=-1)
+        q, k, v = (to_heads(part, self.num_heads) for part in parts)
+        y = from_heads(attend(q, k, v, self.scale, bias)).unflatten(1, (routed.height, routed.width))
+        return cut.crop(y) if routed is not cut else y
 
-    def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Allow the keys of the routed regions: (B, 1, N or queries, N); depends on what x holds."""
-        batch, height, width, _ = x.shape
-        cut = self.partition(height, width)
-        row, col = coordinates(height, width, x.device)
-        region = row // cut.rows * cut.across + col // cut.cols
+    def pairs(self, x: Tensor, cut: Partition, queries: Places, keys: Places) -> Tensor:
+        """Allow the keys of the routed regions: (B, 1 or heads, Nq, Nk); depends on what x holds."""
+        region = cut.locate(*coordinates(cut.height, cut.width, x.device))
         member = (region == torch.arange(cut.count, device=x.device)[:, None]).to(x.dtype)  # (R, N)
         q, k, _ = self.project(x)
-        mean_q, mean_k = (member @ from_heads(part) / member.sum(1, keepdim=True) for part in (q, k))
-        chosen = (mean_q @ mean_k.mT).topk(self.topk(cut)).indices  # (B, R, K)
-        reads = torch.zeros(batch, cut.count, cut.count, dtype=torch.bool, device=x.device)
-        reads = reads.scatter(2, chosen, True)
-        asked = region if queries is None else region[queries]
-        return reads[:, asked][:, :, region][:, None]
+        own = member.sum(1, keepdim=True)
+        means = [member @ from_heads(part) / own.clamp(min=1) for part in (q, k)]
+        if self.router is not None:
+            means = [self.router(mean) for mean in means]
+        groups = self.num_heads if self.config.head_routing else 1
+        mean_q, mean_k = (mean.unflatten(-1, (groups, -1)).movedim(2, 1) for mean in means)
+        affinity = (mean_q @ mean_k.mT).masked_fill(own[:, 0] == 0, float("-inf"))
+        chosen = affinity.topk(self.topk(cut)).indices
+        reads = torch.zeros_like(affinity, dtype=torch.bool).scatter(3, chosen, True)
+        return reads[:, :, cut.locate(*queries)][..., cut.locate(*keys)]
+
+    def reference(self, x: Tensor) -> Tensor:
+        """Dense softmax under `connectivity`; with soft routing or pooled keys, plain loops over regions and heads."""
+        if self.config.is_plain:
+            return super().reference(x)
+        cut = self.partition(*x.shape[1:3])
+        if self.pad_rule == "input" and cut.is_padded:
+            return cut.crop(self.reference(cut.pad(x)))
+        q, k, v = self.project(x)
+        images = [self._loop(*parts, cut) for parts in zip(q, k, v, strict=True)]
+        y, term = torch.stack(images), self.value_term(x, v)
+        return self.output(y if term is None else y + term).reshape(x.shape)
+
+    def _loop(self, q: Tensor, k: Tensor, v: Tensor, cut: Partition) -> Tensor:
+        """Algorithm 1 on one image, region by region and head by head: three of (heads, N, D) -> as v."""
+        row, col = coordinates(cut.height, cut.width, q.device)
+        region = cut.locate(row, col)
+        members = [(region == index).nonzero().flatten() for index in range(cut.count)]
+        means = [torch.stack([part[:, tokens].mean(1).flatten() for tokens in members]) for part in (q, k)]  # (R, Cqk)
+        if not self.config.diff_routing:
+            means = [mean.detach() for mean in means]
+        if self.router is not None:
+            means = [mean @ self.router.weight.T + self.router.bias for mean in means]
+        pools = [self._cells(tokens, row, col, cut) for tokens in members]
+        groups = self.num_heads if self.config.head_routing else 1
+        y = torch.zeros_like(v)
+        for head in range(self.num_heads):
+            mean_q, mean_k = (mean.chunk(groups, 1)[head % groups] for mean in means)
+            for region_of_queries, tokens in enumerate(members):
+                affinity = mean_k @ mean_q[region_of_queries]
+                chosen = affinity.topk(self.topk(cut))
+                shares = (chosen.values * self.scale).softmax(0) if self.config.soft_routing else chosen.values * 0 + 1
+                keys, values = [], []
+                for place, share in zip(chosen.indices.tolist(), shares, strict=True):
+                    for cell in pools[place]:
+                        keys.append(share * self._pooled(k[head, cell]))
+                        values.append(share * self._pooled(v[head, cell]))
+                logits = q[head, tokens] @ torch.stack(keys).T * self.scale
+                y[head, tokens] = logits.softmax(-1) @ torch.stack(values)
+        return y
+
+    def _pooled(self, cell: Tensor) -> Tensor:
+        return cell.amax(0) if self.config.kv_pool == "max" else cell.mean(0)
+
+    def _cells(self, tokens: Tensor, row: Tensor, col: Tensor, cut: Partition) -> list[Tensor]:
+        """Tokens of a region that are pooled into one key each, cell by cell; those of padding are left out."""
+        if self.config.kv_pool is None:
+            return list(tokens[:, None])
+
+        def spans(length: int) -> list[range]:
+            if self.config.kv_per_side is not None:
+                side = self.config.kv_per_side
+                return [range(i * length // side, -(-(i + 1) * length // side)) for i in range(side)]
+            ratio = self.config.kv_ratio or 1
+            return [range(i * ratio, (i + 1) * ratio) for i in range(length // ratio)]
+
+        at = [((row[t] + cut.top) % cut.rows, (col[t] + cut.left) % cut.cols, t) for t in tokens]
+        cells = [
+            [t for y, x, t in at if int(y) in down and int(x) in across]
+            for down in spans(cut.rows)
+            for across in spans(cut.cols)
+        ]
+        return [torch.stack(cell) for cell in cells if cell]
 
     def macs(self, height: int, width: int) -> Macs:
         """4 N C^2 + R^2 C + 2 N k (N / R) C with R = S^2 regions, and LePE (section 3.3 of the paper).
 
         The paper writes 3 N C^2, leaving out the output projection, and counts the routing as 2 (S^2)^2 C, which is
-        in FLOPs; the others it counts in MACs.
+        in FLOPs; the others it counts in MACs. Pooled keys are fewer, embedded means cost 2 R C^2.
         """
         cut = self.partition(height, width)
+        if self.pad_rule == "input" and cut.is_padded:
+            return self.macs(*cut.padded_size)
+        config, keys = self.config, cut.tokens
+        if config.kv_per_side is not None:
+            keys = config.kv_per_side**2
+        elif config.kv_ratio is not None:
+            keys = (cut.rows // config.kv_ratio) * (cut.cols // config.kv_ratio)
+        embedding = 2 * cut.count * self.qk_dim**2 if config.param_routing else 0
         return self.shared_macs(height, width) + Macs(
-            routing=cut.count**2 * self.qk_dim,
-            core=self.core_macs(cut.count * cut.tokens, self.topk(cut) * cut.tokens),
+            routing=cut.count**2 * self.qk_dim + embedding,
+            core=self.core_macs(cut.count * cut.tokens, self.topk(cut) * keys),
         )
 
     def geometry(self, height: int, width: int) -> dict[str, Any]:
@@ -182,13 +348,13 @@ class BRA(Attention):
             "regions": f"{cut.down}x{cut.across}",
             "region_size": f"{cut.rows}x{cut.cols}",
             "topk_effective": self.topk(cut),
-            "pad_ratio": cut.count * cut.tokens / (height * width) - 1,
+            "pad_ratio": cut.pad_ratio,
         }
 
 
 @functools.lru_cache
-def _cheapest_partition(height: int, width: int, topk: int, qk_dim: int, dim: int) -> Partition:
-    """Search every S, since padding makes the cost jump.
+def _cheapest_partition(height: int, width: int, topk: int, qk_dim: int, dim: int, centred: bool) -> Partition:
+    """Search every S, since padding makes the cost jump; ties go to the smaller S.
 
     Without padding the closed form has its minimum at S = (k N^2)^(1/6); the paper, which counts the routing twice,
     gives (k / 2 N^2)^(1/6) (eq. 9).
@@ -197,43 +363,6 @@ def _cheapest_partition(height: int, width: int, topk: int, qk_dim: int, dim: in
     def cost(cut: Partition) -> int:
         return cut.count**2 * qk_dim + cut.count * cut.tokens * min(topk, cut.count) * cut.tokens * (qk_dim + dim)
 
-    cuts = [Partition.of_count(height, width, per_side) for per_side in range(1, max(height, width) + 1)]
+    sides = range(1, max(height, width) + 1)
+    cuts = [Partition.of_count(height, width, per_side, centred=centred) for per_side in sides]
     return min([cut for cut in cuts if cut.count >= topk] or cuts, key=cost)
-
-
-def route(q: Tensor, k: Tensor, valid: Tensor | None, topk: int) -> Tensor:
-    """Choose the regions that each region reads (eq. 3 and 4): q, k (B, R, T, C), blank -> (B, R, K) indices.
-
-    Affinity is the product of the means over a region's own tokens. A region without one is never chosen before
-    one with: its affinity is -inf.
-    """
-    # routes are chosen, not learned: gradients reach q and k through the attention itself
-    q, k = q.detach(), k.detach()
-    if valid is None:
-        affinity = q.mean(2) @ k.mean(2).mT
-    else:
-        own = valid.sum(1)
-        count = own.clamp(min=1).to(q.dtype)[:, None]
-        affinity = (q.sum(2) / count) @ (k.sum(2) / count).mT
-        affinity = affinity.masked_fill(own == 0, float("-inf"))
-    return affinity.topk(topk, sorted=False).indices
-
-
-def routed_attention(
-    q: Tensor, k: Tensor, v: Tensor, routes: Tensor, valid: Tensor | None, num_heads: int, scale: float
-) -> Tensor:
-    """Attend token to token in the routed regions (eq. 5 and 6): q, k, v (B, R, T, C), routes (B, R, K) -> as v."""
-    batch, count, tokens, _ = q.shape
-    offsets = torch.arange(batch, device=q.device)[:, None, None] * count
-    index = (routes + offsets).flatten()  # regions of all images in one row: gather and its gradient stay compact
-
-    def gather(part: Tensor) -> Tensor:
-        picked = part.flatten(2).flatten(0, 1).index_select(0, index)
-        return to_heads(picked.reshape(batch * count, -1, part.shape[-1]), num_heads)  # (B*R, heads, K*T, D)
-
-    bias = None
-    if valid is not None:
-        keys = valid[routes].flatten(0, 1).flatten(1)[:, None, None, :]
-        bias = torch.zeros((), dtype=q.dtype, device=q.device).where(keys, torch.finfo(q.dtype).min)
-    y = attend(to_heads(q.flatten(0, 1), num_heads), gather(k), gather(v), scale, bias)
-    return from_heads(y).reshape(batch, count, tokens, -1)

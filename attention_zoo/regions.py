@@ -49,13 +49,19 @@ class Partition:
         return cls(height, width, rows, cols, down, across, *shift, *step, top, left)
 
     @classmethod
-    def of_count(cls, height: int, width: int, per_side: int, *, centred: bool = False) -> "Partition":
+    def of_count(
+        cls, height: int, width: int, per_side: int, *, centred: bool = False, keep_empty: bool = False
+    ) -> "Partition":
         """Cut into regions of ceil(height / per_side) x ceil(width / per_side) tokens.
 
         On a map that does not divide, fewer than `per_side` regions can cover a side: those that would hold no
-        token of the map are left out.
+        token of the map are left out, unless they are kept.
         """
-        return cls.of_size(height, width, -(-height // per_side), -(-width // per_side), centred=centred)
+        rows, cols = -(-height // per_side), -(-width // per_side)
+        if keep_empty:
+            top, left = ((per_side * rows - height) // 2, (per_side * cols - width) // 2) if centred else (0, 0)
+            return cls(height, width, rows, cols, per_side, per_side, top=top, left=left)
+        return cls.of_size(height, width, rows, cols, centred=centred)
 
     @property
     def count(self) -> int:

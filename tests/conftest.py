@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 import attention_zoo
+from attention_zoo.cswin import CSWin
+from attention_zoo.partitioned import PartitionAttention
 
 hypothesis.settings.register_profile("zoo", derandomize=True, deadline=None, print_blob=False)
 hypothesis.settings.load_profile("zoo")
@@ -65,6 +67,45 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"region_size": 2, "topk": 3, "qk_scale": 0.2, "lepe_kernel": 3},
         {"region_size": "auto", "topk": 3},
         {"regions": 2, "topk": 2, "qk_dim": 8, "qkv_bias": False},
+        {"regions": 3, "topk": 2, "head_routing": True},
+        {"regions": 3, "topk": 3, "padding": "official"},
+        {"regions": 3, "topk": 3, "padding": "official", "variant": "nchw"},
+        {"regions": 3, "topk": 3, "rounding": "floor", "pad_side": "center"},
+        {"regions": 3, "topk": 3, "soft_routing": True, "diff_routing": True, "param_routing": True},
+        {"regions": 2, "topk": 2, "soft_routing": True, "head_routing": True, "padding": "official"},
+        {"regions": 2, "topk": 2, "kv_pool": "avg", "kv_per_side": 2},
+        {"regions": 2, "topk": 3, "kv_pool": "max", "kv_ratio": 2},
+    ],
+    "dat": [
+        {"map_size": (6, 12)},  # the first map of the tests: read as published there, by displacement on the others
+        {"groups": 2, "stride": 2, "kernel": 3, "offset_range": 3.0, "map_size": 5, "qkv_bias": False},
+        {"groups": 2, "stride": 2, "position": "dwc", "offset_range": "unbounded", "qk_scale": 0.3},
+        {"variant": "2023", "groups": 2, "stride": 2, "map_size": (5, 7)},
+        {"variant": "2023", "stride": 2, "kernel": 2, "offset_range": 2.0, "position": "none"},
+        {"variant": "2023", "stride": 3, "kernel": 4, "position": "fixed", "map_size": (5, 7)},
+        {"variant": "2023", "groups": 2, "stride": 2, "position": "log", "offset_range": 1.0},
+        {"variant": "2023", "stride": 2, "offsets": False, "position": "none"},
+    ],
+    "sliding": [
+        {"kernel": 3},
+        {"kernel": 3, "dilation": 2, "bias": False},
+        {"kernel": 5, "dilation": 3, "lepe": True},  # most sequences are shorter than a window
+        {"kernel": 7, "qkv_bias": False},  # clamped on most
+    ],
+    "axial": [{}, {"lepe": True, "qkv_bias": False, "qk_scale": 0.3}],
+    "crisscross": [{}, {"lepe": True, "qkv_bias": False, "qk_scale": 0.3}],
+    "pvt": [
+        {"reduction": 2},
+        {"reduction": 3, "qkv_bias": False},
+        {"reduction": 1, "qk_scale": 0.3},
+        {"reduction": 2, "padding": "official"},
+    ],
+    "sep": [
+        {"window": 3, "kind": "local"},
+        {"window": (2, 3), "kind": "local", "lepe": True, "qkv_bias": False},
+        {"window": 3, "kind": "local", "padding": "official"},
+        {"reduction": 2, "kind": "global"},
+        {"reduction": 3, "kind": "global", "padding": "official"},
     ],
 }
 
@@ -75,14 +116,17 @@ def mechanisms() -> list[Mechanism]:
         Mechanism(name, {**config, **impl})
         for name in attention_zoo.names()
         for config in SETTINGS.get(name, [{}])
-        for impl in implementations(name)
+        for impl in implementations(name, config)
     ]
 
 
-def implementations(name: str) -> list[dict[str, str]]:
-    """How a mechanism can be told to compute, as configurations."""
+def implementations(name: str, config: dict[str, Any]) -> list[dict[str, str]]:
+    """How a mechanism can be told to compute, as configurations; soft and pooled routes have one way alone."""
     hint = get_type_hints(attention_zoo.resolve(name).Config).get("impl")
-    return [{"impl": impl} for impl in get_args(hint) if impl != "auto"] or [{}]
+    options = [impl for impl in get_args(hint) if impl != "auto"]
+    if config.get("soft_routing") or config.get("kv_pool"):
+        options.remove("dense")
+    return [{"impl": impl} for impl in options] or [{}]
 
 
 def counted(mechanism: Mechanism) -> dict[str, Any]:
@@ -95,6 +139,12 @@ def reads_padding(mechanism: Mechanism) -> bool:
     """Whether padded tokens are read, as in the published code."""
     rule = getattr(attention_zoo.resolve(mechanism.name).Config(**mechanism.config), "pad_rule", "mask")
     return rule in ("input", "projected")
+
+
+def is_one_softmax(attention: attention_zoo.Attention) -> bool:
+    """Whether its reference is the inherited one, made of connectivity, logit_bias and the like."""
+    inherited = (attention_zoo.Attention.reference, PartitionAttention.reference, CSWin.reference)
+    return getattr(getattr(attention, "config", None), "is_plain", type(attention).reference in inherited)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

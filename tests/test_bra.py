@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from attention_zoo import bra, create
-from attention_zoo.bra import BRAConfig, route, routed_attention
+from attention_zoo.bra import BRAConfig
 from attention_zoo.layouts import SMALL
 from attention_zoo.regions import blank
+from attention_zoo.routing import region_means, route, routed_attention
 
 CASES = [  # size, config -> rows and cols of a region
     ((6, 9), {"regions": 3, "topk": 2}, (2, 3)),
@@ -85,8 +86,9 @@ def test_no_gradient_flows_through_routing(small, evaluate, monkeypatch, impl):
     found = evaluate(attention, x)
     valid = attention.partition(5, 7).valid(x.device)
     q, k, _ = blank(attention.partition(5, 7).split(attention.qkv(x)), valid).split(12, dim=-1)
-    fixed = route(q, k, valid, 2).clone()
-    monkeypatch.setattr(bra, "route", lambda *_: fixed)
+    fixed, affinity = attention.route(q, k, valid, attention.partition(5, 7))
+    assert not affinity.requires_grad
+    monkeypatch.setattr(bra, "route", lambda *_: (fixed, affinity))
     for name, value in evaluate(attention, x).items():
         assert torch.equal(value, found[name]), name
 
@@ -98,28 +100,33 @@ def test_an_empty_region_is_never_chosen_while_others_exist():
     valid[[1, 4]] = False
     valid[2, 1:] = False
     # affinities with real regions are all negative, so that a mean of 0 would win
-    q, k = blank(q.abs(), valid), blank(-k.abs(), valid)
+    q, k = (region_means(blank(part, valid), valid)[:, None] for part in (q.abs(), -k.abs()))
     for topk in range(1, 5):
-        assert not torch.isin(route(q, k, valid, topk), torch.tensor([1, 4])).any()
+        assert not torch.isin(route(q, k, valid, topk)[0], torch.tensor([1, 4])).any()
     real = {0, 2, 3, 5}
-    assert all(real < set(row.tolist()) for row in route(q, k, valid, 5).flatten(0, 1))
+    assert all(real < set(row.tolist()) for row in route(q, k, valid, 5)[0].flatten(0, 2))
 
 
 def test_a_mean_counts_the_regions_own_tokens_alone():
     q = torch.ones(1, 2, 4, 1)
     k = torch.tensor([[2.0, 2, 2, 2], [3, 0, 0, 0]]).reshape(1, 2, 4, 1)
     valid = torch.tensor([[True] * 4, [True, False, False, False]])
-    assert route(q, k, valid, 1).flatten().tolist() == [1, 1]
-    assert route(q, k, None, 1).flatten().tolist() == [0, 0]
+    for own, best in ((valid, 1), (None, 0)):
+        means = [region_means(part, own)[:, None] for part in (q, k)]
+        assert route(*means, own, 1)[0].flatten().tolist() == [best, best]
 
 
 def test_queries_read_the_routed_regions_alone():
     q = torch.zeros(1, 3, 2, 4)
     v = torch.arange(24.0).reshape(1, 3, 2, 4)
-    routes = torch.tensor([[[2], [0], [1]]])
-    y = routed_attention(q, q, v, routes, None, num_heads=2, scale=1.0)
+    routes = torch.tensor([[[[2], [0], [1]]]])
+    y = routed_attention(q, q, v, routes, num_heads=2, scale=1.0)
     means = v.mean(2)
     assert torch.equal(y, means[:, [2, 0, 1], None].expand(1, 3, 2, 4))
+    per_head = torch.cat((routes, routes.flip(2)), 1)
+    y = routed_attention(q, q, v, per_head, num_heads=2, scale=1.0)
+    assert torch.equal(y[..., :2], means[:, [2, 0, 1], None, :2].expand(1, 3, 2, 2))
+    assert torch.equal(y[..., 2:], means[:, [1, 0, 2], None, 2:].expand(1, 3, 2, 2))
 
 
 def cheapest_by_loop(height, width, topk, dim):
@@ -169,6 +176,56 @@ def test_macs_written_out():
     assert narrow.projection == tokens * 48 * (2 * 12 + 2 * 48)
     assert narrow.routing == 49**2 * 12
     assert narrow.core == tokens * 4 * (tokens // 49) * (12 + 48)
+
+
+PATCHES = {
+    "a key is dropped": ("_cells", lambda cells: cells[1:]),
+    "a key is another": ("_pooled", lambda pooled: pooled.roll(1)),
+}
+
+
+@pytest.mark.parametrize("patch", PATCHES)
+@pytest.mark.parametrize("config", [{"soft_routing": True}, {"kv_pool": "avg", "kv_per_side": 2}], ids=str)
+def test_a_mutated_loop_is_noticed(small, monkeypatch, config, patch):
+    attention, x = small("bra", 5, 7, regions=2, topk=2, **config)
+    torch.testing.assert_close(attention(x), attention.reference(x))
+    name, mutate = PATCHES[patch]
+    original = getattr(attention, name)
+    monkeypatch.setattr(attention, name, lambda *args: mutate(original(*args)))
+    assert not torch.allclose(attention(x), attention.reference(x))
+
+
+def test_heads_route_on_their_own(small):
+    attention, x = small("bra", 6, 9, regions=3, topk=2, head_routing=True)
+    reads = attention.connectivity(x)
+    assert reads.shape[1] == 2
+    assert not torch.equal(reads[:, 0], reads[:, 1])
+
+
+def test_the_published_codes_differ_off_size():
+    legacy = create("bra", dim=12, num_heads=2, regions=7, padding="official").geometry(30, 37)
+    nchw = create("bra", dim=12, num_heads=2, regions=7, padding="official", variant="nchw").geometry(30, 37)
+    assert (legacy["regions"], legacy["region_size"], legacy["pad_ratio"]) == ("7x7", "5x6", 35 * 42 / 30 / 37 - 1)
+    assert (nchw["regions"], nchw["region_size"], nchw["pad_ratio"]) == ("8x8", "4x5", 32 * 40 / 30 / 37 - 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "message"),
+    [
+        (
+            {"padding": "official", "variant": "nchw"},
+            (6, 9),
+            "regions=7 per side leave no token to a region of a 6x9 map",
+        ),
+        ({"regions": 3, "topk": 1, "kv_pool": "max", "kv_ratio": 3}, (6, 9), "kv_ratio=3 leaves no key .* 2x3 tokens"),
+        ({"padding": "error"}, (16, 14), "a 16x14 map does not divide into blocks of 3x2 tokens"),
+    ],
+    ids=str,
+)
+def test_maps_that_do_not_fit(config, size, message):
+    attention = create("bra", dim=12, num_heads=2, **config)
+    with pytest.raises(ValueError, match=message):
+        attention(torch.zeros(1, *size, 12))
 
 
 @pytest.mark.parametrize(
@@ -223,6 +280,14 @@ def test_at_takes_the_layouts_regions_unless_a_partition_is_set():
         ({"regions": 7, "region_size": "auto"}, "two spellings of one thing"),
         ({"qk_dim": 9}, "qk_dim must be a positive multiple of num_heads, got qk_dim=9, num_heads=2"),
         ({"qk_dim": 0}, "qk_dim=0"),
+        ({"kv_pool": "avg"}, "takes one of kv_per_side and kv_ratio, got kv_pool=avg, kv_per_side=None"),
+        ({"kv_ratio": 2}, "got kv_pool=None, kv_per_side=None, kv_ratio=2"),
+        ({"kv_pool": "max", "kv_ratio": 2, "kv_per_side": 2}, "takes one of kv_per_side and kv_ratio"),
+        ({"kv_pool": "max", "kv_ratio": 0}, "kv_ratio must be at least 1, got 0"),
+        ({"diff_routing": True}, "diff_routing=True needs soft_routing=True"),
+        ({"soft_routing": True, "impl": "dense"}, "no impl=dense.*got impl=dense"),
+        ({"soft_routing": True, "padding": "official", "variant": "nchw"}, "got .*padding=official, variant=nchw"),
+        ({"region_size": "auto", "padding": "official"}, "region_size=auto needs padding=mask or error"),
     ],
     ids=str,
 )

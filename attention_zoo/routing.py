@@ -1,0 +1,122 @@
+"""Region-to-region routing and token-to-token attention along the routes: the two levels of bi-level routing attention.
+
+Zhu et al., CVPR 2023, arXiv:2303.08810, section 3.2. Tokens come cut into regions, (B, R, T, C); routes are the regions
+that each region reads, one list for all heads or one for each: (B, 1 or heads, R, K).
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attention_zoo.base import attend
+from attention_zoo.regions import Partition, blank, from_heads, to_heads
+
+
+def region_means(regions: Tensor, valid: Tensor | None) -> Tensor:
+    """Average each region over the map's own tokens (eq. 3): (B, R, T, C), blank, under `valid` (R, T) -> (B, R, C)."""
+    if valid is None:
+        return regions.mean(2)
+    return regions.sum(2) / valid.sum(1).clamp(min=1).to(regions.dtype)[:, None]
+
+
+def route(q: Tensor, k: Tensor, valid: Tensor | None, topk: int) -> tuple[Tensor, Tensor]:
+    """Choose the regions that each region reads (eq. 3 and 4).
+
+    A region without a token of its own is never chosen before one with: its affinity is -inf.
+
+    Args:
+        q: mean queries of the regions, (B, 1 or heads, R, D).
+        k: their mean keys, alike.
+        valid: which tokens of the regions are the map's own, (R, T), or None for all.
+        topk: how many regions.
+
+    Returns:
+        Indices and affinities of the chosen regions, two of (B, 1 or heads, R, K), in no order.
+    """
+    affinity = q @ k.mT
+    if valid is not None:
+        affinity = affinity.masked_fill(~valid.any(1), float("-inf"))
+    chosen = affinity.topk(topk, sorted=False)
+    return chosen.indices, chosen.values
+
+
+def routed_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routes: Tensor,
+    num_heads: int,
+    scale: float,
+    *,
+    valid: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Attend token to token in the routed regions (eq. 5 and 6): -> (B, Rq, Tq, Cv).
+
+    Args:
+        q: queries in their regions, (B, Rq, Tq, C).
+        k: keys in theirs, (B, Rk, Tk, C).
+        v: values in the regions of the keys, (B, Rk, Tk, Cv).
+        routes: regions of keys that each region of queries reads, (B, 1 or heads, Rq, K).
+        num_heads: heads in C and Cv.
+        scale: factor on the logits.
+        valid: keys that may be read, (Rk, Tk), or None for all.
+        weights: factors on the keys and values of each route, like `routes`; None for 1.
+    """
+    batch, count, tokens, _ = q.shape
+    kv_count, groups, topk = k.shape[1], routes.shape[1], routes.shape[-1]
+    offsets = torch.arange(batch * groups, device=q.device).reshape(batch, groups, 1, 1) * kv_count
+    index = (routes + offsets).flatten()  # regions of all images in one row: gather and its gradient stay compact
+
+    def gather(part: Tensor) -> Tensor:
+        width = part.shape[-1] // groups
+        rows = (
+            part.unflatten(-1, (groups, width)).movedim(3, 1).flatten(3).flatten(0, 2)
+        )  # (B * groups * Rk, Tk * width)
+        picked = rows.index_select(0, index).reshape(batch, groups, count, topk, -1, width)
+        if weights is not None:
+            picked = picked * weights[..., None, None]
+        picked = picked.flatten(3, 4).movedim(1, 3).flatten(3)  # (B, Rq, K * Tk, C)
+        return to_heads(picked.flatten(0, 1), num_heads)
+
+    bias = None
+    if valid is not None:
+        bias = torch.zeros((), dtype=q.dtype, device=q.device).where(valid[routes], torch.finfo(q.dtype).min)
+        bias = bias.movedim(1, 2).flatten(0, 1).flatten(2)[:, :, None, :]  # (B * Rq, 1 or heads, 1, K * Tk)
+    y = attend(to_heads(q.flatten(0, 1), num_heads), gather(k), gather(v), scale, bias)
+    return from_heads(y).reshape(batch, count, tokens, -1)
+
+
+def pool_regions(
+    regions: Tensor, cut: Partition, valid: Tensor | None, *, maximum: bool, per_side: int | None, ratio: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """Pool the tokens inside each region: (B, R, T, C), blank -> (B, R, T', C) and what of it is valid, (R, T').
+
+    Either to `per_side` cells along each side, which may overlap (adaptive pooling), or over `ratio` x `ratio` tokens.
+    Padding enters no cell; a cell of padding alone is not valid.
+    """
+
+    def pool(images: Tensor, maximum: bool) -> Tensor:
+        if per_side is not None:
+            adaptive: Callable[..., Tensor] = F.adaptive_max_pool2d if maximum else F.adaptive_avg_pool2d
+            return adaptive(images, per_side)
+        strided: Callable[..., Tensor] = F.max_pool2d if maximum else F.avg_pool2d
+        return strided(images, ratio)
+
+    def images(tokens: Tensor) -> Tensor:
+        return tokens.flatten(0, 1).unflatten(1, (cut.rows, cut.cols)).permute(0, 3, 1, 2)
+
+    own = None
+    if valid is not None:
+        own = pool(images(valid.to(regions.dtype)[None, ..., None]), maximum=False).flatten(1)  # (R, T')
+        if maximum:
+            regions = regions.masked_fill(~valid[..., None], torch.finfo(regions.dtype).min)
+    pooled = pool(images(regions), maximum).flatten(2).mT.unflatten(0, regions.shape[:2])
+    if own is None:
+        return pooled, None
+    if not maximum:
+        # zeros of the padding took part in the mean
+        pooled = pooled / own.where(own > 0, 1)[..., None]
+    return blank(pooled, own > 0), own > 0
