@@ -3,7 +3,7 @@
 `create` builds a mechanism, `create_model` a pyramid around one, `names` lists what is known.
 """
 
-from attention_zoo import bra, crossformer, cswin, maxvit, swin, vanilla
+from attention_zoo import axial, bra, crisscross, crossformer, cswin, maxvit, pvt, sep, sliding, swin, vanilla
 from attention_zoo.base import Attention, Macs
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import LAYOUTS, Layout
@@ -16,15 +16,20 @@ __all__ = [
     "AttentionConfig",
     "Layout",
     "Macs",
+    "axial",
     "bra",
     "create",
     "create_model",
+    "crisscross",
     "crossformer",
     "cswin",
     "maxvit",
     "names",
+    "pvt",
     "register",
     "resolve",
+    "sep",
+    "sliding",
     "swin",
     "vanilla",
 ]

@@ -106,7 +106,8 @@ def pool_regions(
         return strided(images, ratio)
 
     def images(tokens: Tensor) -> Tensor:
-        return tokens.flatten(0, 1).unflatten(1, (cut.rows, cut.cols)).permute(0, 3, 1, 2)
+        maps: Tensor = tokens.flatten(0, 1).unflatten(1, (cut.rows, cut.cols))
+        return maps.permute(0, 3, 1, 2)
 
     own = None
     if valid is not None:
