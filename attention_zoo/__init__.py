@@ -3,7 +3,7 @@
 `create` builds a mechanism, `create_model` a pyramid around one, `names` lists what is known.
 """
 
-from attention_zoo import axial, bra, crisscross, crossformer, cswin, maxvit, pvt, sep, sliding, swin, vanilla
+from attention_zoo import axial, bra, crisscross, crossformer, cswin, dat, maxvit, pvt, sep, sliding, swin, vanilla
 from attention_zoo.base import Attention, Macs
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import LAYOUTS, Layout
@@ -23,6 +23,7 @@ __all__ = [
     "crisscross",
     "crossformer",
     "cswin",
+    "dat",
     "maxvit",
     "names",
     "pvt",

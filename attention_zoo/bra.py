@@ -23,7 +23,7 @@ from attention_zoo.layouts import Layout
 from attention_zoo.partitioned import PartitionAttention, PartitionConfig, Places, padded_places
 from attention_zoo.regions import Partition, blank, coordinates, from_heads, to_heads
 from attention_zoo.registry import register
-from attention_zoo.routing import pool_regions, region_means, route, routed_attention
+from attention_zoo.routing import pool_regions, region_affinity, region_means, routed_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +191,8 @@ class BRA(PartitionAttention):
         """Mixed values of a projected map, along its routes: (B, H, W, 2 Cqk + C) -> (B, H, W, C)."""
         return self._gather(qkv, cut) if self.impl_on(cut) == "gather" else self._dense(qkv, cut)
 
-    def route(self, q: Tensor, k: Tensor, valid: Tensor | None, cut: Partition) -> tuple[Tensor, Tensor]:
-        """Routes and their affinities, two of (B, 1 or heads, R, K), from q and k in regions, blank: (B, R, T, Cqk)."""
+    def affinity(self, q: Tensor, k: Tensor, valid: Tensor | None) -> Tensor:
+        """How well regions suit each other, (B, 1 or heads, R, R), from q and k in regions, blank: (B, R, T, Cqk)."""
         if not self.config.diff_routing:
             # routes are chosen, not learned: gradients reach q and k through the attention itself
             q, k = q.detach(), k.detach()
@@ -200,20 +200,22 @@ class BRA(PartitionAttention):
         if self.router is not None:
             means = [self.router(mean) for mean in means]
         mean_q, mean_k = (to_heads(mean, self.num_heads if self.config.head_routing else 1) for mean in means)
-        return route(mean_q, mean_k, valid, self.topk(cut))
+        return region_affinity(mean_q, mean_k, valid)
 
     def _gather(self, qkv: Tensor, cut: Partition) -> Tensor:
         """Each region attends to its own copy of the regions that it reads."""
         valid = cut.valid(qkv.device)
         q, k, v = blank(cut.split(qkv), valid).split((self.qk_dim, self.qk_dim, self.dim), dim=-1)  # (B, R, T, C)
-        routes, affinity = self.route(q, k, valid, cut)
+        chosen = self.affinity(q, k, valid).topk(self.topk(cut), sorted=False)
         # the logits of the softmax over routes carry the scale of the attention, as published
-        weights = (affinity * self.scale).softmax(-1) if self.config.soft_routing else None
+        weights = (chosen.values * self.scale).softmax(-1) if self.config.soft_routing else None
         readable = None if self.pad_rule == "projected" else valid
         if self.config.kv_pool is not None:
             pooled, readable = self._pool(torch.cat((k, v), -1), cut, readable)
             k, v = pooled.split((self.qk_dim, self.dim), dim=-1)
-        return cut.join(routed_attention(q, k, v, routes, self.num_heads, self.scale, valid=readable, weights=weights))
+        return cut.join(
+            routed_attention(q, k, v, chosen.indices, self.num_heads, self.scale, valid=readable, weights=weights)
+        )
 
     def _pool(self, regions: Tensor, cut: Partition, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
         config = self.config
@@ -230,7 +232,7 @@ class BRA(PartitionAttention):
         if self.topk(cut) < cut.count:
             valid = cut.valid(qkv.device)
             q, k = blank(cut.split(qkv[..., : 2 * self.qk_dim].detach()), valid).chunk(2, dim=-1)
-            routes, _ = self.route(q, k, valid, cut)
+            routes = self.affinity(q, k, valid).topk(self.topk(cut), sorted=False).indices
             closed = qkv.new_full((*routes.shape[:2], cut.count, cut.count), float("-inf")).scatter(3, routes, 0.0)
             region = cut.locate(*places)
             bias = closed.index_select(3, region).index_select(2, region)

@@ -6,21 +6,32 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A four-stage host: stem, stages of (token mixer, MLP) blocks, merging between them, classifier.
+    """A host of (mostly four) stages: stem, stages of (token mixer, MLP) blocks, merging between them, classifier.
 
     `stem_px` pixels become one token, then each merging halves the map (sizes are rounded up). `regions` (per
     side), `window` and `stripes` (tokens) are what a mechanism without an explicit partition takes. `full_stages`
-    (counted from 0) use full attention unless a per-stage schedule says otherwise.
+    (counted from 0) use full attention unless a per-stage schedule says otherwise. `norm` is that outside the blocks,
+    which have LayerNorm; `pool` says whether the last norm comes before or after the mean over the map.
     """
 
     name: str
-    depths: tuple[int, int, int, int]
-    dims: tuple[int, int, int, int]
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
     head_dim: int
     mlp_ratio: float
     stem_px: int = 4
-    merging: Literal["conv_batchnorm", "linear_layernorm"]
-    position: Literal["none", "absolute"]
+    stem: Literal["conv4", "conv7", "conv3_twice", "multiscale"] = "conv4"
+    stem_norm: bool = True
+    stem_kernels: tuple[int, ...] = (4, 8, 16, 32)
+    merging: Literal["norm_conv2", "concat_norm_linear", "conv2_norm", "conv3_norm", "norm_multiscale"]
+    merging_bias: bool = True
+    merging_kernels: tuple[int, ...] = (2, 4)
+    norm: Literal["batch", "layer"]
+    norm_eps: float = 1e-5
+    block_norm_eps: float = 1e-6
+    layer_scale: float | None = None
+    pool: Literal["norm_mean", "mean_norm"] = "norm_mean"
+    position: Literal["none", "absolute", "convolution"]
     init: Literal["trunc_normal_0.02", "probe"]
     resolution_px: int
     regions: int
@@ -44,7 +55,8 @@ STL = Layout(
     dims=(96, 192, 384, 768),
     head_dim=32,
     mlp_ratio=4,
-    merging="conv_batchnorm",
+    merging="norm_conv2",
+    norm="batch",
     position="none",
     init="trunc_normal_0.02",
     resolution_px=224,
@@ -60,7 +72,10 @@ SMALL = Layout(
     dims=(24, 48, 96, 192),
     head_dim=12,
     mlp_ratio=2,
-    merging="linear_layernorm",
+    stem_norm=False,
+    merging="concat_norm_linear",
+    norm="layer",
+    pool="mean_norm",
     position="absolute",
     init="probe",
     resolution_px=64,

@@ -1,18 +1,29 @@
 """The four-stage host around a token mixer, the same for every mechanism."""
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import Attention, Macs
+from attention_zoo.blocks import Block, Downsample, map_norm
 from attention_zoo.config import FULL, AttentionConfig, field_names, parse_values
 from attention_zoo.layouts import LAYOUTS, Layout
 from attention_zoo.registry import build, resolve, suggest
 from attention_zoo.vanilla import Vanilla, VanillaConfig
 
-Stages = list[tuple[type[Attention], AttentionConfig]]
+
+class Mixer(NamedTuple):
+    """Mechanism and configuration of one block; `num_heads` where it is not the width over the layout's head dim."""
+
+    cls: type[Attention]
+    config: AttentionConfig
+    num_heads: int | None = None
+
+
+Stages = list[list[Mixer]]
+"""The mixers of each stage's blocks."""
 
 
 def create_model(
@@ -39,7 +50,7 @@ def create_model(
 
 
 def stage_mixers(layout: Layout, attn: str, config: dict[str, Any]) -> Stages:
-    """Decide mechanism and configuration of each stage."""
+    """Decide mechanism and configuration of each block."""
     cls = resolve(attn)
     known = field_names(cls.Config)
     schedules: dict[str, list[Any]] = {}
@@ -61,87 +72,24 @@ def stage_mixers(layout: Layout, attn: str, config: dict[str, Any]) -> Stages:
             kernel = here.get("lepe_kernel", cls.Config().lepe_kernel)
             if FULL in (lepe, kernel):
                 raise ValueError("full belongs into the schedule of a field of the mechanism, not of LePE")
-            stages.append((Vanilla, VanillaConfig(lepe=lepe, lepe_kernel=kernel)))
+            mixer = Mixer(Vanilla, VanillaConfig(lepe=lepe, lepe_kernel=kernel))
         else:
-            stages.append((cls, cls.Config(**{name: value for name, value in here.items() if value != FULL})))
+            mixer = Mixer(cls, cls.Config(**{name: value for name, value in here.items() if value != FULL}))
+        stages.append(alternate(mixer, layout, stage))
     return stages
 
 
-class Block(nn.Module):
-    """Pre-norm residual block on (B, H, W, C): token mixer, then MLP."""
-
-    def __init__(self, mixer: Attention, dim: int, mlp_ratio: float, drop_path_rate: float) -> None:
-        """Wrap a mixer."""
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = mixer
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        hidden = int(dim * mlp_ratio)
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
-        self.drop_path = _drop_path(drop_path_rate)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix tokens, then channels."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        mixed: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
-        return mixed
-
-    def macs(self, height: int, width: int) -> Macs:
-        """Multiply-adds on one map."""
-        weights = sum(layer.weight.numel() for layer in self.mlp if isinstance(layer, nn.Linear))
-        return self.attn.macs(height, width) + Macs(host=height * width * weights)
-
-
-def _drop_path(rate: float) -> nn.Module:
-    if not rate:
-        return nn.Identity()
-    from timm.layers.drop import DropPath  # seconds of import that most cells do not need
-
-    layer: nn.Module = DropPath(rate)
-    return layer
-
-
-class Downsample(nn.Module):
-    """Stem or merging: (B, C, H, W) to a map of ceil(H / stride) x ceil(W / stride), padded at the bottom/right."""
-
-    def __init__(self, dim_in: int, dim: int, stride: int, merging: str) -> None:
-        """Norm before a strided convolution, or after it in the stem (dim_in == 3)."""
-        super().__init__()
-        self.stride, self.linear = stride, merging == "linear_layernorm"
-        stem = dim_in == 3
-        self.reduce: nn.Module
-        if self.linear and not stem:
-            self.norm: nn.Module = nn.LayerNorm(4 * dim_in)
-            self.reduce = nn.Linear(4 * dim_in, dim)
-        else:
-            self.norm = nn.Identity() if self.linear else nn.BatchNorm2d(dim if stem else dim_in)
-            self.reduce = nn.Conv2d(dim_in, dim, stride, stride)
-        self.stem = stem
-        self.weights = stride * stride * dim_in * dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        """NCHW in (a view of a channels-last map is fine), NCHW out."""
-        if self.linear and not self.stem:
-            x = F.pixel_unshuffle(self._pad(x), self.stride).permute(0, 2, 3, 1)
-            merged: Tensor = self.reduce(self.norm(x))
-            return merged.permute(0, 3, 1, 2)
-        if self.stem:
-            reduced: Tensor = self.norm(self.reduce(self._pad(x)))
-            return reduced
-        # normalised before it is padded, so that the padding stays 0
-        reduced = self.reduce(self._pad(self.norm(x)))
-        return reduced
-
-    def _pad(self, x: Tensor) -> Tensor:
-        bottom, right = -x.shape[2] % self.stride, -x.shape[3] % self.stride
-        return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
+def alternate(mixer: Mixer, layout: Layout, stage: int) -> list[Mixer]:
+    """Return the mixer of each block of a stage, taking turns as its configuration says."""
+    blocks = range(layout.depths[stage])
+    return [mixer._replace(config=mixer.config.at(stage, block, layout)) for block in blocks]
 
 
 class Pyramid(nn.Module):
     """Stem, four stages and a classifier: (B, 3, height_px, width_px) -> (B, num_classes) logits."""
 
     def __init__(self, layout: Layout, stages: Stages, num_classes: int, drop_path_rate: float = 0.0) -> None:
-        """Build the host of a layout; `stages` name mechanism and configuration of each stage."""
+        """Build the host of a layout; `stages` name mechanism and configuration of each block."""
         super().__init__()
         self.layout, self.num_classes = layout, num_classes
         total = sum(layout.depths)
@@ -149,19 +97,18 @@ class Pyramid(nn.Module):
         reference_maps = layout.maps(layout.resolution_px, layout.resolution_px)
         self.downsamples, self.stages = nn.ModuleList(), nn.ModuleList()
         self.positions = nn.ParameterList()
-        for stage, (cls, config) in enumerate(stages):
+        for stage, mixers in enumerate(stages):
             dim = layout.dims[stage]
-            dim_in, stride = (layout.dims[stage - 1], 2) if stage else (3, layout.stem_px)
-            self.downsamples.append(Downsample(dim_in, dim, stride, layout.merging))
+            self.downsamples.append(Downsample(layout, stage))
             if layout.position == "absolute":
                 self.positions.append(nn.Parameter(torch.empty(1, dim, *reference_maps[stage])))
             blocks = []
-            for block in range(layout.depths[stage]):
-                mixer = build(cls, dim, dim // layout.head_dim, config.at(stage, block, layout))
-                blocks.append(Block(mixer, dim, layout.mlp_ratio, next(rates)))
+            for cls, config, num_heads in mixers:
+                mixer = build(cls, dim, num_heads or dim // layout.head_dim, config)
+                blocks.append(Block(mixer, dim, layout, next(rates)))
             self.stages.append(nn.Sequential(*blocks))
         width = layout.dims[-1]
-        self.norm: nn.Module = nn.BatchNorm2d(width) if layout.merging == "conv_batchnorm" else nn.LayerNorm(width)
+        self.norm = map_norm(layout, width) if layout.pool == "norm_mean" else nn.LayerNorm(width, eps=layout.norm_eps)
         self.head = nn.Linear(width, num_classes)
         self._init_weights()
 
@@ -209,7 +156,7 @@ class Pyramid(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Classify images."""
         x = self.forward_features(x)
-        if isinstance(self.norm, nn.BatchNorm2d):
+        if self.layout.pool == "norm_mean":
             x = self.norm(x.permute(0, 3, 1, 2)).mean((2, 3))
         else:
             x = self.norm(x.mean((1, 2)))
@@ -230,7 +177,7 @@ class Pyramid(nn.Module):
         sizes = self.layout.maps(height_px, width_px)
         for (height, width), downsample, blocks in zip(sizes, self.downsamples, self.blocks(), strict=True):
             assert isinstance(downsample, Downsample)
-            total += Macs(host=height * width * downsample.weights)
+            total += downsample.macs(height, width)
             for block in blocks:
                 total += block.macs(height, width)
         return total

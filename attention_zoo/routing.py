@@ -21,25 +21,13 @@ def region_means(regions: Tensor, valid: Tensor | None) -> Tensor:
     return regions.sum(2) / valid.sum(1).clamp(min=1).to(regions.dtype)[:, None]
 
 
-def route(q: Tensor, k: Tensor, valid: Tensor | None, topk: int) -> tuple[Tensor, Tensor]:
-    """Choose the regions that each region reads (eq. 3 and 4).
+def region_affinity(q: Tensor, k: Tensor, valid: Tensor | None) -> Tensor:
+    """Say how well regions suit each other (eq. 3): mean q and k, two of (B, 1 or heads, R, D) -> (B, 1 or heads, R, R).
 
-    A region without a token of its own is never chosen before one with: its affinity is -inf.
-
-    Args:
-        q: mean queries of the regions, (B, 1 or heads, R, D).
-        k: their mean keys, alike.
-        valid: which tokens of the regions are the map's own, (R, T), or None for all.
-        topk: how many regions.
-
-    Returns:
-        Indices and affinities of the chosen regions, two of (B, 1 or heads, R, K), in no order.
+    A region without a token of its own suits none: its column is -inf. `valid` says which tokens are, (R, T).
     """
     affinity = q @ k.mT
-    if valid is not None:
-        affinity = affinity.masked_fill(~valid.any(1), float("-inf"))
-    chosen = affinity.topk(topk, sorted=False)
-    return chosen.indices, chosen.values
+    return affinity if valid is None else affinity.masked_fill(~valid.any(1), float("-inf"))
 
 
 def routed_attention(

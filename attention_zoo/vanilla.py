@@ -6,14 +6,14 @@ before the output projection.
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from attention_zoo.base import Attention, Macs, attend
 from attention_zoo.config import AttentionConfig
-from attention_zoo.regions import from_heads
+from attention_zoo.regions import from_heads, to_heads
 from attention_zoo.registry import register
 
 
@@ -22,6 +22,9 @@ class VanillaConfig(AttentionConfig):
     """No bias in the q, k, v projection, as in BiFormer's and timm's plain attention."""
 
     qkv_bias: bool = field(default=False, metadata={"help": "bias of the q, k, v projection"})
+    lepe_input: Literal["v", "x"] = field(
+        default="v", metadata={"help": "what LePE convolves: v, or the layer's input as in BiFormer's legacy code"}
+    )
 
 
 @register("vanilla")
@@ -33,12 +36,19 @@ class Vanilla(Attention):
     def __init__(self, dim: int, num_heads: int, config: VanillaConfig) -> None:
         """Nothing beyond the shared projections."""
         super().__init__(dim, num_heads, config)
+        self.lepe_input = config.lepe_input
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix all tokens: (B, H, W, C) -> same."""
         q, k, v = self.project(x)
         y = attend(q, k, v, self.scale)
-        return self.finish(from_heads(y).reshape(x.shape), from_heads(v).reshape(x.shape))
+        return self.finish(
+            from_heads(y).reshape(x.shape), x if self.lepe_input == "x" else from_heads(v).reshape(x.shape)
+        )
+
+    def value_term(self, x: Tensor, v: Tensor) -> Tensor | None:
+        """LePE of v, or of x: like v, (B, heads, N, D)."""
+        return super().value_term(x, to_heads(x.flatten(1, 2), self.num_heads) if self.lepe_input == "x" else v)
 
     def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Allow every pair: (1, 1, N or queries, N)."""

@@ -30,7 +30,12 @@ class Mechanism(NamedTuple):
 
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {
-    "vanilla": [{}, {"lepe": True, "qkv_bias": True}, {"qk_scale": 0.3, "lepe": True, "lepe_kernel": 3}],
+    "vanilla": [
+        {},
+        {"lepe": True, "qkv_bias": True},
+        {"qk_scale": 0.3, "lepe": True, "lepe_kernel": 3},
+        {"lepe": True, "lepe_input": "x"},
+    ],
     "swin": [
         {"window": 3},
         {"window": 3, "shift": 1},
@@ -144,6 +149,8 @@ def reads_padding(mechanism: Mechanism) -> bool:
 def is_one_softmax(attention: attention_zoo.Attention) -> bool:
     """Whether its reference is the inherited one, made of connectivity, logit_bias and the like."""
     inherited = (attention_zoo.Attention.reference, PartitionAttention.reference, CSWin.reference)
+    if getattr(attention, "pool", attention) is None:
+        return True  # local attention of sep, which has a global sibling
     return getattr(getattr(attention, "config", None), "is_plain", type(attention).reference in inherited)
 
 

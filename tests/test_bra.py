@@ -9,7 +9,7 @@ from attention_zoo import bra, create
 from attention_zoo.bra import BRAConfig
 from attention_zoo.layouts import SMALL
 from attention_zoo.regions import blank
-from attention_zoo.routing import region_means, route, routed_attention
+from attention_zoo.routing import region_affinity, region_means, routed_attention
 
 CASES = [  # size, config -> rows and cols of a region
     ((6, 9), {"regions": 3, "topk": 2}, (2, 3)),
@@ -86,9 +86,8 @@ def test_no_gradient_flows_through_routing(small, evaluate, monkeypatch, impl):
     found = evaluate(attention, x)
     valid = attention.partition(5, 7).valid(x.device)
     q, k, _ = blank(attention.partition(5, 7).split(attention.qkv(x)), valid).split(12, dim=-1)
-    fixed, affinity = attention.route(q, k, valid, attention.partition(5, 7))
-    assert not affinity.requires_grad
-    monkeypatch.setattr(bra, "route", lambda *_: (fixed, affinity))
+    fixed = attention.affinity(q, k, valid).detach()
+    monkeypatch.setattr(bra, "region_affinity", lambda *_: fixed)
     for name, value in evaluate(attention, x).items():
         assert torch.equal(value, found[name]), name
 
@@ -102,9 +101,9 @@ def test_an_empty_region_is_never_chosen_while_others_exist():
     # affinities with real regions are all negative, so that a mean of 0 would win
     q, k = (region_means(blank(part, valid), valid)[:, None] for part in (q.abs(), -k.abs()))
     for topk in range(1, 5):
-        assert not torch.isin(route(q, k, valid, topk)[0], torch.tensor([1, 4])).any()
+        assert not torch.isin(region_affinity(q, k, valid).topk(topk).indices, torch.tensor([1, 4])).any()
     real = {0, 2, 3, 5}
-    assert all(real < set(row.tolist()) for row in route(q, k, valid, 5)[0].flatten(0, 2))
+    assert all(real < set(row.tolist()) for row in region_affinity(q, k, valid).topk(5).indices.flatten(0, 2))
 
 
 def test_a_mean_counts_the_regions_own_tokens_alone():
@@ -113,7 +112,7 @@ def test_a_mean_counts_the_regions_own_tokens_alone():
     valid = torch.tensor([[True] * 4, [True, False, False, False]])
     for own, best in ((valid, 1), (None, 0)):
         means = [region_means(part, own)[:, None] for part in (q, k)]
-        assert route(*means, own, 1)[0].flatten().tolist() == [best, best]
+        assert region_affinity(*means, own).argmax(-1).flatten().tolist() == [best, best]
 
 
 def test_queries_read_the_routed_regions_alone():

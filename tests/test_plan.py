@@ -51,7 +51,7 @@ def test_epochs_become_steps() -> None:
 
 
 REFUSED = {
-    "--attn swn": ["--attn", "unknown mechanism 'swn'", "did you mean 'swin'", "bra, swin, vanilla"],
+    "--attn swn": ["--attn", "unknown mechanism 'swn'", "did you mean 'swin'", "swin, vanilla"],
     "--attn nowhere.at_all:Mine": ["--attn", "nowhere.at_all:Mine", "cannot be imported"],
     "--topk 99": ["topk=99", "16 regions", "16x16 map", "clip_topk"],
     "--topk 4 --regions 1": ["topk=4", "1 regions"],

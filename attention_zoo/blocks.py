@@ -1,0 +1,163 @@
+"""What the host puts around a token mixer: the residual block, and the steps from one map to the next."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attention_zoo.base import Attention, Macs
+from attention_zoo.layouts import Layout
+
+
+class Block(nn.Module):
+    """Pre-norm residual block on (B, H, W, C): token mixer, then MLP.
+
+    If the layout says so, a depth-wise convolution before them tells positions, and a learned factor for each channel
+    scales both branches.
+    """
+
+    def __init__(self, mixer: Attention, dim: int, layout: Layout, drop_path_rate: float) -> None:
+        """Wrap a mixer."""
+        super().__init__()
+        self.pos_embed = nn.Conv2d(dim, dim, 3, padding=1, groups=dim) if layout.position == "convolution" else None
+        self.norm1 = nn.LayerNorm(dim, eps=layout.block_norm_eps)
+        self.attn = mixer
+        self.norm2 = nn.LayerNorm(dim, eps=layout.block_norm_eps)
+        hidden = int(dim * layout.mlp_ratio)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        self.drop_path = _drop_path(drop_path_rate)
+        if layout.layer_scale is not None:
+            self.gamma1 = nn.Parameter(torch.full((dim,), layout.layer_scale))
+            self.gamma2 = nn.Parameter(torch.full((dim,), layout.layer_scale))
+        self.is_scaled = layout.layer_scale is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens, then channels."""
+        if self.pos_embed is not None:
+            x = x + self.pos_embed(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        tokens = self.attn(self.norm1(x))
+        x = x + self.drop_path(self.gamma1 * tokens if self.is_scaled else tokens)
+        channels = self.mlp(self.norm2(x))
+        mixed: Tensor = x + self.drop_path(self.gamma2 * channels if self.is_scaled else channels)
+        return mixed
+
+    def macs(self, height: int, width: int) -> Macs:
+        """Multiply-adds on one map."""
+        weights = sum(layer.weight.numel() for layer in self.mlp if isinstance(layer, nn.Linear))
+        weights += 0 if self.pos_embed is None else self.pos_embed.weight.numel()
+        return self.attn.macs(height, width) + Macs(host=height * width * weights)
+
+
+def _drop_path(rate: float) -> nn.Module:
+    if not rate:
+        return nn.Identity()
+    from timm.layers.drop import DropPath  # seconds of import that most cells do not need
+
+    layer: nn.Module = DropPath(rate)
+    return layer
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a map, (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each place on its own."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def map_norm(layout: Layout, dim: int) -> nn.Module:
+    """Make the norm outside the blocks, on (B, C, H, W)."""
+    return nn.BatchNorm2d(dim) if layout.norm == "batch" else ChannelNorm(dim, eps=layout.norm_eps)
+
+
+class CrossScale(nn.Module):
+    """Convolutions of several kernels and one stride, their channels side by side (CrossFormer, section 3.1).
+
+    Each further, larger kernel gets half the channels; the last two share alike.
+    """
+
+    def __init__(self, dim_in: int, dim: int, kernels: tuple[int, ...], stride: int) -> None:
+        """Make the convolutions."""
+        super().__init__()
+        widths = [dim // 2 ** min(i + 1, len(kernels) - 1) for i in range(len(kernels))]
+        self.scales = nn.ModuleList(
+            nn.Conv2d(dim_in, width, kernel, stride, (kernel - stride) // 2)
+            for kernel, width in zip(kernels, widths, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the channels of all scales."""
+        return torch.cat([scale(x) for scale in self.scales], 1)
+
+
+class Downsample(nn.Module):
+    """Stem or merging: (B, C, H, W) to a map of ceil(H / stride) x ceil(W / stride), padded at the bottom/right."""
+
+    def __init__(self, layout: Layout, stage: int) -> None:
+        """Make the stem (stage 0), or what merges the map of the stage before."""
+        super().__init__()
+        stem, dim = stage == 0, layout.dims[stage]
+        dim_in = 3 if stem else layout.dims[stage - 1]
+        self.stride = layout.stem_px if stem else 2
+        self.concatenates = not stem and layout.merging == "concat_norm_linear"
+        self.norm_first = not stem and layout.merging in ("norm_conv2", "norm_multiscale")
+        self.norm: nn.Module
+        self.reduce: nn.Module
+        if self.concatenates:
+            self.norm = nn.LayerNorm(4 * dim_in, eps=layout.norm_eps)
+            self.reduce = nn.Linear(4 * dim_in, dim, bias=layout.merging_bias)
+            return
+        is_plain = stem and not layout.stem_norm
+        self.norm = nn.Identity() if is_plain else map_norm(layout, dim_in if self.norm_first else dim)
+        self.reduce = _stem(layout, dim) if stem else _merging(layout, dim_in, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """NCHW in (a view of a channels-last map is fine), NCHW out."""
+        if self.concatenates:
+            x = F.pixel_unshuffle(self._pad(x), self.stride).permute(0, 2, 3, 1)
+            merged: Tensor = self.reduce(self.norm(x))
+            return merged.permute(0, 3, 1, 2)
+        # normalised before it is padded, so that the padding stays 0
+        reduced: Tensor = self.reduce(self._pad(self.norm(x) if self.norm_first else x))
+        return reduced if self.norm_first else self.norm(reduced)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        bottom, right = -x.shape[2] % self.stride, -x.shape[3] % self.stride
+        return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
+
+    def macs(self, height: int, width: int) -> Macs:
+        """Multiply-adds for an output of this size."""
+        total, left = 0, self.stride
+        for layer in self.reduce.modules():
+            if isinstance(layer, nn.Linear):
+                total += height * width * layer.weight.numel()
+            elif isinstance(layer, nn.Conv2d):
+                # the first of two convolutions makes a map that the second halves
+                left = left // layer.stride[0] if isinstance(self.reduce, nn.Sequential) else 1
+                total += height * width * left**2 * layer.weight.numel()
+        return Macs(host=total)
+
+
+def _stem(layout: Layout, dim: int) -> nn.Module:
+    stride = layout.stem_px
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "conv4": lambda: nn.Conv2d(3, dim, stride, stride),
+        "conv7": lambda: nn.Conv2d(3, dim, 7, stride, 2),
+        "conv3_twice": lambda: nn.Sequential(
+            nn.Conv2d(3, dim // 2, 3, 2, 1), nn.BatchNorm2d(dim // 2), nn.GELU(), nn.Conv2d(dim // 2, dim, 3, 2, 1)
+        ),
+        "multiscale": lambda: CrossScale(3, dim, layout.stem_kernels, stride),
+    }
+    return makers[layout.stem]()
+
+
+def _merging(layout: Layout, dim_in: int, dim: int) -> nn.Module:
+    bias = layout.merging_bias
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "norm_conv2": lambda: nn.Conv2d(dim_in, dim, 2, 2, bias=bias),
+        "conv2_norm": lambda: nn.Conv2d(dim_in, dim, 2, 2, bias=bias),
+        "conv3_norm": lambda: nn.Conv2d(dim_in, dim, 3, 2, 1, bias=bias),
+        "norm_multiscale": lambda: CrossScale(dim_in, dim, layout.merging_kernels, 2),
+    }
+    return makers[layout.merging]()

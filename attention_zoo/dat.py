@@ -1,0 +1,432 @@
+"""Deformable attention (DAT, and DAT++).
+
+Xia et al., "Vision Transformer with Deformable Attention", CVPR 2022, arXiv:2201.00520, section 3.2, and "DAT++:
+Spatially Dynamic Vision Transformer with Deformable Attention", arXiv:2309.01430. A small network moves a grid of
+reference points by offsets that it reads off the queries; keys and values are projected from the map, sampled
+bilinearly at the moved points, and every query reads all of them. The bias of a logit is sampled from a table at the
+displacement between the query and the point.
+Paper -> here:  r -> stride,  k -> kernel,  s -> offset_range,  G -> groups,  theta_offset -> offset,  B -> position.
+The published code of 2022 and that of 2023 differ in numbers (`variant`): in 2022 points and queries lie at the centres
+of cells, (i + 0.5) / n of the map; in 2023 points lie at (i + 0.5) / (n - 1) and queries at i / (n - 1), so points run
+past the far edge. Beyond the map the samples are 0.
+Conventions of the code: groups have points of their own, but keys and values are projected from the channels of all
+groups, so every head reads all points; in 2023 a kernel as large as the stride is not padded.
+Departures: a side of one point or token lies in the middle (2023 divides by 0 there); on another map than its own a
+table of biases is read by displacement, and a fixed one interpolated (the code takes one size only); average pooling
+(`offsets` off) rounds the number of windows up, so that no token is lost.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Self, get_args, get_type_hints
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attention_zoo.base import Attention, Macs, attend
+from attention_zoo.config import AttentionConfig
+from attention_zoo.layouts import Layout
+from attention_zoo.regions import from_heads, to_heads
+from attention_zoo.registry import register
+
+STRIDES = {"2022": (8, 4, 1, 1), "2023": (8, 4, 2, 1)}
+"""Stages 3 and 4 of 2022 as published; its stages 1 and 2 have window attention, so they take those of DAT++."""
+KERNELS = (9, 7, 5, 3)
+HEADS_OF_A_GROUP = {"2022": 4, "2023": 2}
+LOG_WIDTH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class DATConfig(AttentionConfig):
+    """As published stage by stage inside a pyramid; alone, the third stage of DAT-T (2022) with one group."""
+
+    variant: Literal["2022", "2023"] = field(default="2022", metadata={"help": "published code: DAT or DAT++"})
+    groups: int | None = field(
+        default=None, metadata={"help": "groups of channels with points of their own; default: as published, else 1"}
+    )
+    stride: int | None = field(
+        default=None, metadata={"help": "tokens between reference points; default: as published, else 1"}
+    )
+    kernel: int | None = field(
+        default=None, metadata={"help": "side of the offset network's kernel; default: as published, else 5"}
+    )
+    offset_range: float | Literal["unbounded"] | None = field(
+        default=None,
+        metadata={
+            "help": "largest offset, half steps between points; unbounded keeps the points on the map instead, by tanh "
+            "(2022) or a clamp (2023); default: 2 (2022), unbounded (2023)"
+        },
+    )
+    offsets: bool = field(default=True, metadata={"help": "deform; off: average pooling by the stride (2023)"})
+    position: Literal["rpb", "dwc", "fixed", "log", "none"] = field(
+        default="rpb",
+        metadata={
+            "help": "table of relative biases, depth-wise convolution of q, dense table of biases (2023), or network "
+            "on the logarithm of the displacement (2023)"
+        },
+    )
+    map_size: int | tuple[int, int] | None = field(
+        default=None, metadata={"help": "map the tables are made for, tokens, or HxW; default: the layout's, else 14"}
+    )
+
+    def __post_init__(self) -> None:
+        """Reject values that no map could make right.
+
+        Raises:
+            ValueError: a size below 1, an offset range that is not positive, an unknown word, LePE, or what the
+                variant does not have.
+        """
+        super().__post_init__()
+        for name in ("variant", "position"):
+            allowed = get_args(get_type_hints(type(self))[name])
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("groups", "stride", "kernel"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if min(self.table_map) < 1:
+            raise ValueError(f"map_size must be at least 1, got {self.map_size}")
+        if isinstance(self.offset_range, (int, float)) and not 0 < self.offset_range < float("inf"):
+            raise ValueError(f"offset_range must be positive and finite, or unbounded, got {self.offset_range}")
+        if self.lepe:
+            raise ValueError(
+                "lepe must be off, got lepe=True: dat samples the values; position=dwc convolves q instead"
+            )
+        if self.variant == "2022" and (self.position in ("fixed", "log") or not self.offsets):
+            raise ValueError(
+                f"position=fixed, position=log and offsets=off need variant=2023, got variant=2022, "
+                f"position={self.position}, offsets={'on' if self.offsets else 'off'}"
+            )
+        if not self.offsets and self.position != "none":
+            raise ValueError(f"offsets=off has no points to take a bias from: set position=none, got {self.position}")
+
+    @property
+    def table_map(self) -> tuple[int, int]:
+        """Height and width of the map that tables of biases are made for, tokens."""
+        size = 14 if self.map_size is None else self.map_size
+        return (size, size) if isinstance(size, int) else size
+
+    @property
+    def reach(self) -> float | None:
+        """Largest offset in half steps between points; None: unbounded."""
+        if self.offset_range is None:
+            return 2.0 if self.variant == "2022" else None
+        return None if self.offset_range == "unbounded" else self.offset_range
+
+    def at(self, stage: int, block: int, layout: Layout) -> Self:
+        """Take what is published for the stage, groups of as many heads as published, and the layout's own map."""
+        heads = layout.dims[stage] // layout.head_dim
+        most = max(1, heads // HEADS_OF_A_GROUP[self.variant])
+        return self.replace(
+            groups=self.groups or max(count for count in range(1, most + 1) if heads % count == 0),
+            stride=self.stride or STRIDES[self.variant][stage],
+            kernel=self.kernel or KERNELS[stage],
+            map_size=self.map_size or layout.maps(layout.resolution_px, layout.resolution_px)[stage],
+        )
+
+
+class OffsetNetwork(nn.Module):
+    """theta_offset: queries of one group, (B, C, H, W) -> offsets as (y, x), (B, Hk, Wk, 2)."""
+
+    def __init__(self, dim: int, kernel: int, stride: int, padding: int) -> None:
+        """Depth-wise convolution, norm, GELU, and two channels without a bias, so that points start at the grid."""
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, kernel, stride, padding, groups=dim)
+        self.norm = nn.LayerNorm(dim)
+        self.point = nn.Conv2d(dim, 2, 1, bias=False)
+
+    def forward(self, q: Tensor) -> Tensor:
+        """Read the offsets off the queries."""
+        features = F.gelu(self.norm(self.conv(q).permute(0, 2, 3, 1)))
+        offsets: Tensor = self.point(features.permute(0, 3, 1, 2))
+        return offsets.permute(0, 2, 3, 1)
+
+
+@register("dat")
+class DAT(Attention):
+    """softmax(q k(x~)^T / sqrt(D) + B) v(x~), x~ = x at Ns moved points. Cost: 2 (N + Ns) C^2 + 2 N Ns C MACs."""
+
+    Config: ClassVar[type[AttentionConfig]] = DATConfig
+
+    def __init__(self, dim: int, num_heads: int, config: DATConfig) -> None:
+        """Add the offset network, shared by the groups, and the position term.
+
+        Raises:
+            ValueError: the groups do not divide the heads.
+        """
+        super().__init__(dim, num_heads, config)
+        self.config, self.groups = config, config.groups or 1
+        if num_heads % self.groups:
+            raise ValueError(f"groups must divide num_heads, got groups={self.groups}, num_heads={num_heads}")
+        self.stride, self.kernel = config.stride or 1, config.kernel or 5
+        bare = config.variant == "2023" and self.kernel == self.stride
+        self.padding = 0 if bare else self.kernel // 2
+        self.offset = (
+            OffsetNetwork(dim // self.groups, self.kernel, self.stride, self.padding) if config.offsets else None
+        )
+        self.position = self._position_term()
+
+    def _position_term(self) -> nn.Parameter | nn.Module | None:
+        if self.config.position == "dwc":
+            return nn.Conv2d(self.dim, self.dim, 3, padding=1, groups=self.dim)
+        if self.config.position == "log":
+            heads = self.num_heads // self.groups
+            return nn.Sequential(nn.Linear(2, LOG_WIDTH), nn.ReLU(), nn.Linear(LOG_WIDTH, heads, bias=False))
+        if self.config.position == "none":
+            return None
+        height, width = self.config.table_map
+        if self.config.position == "rpb":
+            sides = 2 * height - 1, 2 * width - 1
+        else:
+            down, across = self.samples(height, width)
+            sides = height * width, down * across
+        return nn.Parameter(nn.init.trunc_normal_(torch.empty(self.num_heads, *sides), std=0.01))
+
+    def samples(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of points on a map.
+
+        Raises:
+            ValueError: the map is smaller than a kernel without padding.
+        """
+        if not self.config.offsets:
+            return -(-height // self.stride), -(-width // self.stride)
+        down, across = ((side + 2 * self.padding - self.kernel) // self.stride + 1 for side in (height, width))
+        if min(down, across) < 1:
+            raise ValueError(
+                f"a {height}x{width} map is smaller than kernel={self.kernel}, which variant=2023 does not pad when it "
+                f"equals the stride; choose another kernel or a larger map"
+            )
+        return down, across
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens with sampled ones: (B, H, W, C) -> same."""
+        _, height, width, _ = x.shape
+        q, bias = self._linear(x, 0, self.dim), None
+        if self.config.offsets:
+            points = self.points(q)
+            sampled = self.sample(x, points)
+            bias = self.bias(points, height, width)
+        else:
+            pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), self.stride, ceil_mode=True)
+            sampled = pooled.flatten(2).mT
+        k, v = self._linear(sampled, self.dim, 3 * self.dim).chunk(2, dim=-1)
+        bias = None if bias is None else bias.to(q.dtype)
+        queries, k, v = (to_heads(part, self.num_heads) for part in (q.flatten(1, 2), k, v))
+        y = from_heads(attend(queries, k, v, self.scale, bias)).reshape(x.shape)
+        if isinstance(self.position, nn.Conv2d):
+            y = y + self.position(q.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        projected: Tensor = self.proj(y)
+        return projected
+
+    def _linear(self, x: Tensor, first: int, last: int) -> Tensor:
+        bias = None if self.qkv.bias is None else self.qkv.bias[first:last]
+        return F.linear(x, self.qkv.weight[first:last], bias)
+
+    def _span(self, count: int) -> int:
+        """Cells of a side in 2022, gaps between their centres in 2023; offsets count in 1 / span."""
+        return count if self.config.variant == "2022" else max(1, count - 1)
+
+    def _grid(self, height: int, width: int, like: Tensor, *, queries: bool) -> Tensor:
+        """Places of the queries or of the reference points: (height, width, 2) as (y, x), the map from -1 to 1."""
+        lines = []
+        for count in (height, width):
+            start = 0.0 if queries and self.config.variant == "2023" and count > 1 else 0.5
+            index = torch.arange(count, dtype=like.dtype, device=like.device)
+            lines.append(2 * (index + start) / self._span(count) - 1)
+        return torch.stack(torch.meshgrid(*lines, indexing="ij"), -1)
+
+    def points(self, q: Tensor) -> Tensor:
+        """Move the reference points: (B, H, W, C) -> (B, groups, Hk, Wk, 2) as (y, x), float32 or wider.
+
+        -1 and 1 are the centres of the outer tokens.
+        """
+        assert self.offset is not None
+        batch, height, width, _ = q.shape
+        down, across = self.samples(height, width)
+        offset = self.offset(q.permute(0, 3, 1, 2).reshape(batch * self.groups, -1, height, width))
+        # 16 bits could not tell neighbours apart on a large map
+        offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
+        if self.config.reach is not None:
+            dy, dx = offset.tanh().mul(self.config.reach).unbind(-1)
+            offset = torch.stack((dy / self._span(down), dx / self._span(across)), -1)
+        points: Tensor = offset + self._grid(down, across, offset, queries=False)
+        if self.config.reach is None:
+            points = points.tanh() if self.config.variant == "2022" else points.clamp(-1, 1)
+        return points.reshape(batch, self.groups, down, across, 2)
+
+    def sample(self, x: Tensor, points: Tensor) -> Tensor:
+        """Sample each group at its points: (B, H, W, C), (B, groups, Hk, Wk, 2) -> (B, Ns, C)."""
+        batch, height, width, dim = x.shape
+        maps = x.permute(0, 3, 1, 2).reshape(batch * self.groups, -1, height, width).to(points.dtype)
+        sampled = F.grid_sample(maps, points.flatten(0, 1).flip(-1), align_corners=True)
+        return sampled.reshape(batch, dim, -1).mT.to(x.dtype)
+
+    def bias(self, points: Tensor, height: int, width: int) -> Tensor | None:
+        """Bias of the logits, or None: (B, groups, Hk, Wk, 2) -> (B or 1, heads, N, Ns)."""
+        kind, table = self.config.position, self.position
+        if kind == "fixed":
+            assert isinstance(table, nn.Parameter)
+            own = self.config.table_map
+            by_query = stretch(table, self.samples(*own), (points.shape[2], points.shape[3]))
+            return stretch(by_query.mT, own, (height, width)).mT[None]
+        if kind not in ("rpb", "log"):
+            return None
+        queries = self._grid(height, width, points, queries=True).reshape(-1, 1, 2)
+        moves = queries - points.flatten(2, 3)[:, :, None]  # (B, groups, N, Ns, 2)
+        if isinstance(table, nn.Sequential):
+            scaled = torch.sign(moves) * torch.log2(1 + 4 * moves.abs()) / 3
+            by_group: Tensor = table(scaled.to(next(table.parameters()).dtype))
+            return by_group.movedim(-1, 2).flatten(1, 2)
+        assert isinstance(table, nn.Parameter)
+        tables = table.to(points.dtype).unflatten(0, (self.groups, -1)).expand(len(points), -1, -1, -1, -1)
+        bias = F.grid_sample(tables.flatten(0, 1), (moves / 2).flip(-1).flatten(0, 1), align_corners=True)
+        return bias.reshape(len(points), self.num_heads, *bias.shape[2:])
+
+    def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Allow the tokens that a point of any group lies less than one token from: (B, 1, 1, N); depends on x."""
+        batch, height, width, _ = x.shape
+        if not self.config.offsets:
+            return torch.ones(1, 1, 1, height * width, dtype=torch.bool, device=x.device)
+        points = self.points(self._linear(x, 0, self.dim)).reshape(batch, -1, 2)
+        near = []
+        for axis, side in enumerate((height, width)):
+            place = (points[..., axis] + 1) / 2 * (side - 1)
+            near.append((place[..., None] - torch.arange(side, device=x.device)).abs() < 1)  # (B, groups * Ns, side)
+        rows, cols = (part.to(points.dtype) for part in near)
+        return (rows.mT @ cols > 0).reshape(batch, 1, 1, -1)
+
+    def macs(self, height: int, width: int) -> Macs:
+        """2 (N + Ns) C^2 + 2 N Ns C + (k^2 + 2) Ns C (section 3.2), and the position term; sampling is not counted."""
+        tokens, (down, across) = height * width, self.samples(height, width)
+        keys, position = down * across, 0
+        if self.config.position == "dwc":
+            position = tokens * self.dim * 3 * 3
+        elif self.config.position == "log":
+            position = tokens * keys * LOG_WIDTH * (2 * self.groups + self.num_heads)
+        return Macs(
+            projection=2 * (tokens + keys) * self.dim**2,
+            core=self.core_macs(tokens, keys),
+            routing=keys * self.dim * (self.kernel**2 + 2) if self.config.offsets else 0,
+            position=position,
+        )
+
+    def reference(self, x: Tensor) -> Tensor:
+        """Point by point, its four neighbours written out: (B, H, W, C) -> same, in any dtype."""
+        q, k, v = self.project(x)
+        logits, bias = q @ k.mT * self.scale, self.slow_bias(x)
+        y = (logits if bias is None else logits + bias).softmax(-1) @ v
+        term = self.value_term(x, v)
+        return self.output(y if term is None else y + term).reshape(x.shape)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Slow road: q of the tokens, (B, heads, N, D), k and v of the samples, (B, heads, Ns, D)."""
+        sampled = self._slow_samples(x) if self.config.offsets else self._slow_pool(x)
+        parts = self._linear(x, 0, self.dim).flatten(1, 2), *self._linear(sampled, self.dim, 3 * self.dim).chunk(2, -1)
+        q, k, v = (to_heads(part, self.num_heads) for part in parts)
+        return q, k, v
+
+    def value_term(self, x: Tensor, v: Tensor) -> Tensor | None:
+        """Slow road of position=dwc: q under the nine places of the kernel, (B, heads, N, D), or None."""
+        if not isinstance(self.position, nn.Conv2d):
+            return None
+        _, height, width, _ = x.shape
+        kernel, bias = self.position.parameters()
+        y: Tensor = bias
+        q = F.pad(self._linear(x, 0, self.dim), (0, 0, 1, 1, 1, 1))
+        for dy, dx in itertools.product(range(3), range(3)):
+            y = y + kernel[:, 0, dy, dx] * q[:, dy : dy + height, dx : dx + width]
+        return to_heads(y.flatten(1, 2), self.num_heads)
+
+    def slow_points(self, x: Tensor) -> Tensor:
+        """Slow road: centre, offset and bound of one point after the other, (B, H, W, C) -> (B, groups, Ns, 2)."""
+        assert self.offset is not None
+        is_2022, reach, groups = self.config.variant == "2022", self.config.reach, []
+        for q in self._linear(x, 0, self.dim).chunk(self.groups, dim=-1):
+            offsets, points = self.offset(q.permute(0, 3, 1, 2)), []
+            for place in itertools.product(*map(range, offsets.shape[1:3])):
+                for axis, (index, count) in enumerate(zip(place, offsets.shape[1:3], strict=True)):
+                    span = count if is_2022 else max(1, count - 1)
+                    centre, offset = (index + 0.5) * 2 / span - 1, offsets[:, place[0], place[1], axis]
+                    if reach is not None:
+                        points.append(centre + reach / span * offset.tanh())
+                    elif is_2022:
+                        points.append((centre + offset).tanh())
+                    else:
+                        points.append((centre + offset).clamp(-1, 1))
+            groups.append(torch.stack(points, -1).unflatten(-1, (-1, 2)))
+        return torch.stack(groups, 1)
+
+    def _slow_samples(self, x: Tensor) -> Tensor:
+        images = []
+        for image, points in zip(x, self.slow_points(x), strict=True):
+            maps = image.chunk(self.groups, dim=-1)
+            images.append(torch.cat([interpolate(maps[g], *points[g].unbind(-1)) for g in range(self.groups)], -1))
+        return torch.stack(images)
+
+    def _slow_pool(self, x: Tensor) -> Tensor:
+        down, across = (range(0, side, self.stride) for side in x.shape[1:3])
+        windows = [x[:, i : i + self.stride, j : j + self.stride] for i in down for j in across]
+        return torch.stack([window.mean((1, 2)) for window in windows], 1)
+
+    def slow_bias(self, x: Tensor) -> Tensor | None:
+        """Slow road: bias of every logit, (B or 1, heads, N, Ns), or None."""
+        if self.config.position == "fixed":
+            return self._slow_fixed_bias(x)
+        if self.config.position not in ("rpb", "log"):
+            return None
+        rows, cols = (torch.arange(side, dtype=x.dtype) for side in x.shape[1:3])
+        if self.config.variant == "2022":
+            rows, cols = ((2 * line + 1) / len(line) - 1 for line in (rows, cols))
+        else:
+            rows, cols = (2 * line / (len(line) - 1) - 1 if len(line) > 1 else line for line in (rows, cols))
+        queries = torch.cartesian_prod(rows, cols)
+        images = []
+        for points in self.slow_points(x):
+            biases = [self._slow_move_bias(g, queries[:, None] - points[g]) for g in range(self.groups)]
+            images.append(torch.cat(biases, -1).movedim(-1, 0))
+        return torch.stack(images)
+
+    def _slow_move_bias(self, group: int, moves: Tensor) -> Tensor:
+        """Bias of one group's heads: (N, Ns, 2) -> (N, Ns, heads of the group)."""
+        if isinstance(self.position, nn.Sequential):
+            hidden, hidden_bias, out = self.position.parameters()
+            logarithm = moves.sign() * (4 * moves.abs() + 1).log2() / math.log2(8)
+            return (logarithm @ hidden.T + hidden_bias).clamp(min=0) @ out.T
+        assert isinstance(self.position, nn.Parameter)
+        table = self.position.chunk(self.groups)[group].permute(1, 2, 0)
+        return interpolate(table, moves[..., 0] / 2, moves[..., 1] / 2)
+
+    def _slow_fixed_bias(self, x: Tensor) -> Tensor:
+        assert isinstance(self.position, nn.Parameter)
+        own = self.config.table_map
+        table = self.position.unflatten(2, self.samples(*own)).unflatten(1, own)  # (heads, H, W, Hk, Wk) of its map
+        sizes = x.shape[1:3], self.samples(x.shape[1], x.shape[2])
+        queries, keys = (
+            torch.cartesian_prod(*(torch.linspace(-1, 1, side, dtype=x.dtype) for side in size)) for size in sizes
+        )
+        by_query = interpolate(table.permute(1, 2, 0, 3, 4), *queries.unbind(-1))  # (N, heads, Hk, Wk)
+        return interpolate(by_query.permute(2, 3, 1, 0), *keys.unbind(-1)).permute(1, 2, 0)[None]
+
+
+def stretch(table: Tensor, own: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Resize maps that lie flat in the last axis, bilinearly, corner to corner: (heads, M, h w) -> (heads, M, H W)."""
+    if own == size:
+        return table
+    return F.interpolate(table.unflatten(-1, own), size, mode="bilinear", align_corners=True).flatten(-2)
+
+
+def interpolate(values: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Slow road: bilinear values, 0 beyond the map: (H, W, ...), y and x in -1..1 (*M) -> (*M, ...)."""
+    height, width = values.shape[:2]
+    row, col = (y + 1) / 2 * (height - 1), (x + 1) / 2 * (width - 1)
+    total = torch.zeros((), dtype=values.dtype)
+    for near_row in (row.floor(), row.floor() + 1):
+        for near_col in (col.floor(), col.floor() + 1):
+            inside = (near_row >= 0) & (near_row < height) & (near_col >= 0) & (near_col < width)
+            share = (1 - (row - near_row).abs()) * (1 - (col - near_col).abs()) * inside
+            neighbour = values[near_row.long().clamp(0, height - 1), near_col.long().clamp(0, width - 1)]
+            total = total + share.reshape(*share.shape, *[1] * (values.dim() - 2)) * neighbour
+    return total

@@ -1,0 +1,57 @@
+"""Spatial-reduction attention (SRA): all queries, a smaller map of keys.
+
+Wang et al., "Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without Convolutions", ICCV 2021,
+arXiv:2102.12122, section 3.3. Before k and v are projected, patches of R x R tokens become one each, so a query reads
+N / R^2 keys, each a mixture of its patch.
+Paper -> here:  R_i -> reduction (8-4-2-1 over the stages),  SR -> SpatialReduction,  W_Q, W_K, W_V -> parts of qkv.
+Departures: on a map that does not divide, zeros complete the last patches; the published code drops these
+(`padding="official"`).
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Self
+
+from attention_zoo.config import AttentionConfig
+from attention_zoo.layouts import Layout
+from attention_zoo.pooled import PooledAttention, SpatialReduction, stage_reduction
+from attention_zoo.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class PVTConfig(AttentionConfig):
+    """Patches of 8 x 8 tokens, as published for the first stage; inside a pyramid, 8-4-2-1 over the stages."""
+
+    reduction: int | None = field(
+        default=None, metadata={"help": "tokens per side of a patch that one key is made of; default: 8-4-2-1, or 8"}
+    )
+    padding: Literal["mask", "official", "error"] = field(
+        default="mask", metadata={"help": "patches at the border are completed with zeros, left out, or refused"}
+    )
+
+    def __post_init__(self) -> None:
+        """Reject values that no map could make right.
+
+        Raises:
+            ValueError: a reduction below 1, or LePE.
+        """
+        super().__post_init__()
+        if self.reduction is not None and self.reduction < 1:
+            raise ValueError(f"reduction must be at least 1, got {self.reduction}")
+        if self.lepe:
+            raise ValueError("lepe must be off, got lepe=True: pvt pools the values, so there is no map of them to add")
+
+    def at(self, stage: int, block: int, layout: Layout) -> Self:
+        """Take the published reduction of the stage unless one is set."""
+        return self.replace(reduction=self.reduction or stage_reduction(stage))
+
+
+@register("pvt")
+class PVT(PooledAttention):
+    """SRA in every block."""
+
+    Config: ClassVar[type[AttentionConfig]] = PVTConfig
+
+    def __init__(self, dim: int, num_heads: int, config: PVTConfig) -> None:
+        """Add the spatial reduction."""
+        reduction = stage_reduction(0) if config.reduction is None else config.reduction
+        super().__init__(dim, num_heads, config, SpatialReduction(dim, reduction, config.padding))
