@@ -7,7 +7,7 @@ from attention_zoo import axial, bra, crisscross, crossformer, cswin, dat, maxvi
 from attention_zoo.base import Attention, Macs
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import LAYOUTS, Layout
-from attention_zoo.pyramid import create_model
+from attention_zoo.models import create_model
 from attention_zoo.registry import create, names, register, resolve
 
 __all__ = [

@@ -72,7 +72,7 @@ class Attention(nn.Module):
             if config.lepe
             else None
         )
-        self.proj = nn.Linear(dim, dim)
+        self.proj: nn.Module = nn.Linear(dim, dim)
 
     def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """May query i read key j? Boolean, broadcasts to (B, heads, N or the given query indices, N).

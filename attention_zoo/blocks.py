@@ -92,7 +92,10 @@ class CrossScale(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Stem or merging: (B, C, H, W) to a map of ceil(H / stride) x ceil(W / stride), padded at the bottom/right."""
+    """Stem or merging: (B, C, H, W) to a map of ceil(H / stride) x ceil(W / stride), padded at the bottom/right.
+
+    A layout that rounds down drops the remainder instead.
+    """
 
     def __init__(self, layout: Layout, stage: int) -> None:
         """Make the stem (stage 0), or what merges the map of the stage before."""
@@ -100,6 +103,7 @@ class Downsample(nn.Module):
         stem, dim = stage == 0, layout.dims[stage]
         dim_in = 3 if stem else layout.dims[stage - 1]
         self.stride = layout.stem_px if stem else 2
+        self.completes = layout.rounding == "ceil"
         self.concatenates = not stem and layout.merging == "concat_norm_linear"
         self.norm_first = not stem and layout.merging in ("norm_conv2", "norm_multiscale")
         self.norm: nn.Module
@@ -124,7 +128,7 @@ class Downsample(nn.Module):
 
     def _pad(self, x: Tensor) -> Tensor:
         bottom, right = -x.shape[2] % self.stride, -x.shape[3] % self.stride
-        return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
+        return F.pad(x, (0, right, 0, bottom)) if self.completes and (bottom or right) else x
 
     def macs(self, height: int, width: int) -> Macs:
         """Multiply-adds for an output of this size."""

@@ -8,10 +8,11 @@ from typing import Literal
 class Layout:
     """A host of (mostly four) stages: stem, stages of (token mixer, MLP) blocks, merging between them, classifier.
 
-    `stem_px` pixels become one token, then each merging halves the map (sizes are rounded up). `regions` (per
-    side), `window` and `stripes` (tokens) are what a mechanism without an explicit partition takes. `full_stages`
-    (counted from 0) use full attention unless a per-stage schedule says otherwise. `norm` is that outside the blocks,
-    which have LayerNorm; `pool` says whether the last norm comes before or after the mean over the map.
+    `stem_px` pixels become one token, then each merging halves the map; `rounding` says what becomes of a remainder.
+    `regions` (per side), `window` and `stripes` (tokens) are what a mechanism without an explicit partition takes.
+    `full_stages` (counted from 0) use full attention unless a per-stage schedule says otherwise. `norm` is that
+    outside the blocks, which have LayerNorm; `pool` says whether the last norm comes before or after the mean over
+    the map.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Layout:
     merging: Literal["norm_conv2", "concat_norm_linear", "conv2_norm", "conv3_norm", "norm_multiscale"]
     merging_bias: bool = True
     merging_kernels: tuple[int, ...] = (2, 4)
+    rounding: Literal["ceil", "floor"] = "ceil"
     norm: Literal["batch", "layer"]
     norm_eps: float = 1e-5
     block_norm_eps: float = 1e-6
@@ -41,11 +43,11 @@ class Layout:
 
     def maps(self, height_px: int, width_px: int) -> list[tuple[int, int]]:
         """Height and width of each stage's map, tokens, for an input in pixels."""
-        height, width = -(-height_px // self.stem_px), -(-width_px // self.stem_px)
-        sizes = [(height, width)]
-        for _ in self.depths[1:]:
-            height, width = -(-height // 2), -(-width // 2)
-            sizes.append((height, width))
+        sizes, sides = [], (height_px, width_px)
+        for stride in (self.stem_px, *(2 for _ in self.depths[1:])):
+            height, width = (side // stride if self.rounding == "floor" else -(-side // stride) for side in sides)
+            sides = height, width
+            sizes.append(sides)
         return sizes
 
 

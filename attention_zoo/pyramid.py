@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from attention_zoo.base import Attention, Macs
 from attention_zoo.blocks import Block, Downsample, map_norm
-from attention_zoo.config import FULL, AttentionConfig, field_names, parse_values
-from attention_zoo.layouts import LAYOUTS, Layout
-from attention_zoo.registry import build, resolve, suggest
-from attention_zoo.vanilla import Vanilla, VanillaConfig
+from attention_zoo.config import FULL, AttentionConfig
+from attention_zoo.layouts import Layout
+from attention_zoo.registry import build
+from attention_zoo.vanilla import Vanilla
 
 
 class Mixer(NamedTuple):
@@ -24,59 +24,6 @@ class Mixer(NamedTuple):
 
 Stages = list[list[Mixer]]
 """The mixers of each stage's blocks."""
-
-
-def create_model(
-    layout: str | Layout,
-    *,
-    attn: str = "bra",
-    num_classes: int = 1000,
-    drop_path_rate: float = 0.0,
-    **config: Any,
-) -> "Pyramid":
-    """Build a layout around a mechanism; `config` are fields of its `Config`.
-
-    A field takes one value for all stages, or four as a list or a string with dashes: `topk="1-4-16-full"`, where
-    `full` is full attention. One value leaves the layout's full stages full; four say all themselves.
-
-    Raises:
-        ValueError: unknown layout, mechanism or field (the known ones are listed), or values that do not fit.
-    """
-    if isinstance(layout, str):
-        if layout not in LAYOUTS:
-            raise ValueError(suggest("layout", layout, sorted(LAYOUTS)))
-        layout = LAYOUTS[layout]
-    return Pyramid(layout, stage_mixers(layout, attn, config), num_classes, drop_path_rate)
-
-
-def stage_mixers(layout: Layout, attn: str, config: dict[str, Any]) -> Stages:
-    """Decide mechanism and configuration of each block."""
-    cls = resolve(attn)
-    known = field_names(cls.Config)
-    schedules: dict[str, list[Any]] = {}
-    for name, value in config.items():
-        if name not in known:
-            raise ValueError(suggest(f"field of {attn}", name, known))
-        listed = value if isinstance(value, list) else [value]
-        values = parse_values(cls.Config, name, value) if isinstance(value, str) else listed
-        if len(values) not in (1, len(layout.depths)):
-            raise ValueError(f"{name} takes one value or {len(layout.depths)}, one per stage; got {value!r}")
-        schedules[name] = values
-    per_stage = [values for values in schedules.values() if len(values) > 1]
-    stages: Stages = []
-    for stage in range(len(layout.depths)):
-        here = {name: values[stage % len(values)] for name, values in schedules.items()}
-        is_full = FULL in here.values() if per_stage else stage in layout.full_stages
-        if is_full and cls is not Vanilla:
-            lepe = here.get("lepe", cls.Config().lepe)
-            kernel = here.get("lepe_kernel", cls.Config().lepe_kernel)
-            if FULL in (lepe, kernel):
-                raise ValueError("full belongs into the schedule of a field of the mechanism, not of LePE")
-            mixer = Mixer(Vanilla, VanillaConfig(lepe=lepe, lepe_kernel=kernel))
-        else:
-            mixer = Mixer(cls, cls.Config(**{name: value for name, value in here.items() if value != FULL}))
-        stages.append(alternate(mixer, layout, stage))
-    return stages
 
 
 def alternate(mixer: Mixer, layout: Layout, stage: int) -> list[Mixer]:

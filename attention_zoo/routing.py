@@ -22,7 +22,7 @@ def region_means(regions: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def region_affinity(q: Tensor, k: Tensor, valid: Tensor | None) -> Tensor:
-    """Say how well regions suit each other (eq. 3): mean q and k, two of (B, 1 or heads, R, D) -> (B, 1 or heads, R, R).
+    """Say how well regions suit each other (eq. 3): mean q and k, (B, 1 or heads, R, D) each -> (B, 1 or heads, R, R).
 
     A region without a token of its own suits none: its column is -inf. `valid` says which tokens are, (R, T).
     """

@@ -42,8 +42,14 @@ def label(path):
 
 @pytest.mark.parametrize("path", sources("attention_zoo"), ids=label)
 def test_the_zoo_imports_torch_alone(path):
-    timm = {"timm"} if path.name in ("blocks.py", "timm_models.py", "timm_run.py") else set()
-    assert packages(path) <= {"attention_zoo", "torch"} | timm
+    more = {
+        "blocks.py": {"timm"},
+        "timm_models.py": {"timm"},
+        "timm_run.py": {"timm"},
+        "official.py": {"safetensors"},
+        "parity.py": {"safetensors"},
+    }
+    assert packages(path) <= {"attention_zoo", "torch"} | more.get(path.name, set())
 
 
 @pytest.mark.parametrize("path", sources("attention_zoo"), ids=label)
@@ -52,6 +58,9 @@ def test_mechanisms_are_imported_by_the_package_and_by_no_other(path):
         "__init__.py": MECHANISMS,
         # full attention is a stage of the host
         "pyramid.py": {"attention_zoo.vanilla"},
+        "models.py": {"attention_zoo.vanilla"},
+        # the published models, whose classes and configurations these name
+        **dict.fromkeys(("counterparts.py", "name_maps.py", "host_maps.py", "published.py", "parity.py"), MECHANISMS),
     }
     assert imported(path) & MECHANISMS <= allowed.get(path.name, set())
 

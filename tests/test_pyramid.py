@@ -145,7 +145,7 @@ def test_lepe_holds_for_the_full_stage_too(lepe):
         ({"topks": 4}, "unknown field of bra 'topks'; did you mean 'topk'[?] known: .*regions"),
         ({"attn": "swn"}, "unknown mechanism 'swn'; did you mean 'swin'[?] known: axial, bra, .*vanilla"),
         ({"attn": "swin", "topk": 4}, "unknown field of swin 'topk'; .*known: .*window"),
-        ({"layout": "smal"}, "unknown layout 'smal'; did you mean 'small'[?] known: small, stl"),
+        ({"layout": "smal"}, "unknown layout 'smal'; did you mean 'small'[?] known: biformer_base, .*small, stl"),
         ({"lepe": "on-on-on-full"}, "full belongs into the schedule of a field of the mechanism, not of LePE"),
         ({"regions": 4, "region_size": 2}, "give one of regions=4 and region_size=2"),
     ],

@@ -1,0 +1,222 @@
+"""Compare the zoo with stored results of the published codes: `python -m attention_zoo.parity DIR`.
+
+A case is a `*.safetensors` file anywhere below DIR: `input`, `output`, `weights/<official name>`, and if stored `probe`
+with `grad_input` (the gradient of sum(output * probe)) and `extra/r_idx` or `extra/r_idx_<i>` (routes, compared as
+sets). Its header says `kind` (family.Class), `layout` (NHWC, NCHW or BLC) and `config` (JSON: the constructor's
+arguments, H and W). A case passes if max|a - b| <= rtol * max|b| + atol for the output, five times that for the
+gradient, and the routes are the same; regions whose affinities tie may stand for one another.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attention_zoo.bra import BRA
+from attention_zoo.counterparts import counterpart
+from attention_zoo.official import load_official
+from attention_zoo.published import MODELS, counterpart_model
+from attention_zoo.regions import Partition
+from attention_zoo.routing import routed_attention
+
+FUNCTION = "bra.regional_routing_attention_torch"
+GRADIENT_SHARE = 5.0
+"""Tolerance of a gradient over that of an output: bilinear sampling and float32 cost it more digits."""
+TIE = 1e-5
+"""Affinities this close, over the largest, are the same."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stored result of a published code."""
+
+    name: str
+    kind: str
+    layout: str
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Official state dict."""
+        prefix = "weights/"
+        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+
+@dataclass(frozen=True)
+class Result:
+    """Errors over the largest stored value; None where nothing is stored. `routes` counts regions that differ."""
+
+    case: Case
+    output: float
+    gradient: float | None
+    routes: int | None
+    passed: bool
+
+
+def read_case(path: Path, name: str) -> Case:
+    """Read a case from its file.
+
+    Raises:
+        ValueError: the file or its header cannot be read.
+    """
+    from safetensors import safe_open  # nothing else of the zoo needs it
+
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- no mapping
+        case = Case(name, header["kind"], header["layout"], json.loads(header["config"]), tensors)
+        missing = {"input", "output"} - set(tensors)
+        if missing or case.layout not in ("NHWC", "NCHW", "BLC"):
+            raise ValueError(f"without {', '.join(sorted(missing)) or f'a known layout: {case.layout!r}'}")
+    except Exception as error:
+        raise ValueError(f"not a case: {type(error).__name__}: {error}") from error
+    return case
+
+
+def check(case: Case, rtol: float, atol: float) -> Result:
+    """Build our counterpart of a case, run it, and compare.
+
+    Raises:
+        ValueError: the case cannot be built.
+    """
+    x = case.tensors["input"].clone().requires_grad_("grad_input" in case.tensors)
+    affinities: list[Tensor] = []
+    y = _routed(case, x) if case.kind == FUNCTION else _run(case, x, affinities)
+    output, is_close = _compare(y.detach(), case.tensors["output"], rtol, atol)
+    gradient, routes = None, None
+    if "grad_input" in case.tensors:
+        (found,) = torch.autograd.grad((y * case.tensors["probe"]).sum(), x)
+        scale = GRADIENT_SHARE
+        gradient, gradient_is_close = _compare(found, case.tensors["grad_input"], scale * rtol, scale * atol)
+        is_close &= gradient_is_close
+    stored = {name: t for name, t in case.tensors.items() if name.startswith("extra/r_idx")}
+    if stored:
+        pairs = [
+            (affinities[int(name.rpartition("_")[2]) if name != "extra/r_idx" else 0], t) for name, t in stored.items()
+        ]
+        routes = sum(_differing(affinity, expected) for affinity, expected in pairs)
+        is_close &= routes == 0
+    return Result(case, output, gradient, routes, is_close)
+
+
+def _run(case: Case, x: Tensor, affinities: list[Tensor]) -> Tensor:
+    is_model = case.kind in MODELS
+    module, official = (counterpart_model if is_model else counterpart)(case.kind, case.config)
+    load_official(module, official, case.weights)
+    module.eval()
+    for mixer in module.modules():
+        if isinstance(mixer, BRA):
+            _record(mixer, affinities)
+    if is_model:
+        logits: Tensor = module(x)
+        return logits
+    return _as_stored(case, module(_as_map(case, x)))
+
+
+def _record(mixer: BRA, affinities: list[Tensor]) -> None:
+    choose = mixer.affinity
+
+    def recording(q: Tensor, k: Tensor, valid: Tensor | None) -> Tensor:
+        affinities.append(choose(q, k, valid).detach())
+        return choose(q, k, valid)
+
+    mixer.affinity = recording  # type: ignore[method-assign]
+
+
+def _as_map(case: Case, x: Tensor) -> Tensor:
+    if case.layout == "BLC":
+        # a window alone is a map of its own size
+        size = (case.config["H"], case.config["W"]) if "H" in case.config else case.config["ctor"]["window_size"]
+        tokens: Tensor = x.unflatten(1, tuple(size))
+        return tokens
+    return x.permute(0, 2, 3, 1) if case.layout == "NCHW" else x
+
+
+def _as_stored(case: Case, y: Tensor) -> Tensor:
+    if case.layout == "BLC":
+        return y.flatten(1, 2)
+    return y.permute(0, 3, 1, 2) if case.layout == "NCHW" else y
+
+
+def _routed(case: Case, query: Tensor) -> Tensor:
+    """Attention along a given graph of regions, the function behind BRA; zeros complete the last regions."""
+    config = case.config
+    key, value, graph = (case.tensors[f"extra/{name}"] for name in ("key", "value", "region_graph"))
+    sides = config["region_size"]
+    cut = Partition.of_size(*query.shape[2:], *sides)
+    kv_cut = Partition.of_size(*key.shape[2:], *config.get("kv_region_size", sides))
+    q, k, v = (part.split(maps.permute(0, 2, 3, 1)) for part, maps in ((cut, query), (kv_cut, key), (kv_cut, value)))
+    return cut.join(routed_attention(q, k, v, graph, config["num_heads"], config["scale"])).permute(0, 3, 1, 2)
+
+
+def _compare(found: Tensor, expected: Tensor, rtol: float, atol: float) -> tuple[float, bool]:
+    if found.shape != expected.shape:
+        raise ValueError(f"output is {tuple(found.shape)} where {tuple(expected.shape)} is stored")
+    error, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    # a NaN is never close
+    return error / max(largest, torch.finfo(torch.float32).tiny), error <= rtol * largest + atol
+
+
+def _differing(affinity: Tensor, expected: Tensor) -> int:
+    """Count regions whose stored routes, (B, R, K), are not those of the largest affinities, (B, 1, R, R)."""
+    affinity = affinity.expand(-1, 1, -1, -1)[:, 0]
+    found = affinity.topk(expected.shape[-1]).values.sort(-1).values
+    theirs = affinity.gather(-1, expected).sort(-1).values
+    scale = affinity[affinity.isfinite()].abs().max()
+    repeated = expected.sort(-1).values.diff(dim=-1).eq(0).any(-1)
+    return int((((found - theirs).abs() > TIE * scale).any(-1) | repeated).sum())
+
+
+def table(results: Sequence[Result]) -> str:
+    """Lay out results as text, a line each."""
+    width = max([len(result.case.name) for result in results] + [4])
+    lines = [f"{'case':{width}}  {'output':>8}  {'gradient':>8}  {'routes':>6}  pass"]
+    for result in results:
+        gradient = "" if result.gradient is None else f"{result.gradient:.1e}"
+        routes = "" if result.routes is None else "same" if result.routes == 0 else f"{result.routes} off"
+        verdict = "yes" if result.passed else "NO"
+        lines.append(f"{result.case.name:{width}}  {result.output:8.1e}  {gradient:>8}  {routes:>6}  {verdict}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0 if all pass, 1 if one fails, 2 if one cannot be built or there is none."""
+    parser = argparse.ArgumentParser(
+        prog="python -m attention_zoo.parity", description="Compare the zoo with stored results of the published codes."
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="cases: every *.safetensors below it")
+    parser.add_argument("--rtol", type=float, default=1e-4, help="over the largest stored value (default: %(default)s)")
+    parser.add_argument("--atol", type=float, default=0.0, help="added to it (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    for name in ("rtol", "atol"):
+        if not getattr(options, name) >= 0:
+            parser.error(f"--{name} must be 0 or more, got {getattr(options, name)}")
+    paths = sorted(options.folder.rglob("*.safetensors")) if options.folder.is_dir() else []
+    if not paths:
+        parser.error(f"DIR {options.folder} holds no *.safetensors")
+    results, refused = [], []
+    for path in paths:
+        name = str(path.relative_to(options.folder).with_suffix(""))
+        try:
+            results.append(check(read_case(path, name), options.rtol, options.atol))
+        except ValueError as error:
+            refused.append(f"{name}: {error}")
+    if results:
+        print(table(results))
+    failed = sum(not result.passed for result in results)
+    for reason in refused:
+        print(f"cannot be built: {reason}", file=sys.stderr)
+    print(f"{len(results) - failed} passed, {failed} failed, {len(refused)} could not be built")
+    return 2 if refused else int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,402 @@
+"""The published models, as layouts of the shared pyramid: BiFormer by name, and whatever their constructors make.
+
+`create_published` is for users; `counterpart_model` reads the arguments of an official constructor.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attention_zoo.bra import BRA, BRAConfig
+from attention_zoo.counterparts import (
+    Arguments,
+    Built,
+    Reader,
+    Size,
+    crossformer_groups,
+    dat_options,
+    maxvit_partition,
+    pooling,
+)
+from attention_zoo.crossformer import CrossFormer
+from attention_zoo.cswin import CSWin, CSWinConfig
+from attention_zoo.dat import DAT, KERNELS, DATConfig
+from attention_zoo.layouts import Layout
+from attention_zoo.maxvit import MaxViT
+from attention_zoo.name_maps import Official
+from attention_zoo.pyramid import Mixer, Pyramid, Stages
+from attention_zoo.swin import Swin, SwinConfig
+from attention_zoo.vanilla import Vanilla, VanillaConfig
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model: its official class, and the arguments that its name stands for."""
+
+    official: str
+    arguments: dict[str, Any]
+
+
+def _biformer_arguments(depth: list[int], embed_dim: list[int]) -> dict[str, Any]:
+    return {
+        "depth": depth,
+        "embed_dim": embed_dim,
+        "qk_dims": embed_dim,
+        "mlp_ratios": [3, 3, 3, 3],
+        "head_dim": 32,
+        "n_win": 7,
+        "topks": [1, 4, 16, -2],
+        "kv_downsample_mode": "identity",
+    }
+
+
+_NARROW, _WIDE = [64, 128, 256, 512], [96, 192, 384, 768]
+_STL = {"depth": [2, 2, 6, 2], "embed_dim": _WIDE, "head_dim": 32, "n_wins": [7] * 4}
+
+PUBLISHED = {
+    "biformer_tiny": Published("models.BiFormer", _biformer_arguments([2, 2, 8, 2], _NARROW)),
+    "biformer_small": Published("models.BiFormer", _biformer_arguments([4, 4, 18, 4], _NARROW)),
+    "biformer_base": Published("models.BiFormer", _biformer_arguments([4, 4, 18, 4], _WIDE)),
+    "biformer_stl": Published("models.BiFormerSTL", {**_STL, "topks": [1, 4, 16, -2]}),
+    "biformer_stl_nchw": Published("models.nchwBiFormerSTL", {**_STL, "topks": [1, 4, 16, -1]}),
+}
+"""BiFormer (arXiv:2303.08810, table 2 and the released constructors)."""
+
+
+def create_published(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    drop_path_rate: float = 0.0,
+    padding: str = "mask",
+    checkpoint: str | Path | None = None,
+) -> Pyramid:
+    """Build a published model; `checkpoint` is a file of official weights.
+
+    Raises:
+        ValueError: a checkpoint that cannot be read or is another model's.
+    """
+    from attention_zoo.official import load_checkpoint  # maps of all families, which most models do not need
+
+    published = PUBLISHED[name]
+    read = Reader(published.official, {**published.arguments, "num_classes": num_classes, "padding": padding})
+    model, official = _HOSTS[published.official](read, None, drop_path_rate)
+    if checkpoint is not None:
+        load_checkpoint(model, official, checkpoint)
+    return model
+
+
+def counterpart_model(official: str, config: Arguments) -> Built:
+    """Build our pyramid for an official model and its configuration: {"ctor": arguments, "H": ..., "W": ...}.
+
+    Raises:
+        ValueError: an unknown class, or arguments without a counterpart.
+    """
+    read = Reader(official, {"padding": "official", **config["ctor"]})
+    return read.build(lambda: _HOSTS[official](read, (config["H"], config["W"]), 0.0))
+
+
+Host = tuple[Pyramid, Official]
+
+
+def _lepe(kernel: int) -> dict[str, Any]:
+    return {"lepe": True, "lepe_kernel": kernel} if kernel else {"lepe": False}
+
+
+def _one_ratio(ratios: float | list[float]) -> float:
+    listed = ratios if isinstance(ratios, list) else [ratios]
+    if len(set(listed)) != 1:
+        raise ValueError(f"mlp_ratios must be the same in all stages, got {ratios}")
+    return listed[0]
+
+
+def _finish(read: Reader, layout: Layout, stages: Stages, rate: float) -> Host:
+    read("padding")  # only some hosts ever pad
+    model = Pyramid(layout, stages, read("num_classes", 1000), rate)
+    return model, Official(read.official)
+
+
+def _biformer(read: Reader, size: Size | None, rate: float) -> Host:
+    dims, depths = tuple(read("embed_dim")), tuple(read("depth"))
+    scale = read("layer_scale_init_value", -1)
+    read.refuse("before_attn_dwconv", 3)
+    layout = Layout(
+        name="biformer",
+        depths=depths,
+        dims=dims,
+        head_dim=read("head_dim", 64),
+        mlp_ratio=_one_ratio(read("mlp_ratios", [4, 4, 4, 4])),
+        stem="conv3_twice",
+        merging="conv3_norm",
+        norm="batch",
+        layer_scale=scale if scale > 0 else None,
+        position="convolution",
+        init="trunc_normal_0.02",
+        resolution_px=224,
+        regions=7,
+        window=7,
+        stripes=(1, 2, 7, 7),
+    )
+    n_win, qk_dims, kernel = read("n_win", 7), read("qk_dims") or dims, read("side_dwconv", 5)
+    options = {name: read(name, False) for name in ("soft_routing", "diff_routing", "param_routing")}
+    per_window = read("kv_per_wins", [2, 2, -1, -1])
+    read.refuse("param_attention", "qkvo")
+    read.refuse("mlp_dwconv", False)
+    read.refuse("pre_norm", True)
+    read.refuse("pe", None)
+    read("pe_stages")
+    padding = _bra_padding(read)
+    stages: Stages = []
+    for stage, topk in enumerate(read("topks")):
+        if topk > 0:
+            config: Any = BRAConfig(
+                topk=topk,
+                regions=n_win,
+                qk_dim=qk_dims[stage],
+                qk_scale=read("qk_scale"),
+                **_lepe(kernel),
+                **options,
+                **pooling(read, per_window[stage], stage),
+                **padding,
+            )
+            mixer = Mixer(BRA, config, qk_dims[stage] // layout.head_dim)
+        else:
+            mixer = _full(topk, kernel, {-2: "x", -1: None})
+        stages.append([mixer] * depths[stage])
+    return _finish(read, layout, stages, rate)
+
+
+def _bra_padding(read: Reader, variant: str = "legacy") -> dict[str, Any]:
+    auto_pad = read("auto_pad", False) or variant == "nchw"
+    if read("padding", "official") == "mask":
+        return {}
+    return {"padding": "official" if auto_pad else "error", "variant": variant, "impl": "gather"}
+
+
+def _full(topk: int, kernel: int, kinds: dict[int, Any]) -> Mixer:
+    """Full attention where top-k is no number: LePE of v or x, or none; 8 heads whatever the head dim."""
+    if topk not in kinds:
+        raise ValueError(f"topks: {topk} has no counterpart; known: positive, {', '.join(map(str, sorted(kinds)))}")
+    lepe = {"lepe_input": kinds[topk], **_lepe(kernel)} if kinds[topk] else {}
+    return Mixer(Vanilla, VanillaConfig(**lepe), 8)
+
+
+def _stl_layout(read: Reader, norm: Any, **fields: Any) -> Layout:
+    return Layout(
+        name="stl",
+        depths=tuple(read("depth")),
+        dims=tuple(read("embed_dim")),
+        mlp_ratio=_one_ratio(read("mlp_ratios", [4, 4, 4, 4])),
+        merging="norm_conv2",
+        norm=norm,
+        position="none",
+        init="trunc_normal_0.02",
+        resolution_px=224,
+        regions=7,
+        window=7,
+        stripes=(1, 2, 7, 7),
+        **fields,
+    )
+
+
+def _biformer_stl(read: Reader, size: Size | None, rate: float) -> Host:
+    layout = _stl_layout(read, "batch", head_dim=read("head_dim", 32))
+    variant = "nchw" if "nchw" in read.official else "legacy"
+    kinds: dict[int, Any] = {-1: "v"} if variant == "nchw" else {-2: "x", -1: None}
+    kernel, padding, n_wins = read("side_dwconv", 5), _bra_padding(read, variant), read("n_wins", [7] * 4)
+    stages: Stages = []
+    for stage, topk in enumerate(read("topks")):
+        if topk > 0:
+            config = BRAConfig(topk=topk, regions=n_wins[stage], **_lepe(kernel), **padding)
+            mixer = Mixer(BRA, config)
+        else:
+            mixer = _full(topk, kernel, kinds)
+        stages.append([mixer] * layout.depths[stage])
+    return _finish(read, layout, stages, rate)
+
+
+def _maxvit_stl(read: Reader, size: Size | None, rate: float) -> Host:
+    # the head_dim argument is unused: always 32
+    read("head_dim")
+    layout = _stl_layout(read, "layer", head_dim=32, norm_eps=1e-6, block_norm_eps=1e-5)
+    window = read("grid_window_size", 7)
+    turns = [maxvit_partition((window, window), kind, read("auto_pad", False)) for kind in ("block", "grid")]
+    stages = [[Mixer(MaxViT, turns[block % 2]) for block in range(depth)] for depth in layout.depths]
+    return _finish(read, layout, stages, rate)
+
+
+def _image_px(read: Reader) -> int:
+    side: int = read("img_size", 224)
+    return side
+
+
+def _swin(read: Reader, size: Size | None, rate: float) -> Host:
+    depths, heads, width = tuple(read("depths")), read("num_heads"), read("embed_dim", 96)
+    dims = tuple(width * 2**stage for stage in range(len(depths)))
+    for name, only in (("ape", False), ("patch_norm", True), ("in_chans", 3)):
+        read.refuse(name, only)
+    layout = Layout(
+        name="swin",
+        depths=depths,
+        dims=dims,
+        head_dim=dims[0] // heads[0],
+        mlp_ratio=read("mlp_ratio", 4.0),
+        stem_px=read("patch_size", 4),
+        merging="concat_norm_linear",
+        merging_bias=False,
+        norm="layer",
+        block_norm_eps=1e-5,
+        position="none",
+        init="trunc_normal_0.02",
+        resolution_px=_image_px(read),
+        regions=7,
+        window=read("window_size", 7),
+        stripes=(1,),
+    )
+    stages: Stages = []
+    for stage, (height, width) in enumerate(layout.maps(layout.resolution_px, layout.resolution_px)):
+        # the code clamps both sides by the shorter one, and does not shift then
+        window = min(layout.window, height, width)
+        is_whole = min(height, width) <= layout.window
+        fields = {"qkv_bias": read("qkv_bias", True), "qk_scale": read("qk_scale"), "padding": "official"}
+        shifts = [0 if is_whole or block % 2 == 0 else window // 2 for block in range(depths[stage])]
+        stages.append([Mixer(Swin, SwinConfig(window=window, shift=shift, **fields), heads[stage]) for shift in shifts])
+    return _finish(read, layout, stages, rate)
+
+
+def _cswin(read: Reader, size: Size | None, rate: float) -> Host:
+    depths, heads, width = tuple(read("depth")), read("num_heads"), read("embed_dim", 64)
+    splits = read("split_size")
+    layout = Layout(
+        name="cswin",
+        depths=depths,
+        dims=tuple(width * 2**stage for stage in range(len(depths))),
+        head_dim=width // heads[0],
+        mlp_ratio=read("mlp_ratio", 4.0),
+        stem="conv7",
+        stem_px=read("patch_size", 4),
+        merging="conv3_norm",
+        norm="layer",
+        block_norm_eps=1e-5,
+        position="none",
+        init="trunc_normal_0.02",
+        resolution_px=_image_px(read),
+        regions=7,
+        window=7,
+        stripes=tuple(splits),
+    )
+    read.refuse("in_chans", 3)
+    stages: Stages = []
+    maps = layout.maps(layout.resolution_px, layout.resolution_px)
+    for stage, depth in enumerate(depths):
+        # the last stage has one branch over the whole map
+        stripe = max(maps[stage]) if stage == len(depths) - 1 else splits[stage]
+        config = CSWinConfig(
+            stripe=stripe, qkv_bias=read("qkv_bias", False), qk_scale=read("qk_scale"), padding="error"
+        )
+        stages.append([Mixer(CSWin, config, heads[stage])] * depth)
+    return _finish(read, layout, stages, rate)
+
+
+def _crossformer(read: Reader, size: Size | None, rate: float) -> Host:
+    depths, heads, width = tuple(read("depths")), read("num_heads"), read("embed_dim", 96)
+    patches, merges = read("patch_size", [4]), read("merge_size", [[2]])
+    groups, intervals = read("group_size", [7] * 4), read("crs_interval", [8, 4, 2, 1])
+    if any(merge != merges[0] for merge in merges):
+        raise ValueError(f"merge_size must be the same in all stages, got {merges}")
+    for name, only in (("ape", False), ("patch_norm", True), ("in_chans", 3)):
+        read.refuse(name, only)
+    layout = Layout(
+        name="crossformer",
+        depths=depths,
+        dims=tuple(width * 2**stage for stage in range(len(depths))),
+        head_dim=width // heads[0],
+        mlp_ratio=_one_ratio(read("mlp_ratio", [4.0] * len(depths))),
+        stem="multiscale",
+        stem_px=patches[0],
+        stem_kernels=tuple(patches),
+        merging="norm_multiscale",
+        merging_kernels=tuple(merges[0]),
+        norm="layer",
+        block_norm_eps=1e-5,
+        position="none",
+        init="trunc_normal_0.02",
+        resolution_px=_image_px(read),
+        regions=7,
+        window=7,
+        stripes=(1,),
+    )
+    stages: Stages = []
+    maps = layout.maps(*(size or (layout.resolution_px,) * 2))
+    for stage, depth in enumerate(depths):
+        turns = [
+            crossformer_groups(groups[stage], intervals[stage], is_long, maps[stage], 0) for is_long in (False, True)
+        ]
+        fields = {"qkv_bias": read("qkv_bias", True), "qk_scale": read("qk_scale")}
+        turns = [config.replace(**fields) for config in turns]
+        stages.append([Mixer(CrossFormer, turns[block % 2], heads[stage]) for block in range(depth)])
+    return _finish(read, layout, stages, rate)
+
+
+def _dat(read: Reader, size: Size | None, rate: float) -> Host:
+    depths, dims, heads = tuple(read("depths")), tuple(read("dims")), read("heads")
+    count = len(depths)
+    read.refuse("dim_stem", dims[0])
+    for name in ("use_conv_patches", "use_dwc_mlps", "use_conv_mlps"):
+        read.refuse(name, False, [False] * count)
+    layout = Layout(
+        name="dat",
+        depths=depths,
+        dims=dims,
+        head_dim=dims[0] // heads[0],
+        mlp_ratio=read("expansion", 4),
+        stem_px=read("patch_size", 4),
+        merging="conv2_norm",
+        merging_bias=False,
+        rounding="floor",
+        norm="layer",
+        block_norm_eps=1e-5,
+        position="none",
+        init="trunc_normal_0.02",
+        resolution_px=_image_px(read),
+        regions=7,
+        window=7,
+        stripes=(1,),
+    )
+    read("sr_ratios")
+    windows, groups, strides = read("window_sizes"), read("groups"), read("strides")
+    factors, has_position = read("offset_range_factor"), read("use_pes")
+    dwc, none = read("dwc_pes", [False] * count), read("no_offs", [False] * count)
+    read.refuse("fixed_pes", [False] * count)
+    maps = layout.maps(layout.resolution_px, layout.resolution_px)
+    stages: Stages = []
+    for stage, kinds in enumerate(read("stage_spec")):
+        blocks = []
+        for kind in kinds:
+            if kind == "D":
+                options = dat_options(factors[stage], none[stage], has_position[stage], "dwc" if dwc[stage] else "rpb")
+                fields = {"groups": groups[stage], "stride": strides[stage], "map_size": maps[stage]}
+                deformable = DATConfig(variant="2022", kernel=KERNELS[stage], **fields, **options)
+                blocks.append(Mixer(DAT, deformable, heads[stage]))
+            elif kind in ("L", "S"):
+                shift = -(-windows[stage] // 2) if kind == "S" else 0
+                config = SwinConfig(window=windows[stage], shift=shift, padding="official")
+                blocks.append(Mixer(Swin, config, heads[stage]))
+            else:
+                raise ValueError(f"stage_spec: {kind!r} has no counterpart; known: L, S, D")
+        stages.append(blocks)
+    return _finish(read, layout, stages, rate)
+
+
+_HOSTS: dict[str, Callable[[Reader, Size | None, float], Host]] = {
+    "models.BiFormer": _biformer,
+    "models.BiFormerSTL": _biformer_stl,
+    "models.nchwBiFormerSTL": _biformer_stl,
+    "models.MaxViTSTL": _maxvit_stl,
+    "models.SwinTransformer": _swin,
+    "models.CSWinTransformer": _cswin,
+    "models.CrossFormer": _crossformer,
+    "models.DAT_v1": _dat,
+}
+MODELS = tuple(_HOSTS)

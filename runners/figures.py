@@ -1,0 +1,346 @@
+"""Pictures of the README: `python -m runners.figures connectivity --out results/connectivity.png`.
+
+Functions make a `Figure` and write nothing; only the command writes.
+"""
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runners.options import Parser
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from attention_zoo import Attention
+
+FORMATS = (".png", ".svg", ".pdf")
+DPI = 160
+
+HEIGHT, WIDTH = 12, 16
+"""Map of the gallery, tokens."""
+
+QUERY = (4, 5)
+"""Row and column of its query: on the photographed tower, off the middle of the map."""
+
+DIM, HEADS, SEED = 96, 2, 0
+
+COLUMNS = 6
+
+CAPTION = (
+    f"Keys that one query of a {HEIGHT}x{WIDTH} map reads; %: their share of the map, mean over the heads. "
+    "(1) and (2): alternating blocks. First row: the patterns of figure 1 of arXiv:2303.08810.\n"
+    "dat and bra have random weights, alike for q and k, and see colours alone. "
+    "Photograph: danielbuechele, CC BY 2.0, from scikit-learn, cropped."
+)
+
+# blue and yellow, which colour-blind readers tell apart, and which differ in brightness too
+READ, QUERY_COLOUR, UNREAD, BORDER = "#0072B2", "#FFD54A", "#E9E9E9", "#444444"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One setting of a mechanism in the gallery; `reads` says in words what its query reads."""
+
+    name: str
+    reads: str = "default settings"
+    config: dict[str, Any] = field(default_factory=dict)
+    turn: int | None = None
+
+    @property
+    def title(self) -> str:
+        """Name, and which of the blocks that alternate."""
+        return f"{self.name} ({self.turn})" if self.turn else self.name
+
+
+# a LePE or a bias adds nothing to connectivity, so each setting names its partition alone
+PANELS = (
+    # in the order of figure 1 of the BiFormer paper: global, window, axial, dilated, deformable, bi-level
+    Panel("vanilla", "all tokens"),
+    Panel("swin", "windows of 4x4", {"window": 4, "shift": 0}, turn=1),
+    Panel("axial", "row, then column"),
+    Panel("maxvit", "dilated grids of 4x4", {"window": 4, "kind": "grid"}, turn=2),
+    Panel("dat", "around 12 moved points", {"stride": 4, "kernel": 5, "map_size": (HEIGHT, WIDTH)}),
+    Panel("bra", "top 4 of 16 regions", {"regions": 4, "topk": 4}),
+    # each beside its sibling or its like
+    Panel("swin", "the same, shifted by 2", {"window": 4, "shift": 2}, turn=2),
+    Panel("maxvit", "windows of 4x4", {"window": 4, "kind": "block"}, turn=1),
+    Panel("crossformer", "4x4 neighbours", {"group": 4, "interval": 3, "kind": "short"}, turn=1),
+    Panel("crossformer", "4x4 at intervals of 3", {"group": 4, "interval": 3, "kind": "long"}, turn=2),
+    Panel("cswin", "stripes, 2 tokens wide", {"stripe": 2}),
+    Panel("crisscross", "row and column at once"),
+    Panel("sliding", "neighbourhood of 5x5", {"kernel": 5}),
+    Panel("pvt", "12 patches, a key each", {"reduction": 4}),
+    Panel("sep", "windows of 4x4", {"window": 4, "kind": "local"}, turn=1),
+    Panel("sep", "12 patches, a key each", {"reduction": 4, "kind": "global"}, turn=2),
+)
+
+
+def gallery_panels() -> list[Panel]:
+    """Panels of the gallery; a registered mechanism that `PANELS` lacks is shown with its defaults."""
+    import attention_zoo
+
+    shown = {panel.name for panel in PANELS}
+    return [*PANELS, *(Panel(name) for name in attention_zoo.names() if name not in shown)]
+
+
+def photograph() -> "Tensor":
+    """Colours of scikit-learn's bundled photograph of a tower, cropped to the shape of the map: (h, w, 3) in 0..1."""
+    import torch
+    from sklearn.datasets import load_sample_image
+
+    image = torch.tensor(load_sample_image("china.jpg"), dtype=torch.float64) / 255
+    height, width, _ = image.shape
+    left = (width - height * WIDTH // HEIGHT) // 2
+    return image[:, left : width - left]
+
+
+def features(image: "Tensor") -> "Tensor":
+    """Tokens of the map that are alike where their colours are: (h, w, 3) -> (1, HEIGHT, WIDTH, DIM).
+
+    Random cosines of the mean colour, so that a product of two tokens falls with the distance of their colours.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    generator = torch.Generator().manual_seed(SEED)
+    colours = F.adaptive_avg_pool2d(image.permute(2, 0, 1), (HEIGHT, WIDTH)).permute(1, 2, 0)
+    colours = (colours - colours.mean((0, 1))) / colours.std((0, 1))
+    waves = torch.randn(3, DIM, generator=generator, dtype=image.dtype)
+    phases = 2 * torch.pi * torch.rand(DIM, generator=generator, dtype=image.dtype)
+    return torch.cos(colours @ waves + phases)[None]
+
+
+def untrained(panel: Panel) -> "Attention":
+    """Build the mechanism of a panel in float64, from seeded weights, q and k from the same ones.
+
+    What is chosen by content is then chosen by likeness, as a trained mechanism might, and not at random.
+    """
+    import torch
+
+    import attention_zoo
+
+    with torch.random.fork_rng(devices=[]):
+        attention = attention_zoo.create(panel.name, dim=DIM, num_heads=HEADS, **panel.config).double().eval()
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            # initial weights leave offsets at 0 and route by all but equal affinities
+            spread = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.4
+            parameter.normal_(0, spread, generator=generator)
+        for parameter in attention.qkv.parameters():
+            parameter[attention.qk_dim : 2 * attention.qk_dim] = parameter[: attention.qk_dim]
+    return attention
+
+
+def keys_read(attention: "Attention", x: "Tensor", query: tuple[int, int]) -> "Tensor":
+    """Share of the heads by which the query at (row, column) reads each token: (1, H, W, C) -> (H, W) in 0..1."""
+    import torch
+
+    _, height, width, _ = x.shape
+    with torch.no_grad():
+        reads = attention.connectivity(x, torch.tensor([query[0] * width + query[1]]))
+    return reads.expand(1, attention.num_heads, 1, height * width)[0, :, 0].double().mean(0).reshape(height, width)
+
+
+def blocks(attention: "Attention", height: int, width: int) -> list["Tensor"]:
+    """Which block of the map each token lies in, for each cut that the mechanism makes: (H, W) integers each.
+
+    A block is a region, or for dilated ones all those that interleave.
+    """
+    import dataclasses
+
+    from attention_zoo.cswin import CSWin
+    from attention_zoo.partitioned import PartitionAttention
+    from attention_zoo.pooled import PooledAttention
+    from attention_zoo.regions import coordinates
+
+    if isinstance(attention, PooledAttention) and attention.pool is not None:
+        cuts = [attention.pool.cut(height, width)]
+    elif isinstance(attention, CSWin):
+        cuts = [branch.cut for branch in attention.branches(height, width)]
+    elif isinstance(attention, PartitionAttention):
+        cuts = [attention.partition(height, width)]
+    else:
+        cuts = []
+    places = coordinates(height, width, attention.qkv.weight.device)
+    solid = [
+        dataclasses.replace(cut, rows=cut.rows * cut.step_y, cols=cut.cols * cut.step_x, step_y=1, step_x=1)
+        for cut in cuts
+    ]
+    return [cut.locate(*places).reshape(height, width) for cut in solid]
+
+
+def sampled_points(attention: "Attention", x: "Tensor") -> "Tensor | None":
+    """Where deformable attention samples the first image, in tokens: (points, 2) as (row, column); None elsewhere."""
+    import torch
+
+    from attention_zoo.dat import DAT
+
+    if not isinstance(attention, DAT) or attention.offset is None:
+        return None
+    with torch.no_grad():
+        points = attention.points(attention.qkv(x)[..., : attention.dim])[0].reshape(-1, 2)
+    return (points + 1) / 2 * (torch.tensor(x.shape[1:3]) - 1)
+
+
+def connectivity_gallery(query: tuple[int, int] = QUERY) -> "Figure":
+    """Draw which keys one query reads, a panel for each mechanism and block, and the photograph they are shown.
+
+    Each panel is an image of `keys_read`, labelled with the panel's title; the query is the line "query".
+
+    Raises:
+        ValueError: a registered mechanism does not fit the map.
+    """
+    from matplotlib.figure import Figure
+
+    panels = gallery_panels()
+    rows = -(-(len(panels) + 2) // COLUMNS)
+    # inches: a README is about 900 pixels wide, which makes 100 of each
+    head, row, foot = 0.38, 1.5, 0.06
+    height = head + row * rows + foot
+    figure = Figure(figsize=(9, height))
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    # the last row has room for the caption where the others have that for titles
+    bottom, top = (foot + head) / height, 1 - head / height
+    figure.subplots_adjust(left=0.008, right=0.992, bottom=bottom, top=top, wspace=0.08, hspace=0.42)
+    figure.text(0.008, foot / height, CAPTION, fontsize=6.5, va="bottom", linespacing=1.4)
+    image = photograph()
+    x = features(image)
+    for ax, panel in zip(axes, panels, strict=False):
+        draw_panel(ax, panel, x, query)
+    photo, legend, *empty = axes[len(panels) :]
+    photo.imshow(image.numpy(), extent=(-0.5, WIDTH - 0.5, HEIGHT - 0.5, -0.5))
+    _describe(photo, "photograph", "", "what dat and bra see")
+    _mark(photo, query)
+    draw_legend(legend)
+    for ax in empty:
+        ax.set_axis_off()
+    return figure
+
+
+def draw_panel(ax: "Axes", panel: Panel, x: "Tensor", query: tuple[int, int]) -> None:
+    """Draw one panel for the map x, (1, H, W, C)."""
+    attention = untrained(panel)
+    reads = keys_read(attention, x, query)
+    height, width = reads.shape
+    ax.imshow(reads.numpy(), cmap=_shades(), vmin=0, vmax=1, interpolation="none")
+    # points may lie beyond the map
+    ax.autoscale(False)
+    for i in range(1, height):
+        ax.axhline(i - 0.5, color="white", linewidth=0.4)
+    for j in range(1, width):
+        ax.axvline(j - 0.5, color="white", linewidth=0.4)
+    for labels in blocks(attention, height, width):
+        _draw_borders(ax, labels)
+    points = sampled_points(attention, x)
+    if points is not None:
+        ax.plot(
+            points[:, 1],
+            points[:, 0],
+            "o",
+            color="white",
+            markersize=2.6,
+            mec=BORDER,
+            mew=0.5,
+            label="points",
+            zorder=2.3,
+        )
+    _mark(ax, query)
+    _describe(ax, panel.title, f"{reads.mean():.0%}", panel.reads)
+
+
+def _shades() -> "Colormap":
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("reads", [UNREAD, READ])
+
+
+def _draw_borders(ax: "Axes", labels: "Tensor") -> None:
+    from matplotlib.collections import LineCollection
+
+    right = (labels[:, 1:] != labels[:, :-1]).nonzero().tolist()
+    down = (labels[1:] != labels[:-1]).nonzero().tolist()
+    borders = [((j + 0.5, i - 0.5), (j + 0.5, i + 0.5)) for i, j in right]
+    borders += [((j - 0.5, i + 0.5), (j + 0.5, i + 0.5)) for i, j in down]
+    # a white casing, since the line alone is lost on keys that are read
+    for colour, linewidth, zorder in (("white", 1.8, 2.1), (BORDER, 0.8, 2.2)):
+        lines = LineCollection(borders, colors=colour, linewidths=linewidth, capstyle="projecting", zorder=zorder)
+        ax.add_collection(lines)
+
+
+def _mark(ax: "Axes", query: tuple[int, int]) -> None:
+    ax.plot(query[1], query[0], "s", color=QUERY_COLOUR, markersize=6, mec="black", mew=1, label="query", zorder=3)
+
+
+def _describe(ax: "Axes", title: str, share: str, line: str) -> None:
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set(color=BORDER, linewidth=0.7)
+    ax.set_title(title, loc="left", fontsize=8, fontweight="bold", pad=12)
+    ax.set_title(share, loc="right", fontsize=8, pad=12)
+    ax.text(0, 1.03, line, transform=ax.transAxes, fontsize=7, va="bottom")
+
+
+def draw_legend(ax: "Axes") -> None:
+    """Explain the marks and shades of the gallery, in the place of a panel."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    edge: dict[str, Any] = {"edgecolor": BORDER, "linewidth": 0.5}
+    query: dict[str, Any] = {"color": QUERY_COLOUR, "markersize": 6, "markeredgecolor": "black", "linestyle": "none"}
+    point: dict[str, Any] = {"color": "white", "markersize": 3, "markeredgecolor": BORDER, "linestyle": "none"}
+    ax.set_axis_off()
+    ax.legend(
+        handles=[
+            Line2D([], [], marker="s", label="query", **query),
+            Patch(facecolor=READ, label="key it reads", **edge),
+            Patch(facecolor=_shades()(0.5), label="with half of the heads", **edge),
+            Patch(facecolor=UNREAD, label="not read", **edge),
+            Line2D([], [], color=BORDER, linewidth=0.8, label="region or patch"),
+            Line2D([], [], marker="o", label="sampled point", **point),
+        ],
+        loc="center left",
+        bbox_to_anchor=(-0.05, 0.5),
+        fontsize=7,
+        frameon=False,
+        handlelength=1.2,
+        borderpad=0,
+    )
+
+
+FIGURES = {"connectivity": connectivity_gallery}
+
+
+def read_command(argv: Sequence[str]) -> Namespace:
+    """Parse a command line; a malformed one ends the process with code 2 and one line."""
+    parser = Parser(prog="figures.py", description="Draw a picture of the README.", allow_abbrev=False)
+    parser.add_argument("figure", choices=FIGURES, help="which one")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="png, svg or pdf (default: results/<figure>.png)")
+    options = parser.parse_args(argv)
+    options.out = options.out or Path("results") / f"{options.figure}.png"
+    if options.out.suffix not in FORMATS:
+        parser.error(f"cannot write {options.out}: its name must end in {', '.join(FORMATS)}")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw one figure and write it; 0, or 2 with one line if the file cannot be written."""
+    options = read_command(sys.argv[1:] if argv is None else argv)
+    figure = FIGURES[options.figure]()
+    try:
+        figure.savefig(options.out, dpi=DPI)
+    except OSError as error:
+        print(f"figures.py: error: cannot write {options.out}: {error.strerror}", file=sys.stderr)
+        return 2
+    print(options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
