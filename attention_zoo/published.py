@@ -75,10 +75,12 @@ def create_published(
     """Build a published model; `checkpoint` is a file of official weights.
 
     Raises:
-        ValueError: a checkpoint that cannot be read or is another model's.
+        ValueError: an unknown padding, or a checkpoint that cannot be read or is another model's.
     """
     from attention_zoo.official import load_checkpoint  # maps of all families, which most models do not need
 
+    if padding not in ("mask", "official", "error"):
+        raise ValueError(f"padding must be mask, official or error, got {padding!r}")
     published = PUBLISHED[name]
     read = Reader(published.official, {**published.arguments, "num_classes": num_classes, "padding": padding})
     model, official = _HOSTS[published.official](read, None, drop_path_rate)
@@ -93,7 +95,7 @@ def counterpart_model(official: str, config: Arguments) -> Built:
     Raises:
         ValueError: an unknown class, or arguments without a counterpart.
     """
-    read = Reader(official, {"padding": "official", **config["ctor"]})
+    read = Reader(official, {"padding": "as_built", **config["ctor"]})
     return read.build(lambda: _HOSTS[official](read, (config["H"], config["W"]), 0.0))
 
 
@@ -168,10 +170,11 @@ def _biformer(read: Reader, size: Size | None, rate: float) -> Host:
 
 
 def _bra_padding(read: Reader, variant: str = "legacy") -> dict[str, Any]:
-    auto_pad = read("auto_pad", False) or variant == "nchw"
-    if read("padding", "official") == "mask":
-        return {}
-    return {"padding": "official" if auto_pad else "error", "variant": variant, "impl": "gather"}
+    """The rule that a user names; `as_built` is what the constructor's own argument makes of it."""
+    auto_pad, rule = read("auto_pad", False) or variant == "nchw", read("padding")
+    if rule == "as_built":
+        return {"padding": "official" if auto_pad else "error", "variant": variant, "impl": "gather"}
+    return {"padding": rule, "variant": variant}
 
 
 def _full(topk: int, kernel: int, kinds: dict[int, Any]) -> Mixer:

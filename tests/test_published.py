@@ -1,0 +1,182 @@
+"""Published models: names, shapes, counts and MACs of the official ones, and their checkpoints."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from attention_zoo import create_model
+from attention_zoo.name_maps import Official
+from attention_zoo.official import load_official, to_official
+from attention_zoo.published import PUBLISHED, counterpart_model
+
+FOLDER = Path(os.environ.get("ZOO_GOLDEN") or Path(__file__).parents[1].parent / "shared" / "golden") / "models"
+LISTS = sorted(FOLDER.glob("*.json"))
+needs_golden = pytest.mark.skipif(not LISTS, reason=f"no lists of names in {FOLDER}; set ZOO_GOLDEN to their folder")
+
+# models of other codes whose configuration the lists leave to the name
+HOSTS = {
+    "crossformer_tiny": ("models.CrossFormer", {}),
+    "cswin_tiny_224": (
+        "models.CSWinTransformer",
+        {"depth": [1, 2, 21, 1], "split_size": [1, 2, 7, 7], "num_heads": [2, 4, 8, 16], "qkv_bias": True},
+    ),
+    "dat_tiny_2022": ("models.DAT_v1", {}),
+    "maxvit_stl": ("models.MaxViTSTL", {"depth": [2, 2, 6, 2], "embed_dim": [96, 192, 384, 768]}),
+    "swin_tiny": ("models.SwinTransformer", {}),
+}
+ELSEWHERE = {"dat_tiny_2023", "maxvit_tiny_tf_224"}  # hosts of their own: NATTEN stages, convolution blocks
+NOT_MACS = {"layer_norm", "batch_norm", "grid_sampler", "adaptive_avg_pool2d"}
+
+
+def build(listed):
+    name = listed["model"]
+    if name in PUBLISHED:
+        return create_model(name), Official(PUBLISHED[name].official)
+    official, arguments = HOSTS[name]
+    return counterpart_model(official, {"ctor": {**arguments, **listed["config"]}, "H": 224, "W": 224})
+
+
+@needs_golden
+def test_every_list_is_used():
+    assert {path.stem for path in LISTS} == {*PUBLISHED, *HOSTS, *ELSEWHERE}
+
+
+@needs_golden
+@pytest.mark.parametrize("path", [path for path in LISTS if path.stem not in ELSEWHERE], ids=lambda path: path.stem)
+def test_names_shapes_parameters_and_macs_are_the_official_ones(path):
+    listed = json.loads(path.read_text())
+    # on the meta device: a shape is a shape
+    with torch.device("meta"):
+        model, official = build(listed)
+    found = {name: list(tensor.shape) for name, tensor in to_official(model, official).items()}
+    assert found == {**listed["parameters"], **{name: shape[:-1] for name, shape in listed["buffers"].items()}}
+    assert sum(parameter.numel() for parameter in model.parameters()) == listed["n_params"]
+    flops = listed["flops"]
+    macs = flops["total"] - sum(flops["by_operator"].get(name, 0) for name in NOT_MACS)
+    assert model.macs(224, 224).total == pytest.approx(macs, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "gmacs"),
+    [
+        ("biformer_tiny", 13_142_760, 2.2),
+        ("biformer_small", 25_536_232, 4.5),
+        ("biformer_base", 56_804_968, 9.8),
+        ("biformer_stl", 28_372_552, 4.6),
+        ("biformer_stl_nchw", 28_372_552, 4.6),
+    ],
+)
+def test_the_models_are_those_of_the_paper(name, params, gmacs):
+    with torch.device("meta"):
+        model = create_model(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == params
+    assert model.macs(224, 224).total / 1e9 == pytest.approx(gmacs, rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """biformer_tiny with 10 classes, its weights far from their start, and their official names."""
+    model = create_model("biformer_tiny", num_classes=10).eval()
+    generator = torch.Generator().manual_seed(0)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.05 + 0.01)
+    return model, to_official(model, Official("models.BiFormer"))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_checkpoint_loads_and_comes_back(tiny, tmp_path, suffix):
+    model, state = tiny
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".pth":
+        torch.save({"model": state, "epoch": 3}, path)
+    else:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+    loaded = create_model("biformer_tiny", num_classes=10, checkpoint=path).eval()
+    again = to_official(loaded, Official("models.BiFormer"))
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+    images = torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), model(images))
+
+
+class Malicious:
+    def __reduce__(self):
+        return Path.touch, (Path("pwned"),)
+
+
+@pytest.mark.parametrize("spoil", ["another model", "no state", "no file", "code", "missing", "unknown", "shape"])
+def test_a_checkpoint_of_something_else_is_refused(tiny, tmp_path, monkeypatch, spoil):
+    monkeypatch.chdir(tmp_path)
+    path, state = tmp_path / "model.pth", dict(tiny[1])
+    message = {
+        "another model": "these are not the weights of this models.BiFormerSTL: unknown: .*pos_embed",
+        "no state": "holds no state dict, neither at the top nor under 'model'",
+        "no file": "cannot be read: FileNotFoundError",
+        "code": "cannot be read: UnpicklingError",
+        "missing": "missing: head.bias",
+        "unknown": "unknown: head.scale",
+        "shape": "mis-shaped: head.weight 7x512 instead of 10x512",
+    }[spoil]
+    if spoil == "missing":
+        del state["head.bias"]
+    elif spoil == "unknown":
+        state["head.scale"] = torch.zeros(1)
+    elif spoil == "shape":
+        state["head.weight"] = torch.zeros(7, 512)
+    if spoil == "code":
+        path.write_bytes(pickle.dumps({"model": Malicious()}, protocol=2))
+    elif spoil != "no file":
+        torch.save([1, 2] if spoil == "no state" else {"model": state}, path)
+    name = "biformer_stl" if spoil == "another model" else "biformer_tiny"
+    with pytest.raises(ValueError, match=f"(?s)checkpoint=.*model.pth.*{message}"):
+        create_model(name, num_classes=10, checkpoint=path)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("biformer_tiny", {"attn": "swin"}, "biformer_tiny is what was published; .* not attn='swin'"),
+        ("biformer_tiny", {"topk": 4}, "takes padding and checkpoint, not topk=4"),
+        ("biformer_tiny", {"padding": "zeros"}, "padding must be mask, official or error, got 'zeros'"),
+        ("biformer_tny", {}, "unknown layout 'biformer_tny'; did you mean 'biformer_tiny'"),
+        ("stl", {"checkpoint": "x.pth"}, "checkpoint=x.pth: weights are known of biformer_base, .*, not of stl"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(name, config, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(name, **config)
+
+
+def test_padding_is_masked_unless_told_otherwise():
+    images = torch.randn(1, 3, 128, 96, generator=torch.Generator().manual_seed(0))
+    masked, official = (
+        create_model("biformer_tiny", num_classes=4, padding=rule).eval() for rule in ("mask", "official")
+    )
+    official.load_state_dict(masked.state_dict())
+    with torch.no_grad():
+        assert not torch.allclose(masked(images), official(images))
+    with pytest.raises(ValueError, match="does not divide"):
+        create_model("biformer_tiny", padding="error")(images)
+
+
+def test_a_mask_of_another_map_is_refused():
+    attention = create_model("small", attn="swin").mixers()[2][1]
+    about = Official("swin.SwinTransformerBlock.attn", (4, 6))
+    state = to_official(attention, about)
+    load_official(attention, about, state)
+    state["attn_mask"] = torch.zeros_like(state["attn_mask"])
+    with pytest.raises(ValueError, match="attn_mask belongs to another configuration"):
+        load_official(attention, about, state)
+    with pytest.raises(ValueError, match="depends on the map: give its size"):
+        to_official(attention, Official("swin.SwinTransformerBlock.attn"))
+    with pytest.raises(ValueError, match=r"no weights of 'swin\.Block' for Swin; known: bra\.BiLevel"):
+        to_official(attention, Official("swin.Block"))
