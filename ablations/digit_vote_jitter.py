@@ -1,9 +1,10 @@
 """What does the top-k curve look like when tiles no longer fall on region and window borders?
 
 `digit-vote:jitter=3` shifts the tile grid of each image by up to 3 px in y and x, so that a tile straddles regions.
-It learns nothing in the default 400 steps: this study is a longer run.
+It learns nothing in the default 400 steps; in 1500, top-k 8 reads 92 % and vanilla is half-way (74 %). The recipe
+is the default one, for six times as many steps.
 
-Expect: vanilla and top-k 8 learn it given steps, top-k 1 does not; small top-k loses more than on the aligned grid.
+Expect: vanilla and top-k 8 learn it, top-k 1 does not; small top-k loses more than on the aligned grid.
 
 python runners/sweep.py --study digit_vote_jitter        (--dry-run prints its cells and an estimate)
 """
@@ -11,7 +12,7 @@ python runners/sweep.py --study digit_vote_jitter        (--dry-run prints its c
 from ablations.study import Axes, Study
 
 DATA = ("digit-vote:jitter=3",)
-STEPS = (1500,)
+STEPS = (2500,)
 
 STUDY = Study(
     name="digit_vote_jitter",

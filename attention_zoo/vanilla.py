@@ -33,10 +33,11 @@ class Vanilla(Attention):
 
     Config: ClassVar[type[AttentionConfig]] = VanillaConfig
 
-    def __init__(self, dim: int, num_heads: int, config: VanillaConfig) -> None:
+    def __init__(self, dim: int, num_heads: int, config: AttentionConfig) -> None:
         """Nothing beyond the shared projections."""
         super().__init__(dim, num_heads, config)
-        self.lepe_input = config.lepe_input
+        # a subclass may bring a config without that field
+        self.lepe_input = config.lepe_input if isinstance(config, VanillaConfig) else "v"
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix all tokens: (B, H, W, C) -> same."""

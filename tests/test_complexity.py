@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+import attention_zoo
 from runners import complexity
 from runners.complexity import CountMismatch, count
 
@@ -283,3 +284,13 @@ assert "fvcore" in sys.modules
         [sys.executable, "-W", "error::FutureWarning", "-c", path + code], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("size_px", [(64, 64), (64, 96), (76, 44)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("name", attention_zoo.names())
+def test_three_roads_agree_on_every_mechanism(name, size_px):
+    # the last size needs padding on most maps; macs describes the algorithm of bra, which gathers
+    impl = {"impl": "gather"} if name == "bra" else {}
+    model = attention_zoo.create_model("small", attn=name, num_classes=10, **impl)
+    columns = count(model, *size_px)
+    assert columns["gmacs"] == columns["executed_gmacs"] == model.macs(*size_px).total / 1e9

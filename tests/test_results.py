@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
-(PROBE,) = (ROOT / "results").glob("digit_vote_*.csv")
+(PROBE,) = (ROOT / "results").glob("digit_vote_cpu-*.csv")
+(JITTER,) = (ROOT / "results").glob("digit_vote_jitter_*.csv")
 
 
-def rows() -> pd.DataFrame:
-    table = pd.read_csv(PROBE)
+def rows(path: Path = PROBE) -> pd.DataFrame:
+    table = pd.read_csv(path)
     return table.assign(name=table["attention"] + table["topk"].map(lambda k: "" if pd.isna(k) else f" {k:.0f}"))
 
 
@@ -35,3 +36,21 @@ def test_the_readme_shows_that_table() -> None:
     assert set(found) == set(expected.index)
     for name, figures in found.items():
         assert figures == pytest.approx(tuple(expected.loc[name]), abs=0.051)
+
+
+def test_with_jitter_it_is_learned_in_a_longer_run() -> None:
+    acc1 = rows(JITTER).set_index("name")["acc1"]
+    assert min(acc1["vanilla"], acc1["bra 8"]) > 90
+    assert acc1["bra 1"] < 61.1
+    readme = (ROOT / "README.md").read_text()
+    shown = re.findall(r"^\| `(\w+)`,? ?(?:top-k (\d+))? \| ([\d.]+) \|$", readme, re.MULTILINE)
+    found = {f"{name} {topk}".strip(): float(figure) for name, topk, figure in shown}
+    assert found == {name: pytest.approx(value, abs=0.051) for name, value in acc1.items()}
+
+
+def test_the_jitter_study_is_what_was_measured() -> None:
+    from ablations.digit_vote_jitter import STUDY
+
+    (steps,) = set(rows(JITTER)["steps"])
+    assert all(axes.steps == (steps,) for axes in STUDY.axes)
+    assert set(rows(JITTER)["data"]) == {"digit-vote:jitter=3"}
