@@ -41,6 +41,7 @@ class CSWinConfig(PartitionConfig):
     stripe: int | None = field(
         default=None, metadata={"help": "width of a stripe, tokens; default: the layout's, or 7"}
     )
+    clip_stripe: bool = field(default=False, metadata={"help": "on a small map use one stripe if stripe is wider"})
     lepe: bool = field(default=True, metadata={"help": "depth-wise convolution of v inside each stripe (LePE)"})
     lepe_kernel: int = field(default=3, metadata={"help": "side of the LePE kernel, tokens, odd"})
 
@@ -62,8 +63,10 @@ class CSWinConfig(PartitionConfig):
             raise ValueError(f"stripe must be at least 1, got {self.stripe}")
 
     def at(self, stage: int, block: int, layout: Layout) -> Self:
-        """Take the layout's stripe unless one is set."""
-        return self.replace(stripe=self.stripe or layout.stripes[stage])
+        """Take the layout's stripe unless one is set; it may be wider than the map of a low resolution."""
+        if self.stripe is not None:
+            return self
+        return self.replace(stripe=layout.stripes[stage], clip_stripe=True)
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,11 @@ class CSWin(Attention):
         """Vertical stripes on the first heads, horizontal ones on the others.
 
         Raises:
-            ValueError: the map needs padding that is refused.
+            ValueError: a stripe is wider than the map and may not be clipped, or the map needs padding that is refused.
         """
         stripe = self.config.stripe or 7
+        if self.config.stripe is not None and stripe > max(height, width) and not self.config.clip_stripe:
+            raise ValueError(f"stripe={stripe} is wider than a {height}x{width} map; lower it, or allow clip_stripe")
         vertical, head_dim = (self.num_heads + 1) // 2, self.dim // self.num_heads
         for sides, heads in (
             ((height, min(stripe, width)), (0, vertical)),

@@ -55,7 +55,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"stripe": 1},
         {"stripe": 2},
         {"stripe": 3, "lepe": False},
-        {"stripe": 7, "lepe_kernel": 5},
+        {"stripe": 7, "lepe_kernel": 5, "clip_stripe": True},
         {"stripe": 3, "pad_side": "center"},
         {"stripe": 2, "padding": "official"},
     ],

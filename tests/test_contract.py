@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from attention_zoo.base import attend, masked_softmax
 from tests.conftest import counted, is_one_softmax, reads_padding
 
 SIZES = [(6, 12), (5, 7), (7, 4)]  # the first divides most partitions, the others need padding
@@ -201,3 +202,15 @@ def test_lepe_costs_its_own_macs_and_no_others(small, mechanism, size):
     off = small(mechanism.name, *size, **{**mechanism.config, "lepe": False})[0].macs(*size)
     assert on.position > off.position
     assert dataclasses.replace(on, position=off.position) == off
+
+
+def test_a_query_that_may_read_nothing_gets_zero():
+    q, k, v = torch.randn(3, 1, 2, 4, 6, dtype=torch.float64).requires_grad_()
+    allowed = torch.ones(4, 4, dtype=torch.bool)
+    allowed[1] = False
+    bias = torch.zeros(4, 4, dtype=torch.float64).masked_fill(~allowed, float("-inf"))
+    for y in (attend(q, k, v, 0.4, bias[None, None]), masked_softmax(q, k, v, 0.4, None, allowed)):
+        assert torch.equal(y[0, :, 1], torch.zeros(2, 6, dtype=torch.float64))
+        gradients = torch.autograd.grad(y.square().sum(), (q, k, v))
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        assert torch.equal(gradients[0][0, :, 1], torch.zeros(2, 6, dtype=torch.float64))

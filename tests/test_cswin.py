@@ -41,7 +41,7 @@ def by_token(attention, image, stripe):
 @pytest.mark.parametrize("lepe", [True, False], ids=["lepe", "plain"])
 @pytest.mark.parametrize(("size", "stripe"), [((4, 6), 2), ((3, 5), 1), ((4, 6), 9)], ids=str)
 def test_output_by_token(small, size, stripe, lepe, side):
-    attention, x = small("cswin", *size, stripe=stripe, lepe=lepe, pad_side=side)
+    attention, x = small("cswin", *size, stripe=stripe, lepe=lepe, pad_side=side, clip_stripe=True)
     torch.testing.assert_close(by_token(attention, x[1], stripe), attention(x)[1])
 
 
@@ -84,6 +84,7 @@ def test_macs_written_out():
 def test_stripes_follow_the_layout():
     assert [CSWinConfig().at(stage, 0, STL).stripe for stage in range(4)] == [1, 2, 7, 7]
     assert CSWinConfig().at(0, 0, SMALL).stripe == 1
+    assert CSWinConfig().at(2, 0, STL).clip_stripe  # at 64 px the map is 4x4
     assert CSWinConfig(stripe=3).at(0, 0, STL).stripe == 3
 
 
@@ -105,3 +106,13 @@ def test_refused_padding_names_the_map():
     attention = create("cswin", dim=12, num_heads=2, stripe=3, padding="error")
     with pytest.raises(ValueError, match=r"a 6x7 map does not divide into blocks of 6x3 tokens.*padding=mask"):
         attention(torch.zeros(1, 6, 7, 12))
+
+
+def test_a_stripe_wider_than_the_map_names_both():
+    message = r"stripe=8 is wider than a 5x7 map; lower it, or allow clip_stripe"
+    attention = create("cswin", dim=12, num_heads=2, stripe=8)
+    for call in (attention.macs, attention.geometry):
+        with pytest.raises(ValueError, match=message):
+            call(5, 7)
+    with pytest.raises(ValueError, match=message):
+        attention(torch.zeros(1, 5, 7, 12))
