@@ -1,5 +1,6 @@
 """The frozen configuration that each mechanism extends, and how its fields are read from text."""
 
+import functools
 import math
 import types
 import typing
@@ -29,8 +30,13 @@ class AttentionConfig:
         """Reject values that no map could make right.
 
         Raises:
-            ValueError: an even or non-positive `lepe_kernel`, a `qk_scale` that is not positive.
+            ValueError: a value of another type than its field's, an even or non-positive `lepe_kernel`, a `qk_scale`
+                that is not positive.
         """
+        for name in field_names(type(self)):
+            options, value = _options(type(self), name), getattr(self, name)
+            if not any(_fits(option, value) for option in options):
+                raise ValueError(f"{name} takes {' or '.join(map(_describe, options))}; got {value!r}")
         if self.lepe_kernel < 1 or self.lepe_kernel % 2 == 0:
             raise ValueError(f"lepe_kernel must be odd and at least 1, got {self.lepe_kernel}")
         if self.qk_scale is not None and not 0 < self.qk_scale < math.inf:
@@ -58,10 +64,7 @@ def parse_field(config: type[AttentionConfig], name: str, text: str) -> Any:
     """
     if name not in field_names(config):
         raise ValueError(f"no field {name!r}; known: {', '.join(field_names(config))}")
-    hint = typing.get_type_hints(config)[name]
-    # a union with a Literal in it is typing's own kind, every other one is types.UnionType
-    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    options = typing.get_args(hint) if is_union else (hint,)
+    options = _options(config, name)
     for option in options:
         try:
             return _parse(option, text)
@@ -83,6 +86,30 @@ def parse_values(config: type[AttentionConfig], name: str, text: str) -> list[An
         if len(parts) == 1 or not all(parts):
             raise
     return [part if part == FULL else parse_field(config, name, part) for part in parts]
+
+
+@functools.cache
+def _options(config: type, name: str) -> tuple[Any, ...]:
+    """Types that a field may have."""
+    hint = typing.get_type_hints(config)[name]
+    # a union with a Literal in it is typing's own kind, every other one is types.UnionType
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def _fits(option: Any, value: Any) -> bool:
+    """Whether a value is of one type of a hint; of types that no text can name, any is."""
+    if option is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if option is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if option in (bool, str, types.NoneType):
+        return isinstance(value, option)
+    if typing.get_origin(option) is typing.Literal:
+        return value in typing.get_args(option)
+    if typing.get_origin(option) is tuple:
+        return isinstance(value, tuple) and len(value) == 2 and all(_fits(int, side) for side in value)
+    return True
 
 
 _SWITCH = {"on": True, "true": True, "off": False, "false": False}

@@ -19,7 +19,7 @@ table of biases is read by displacement, and a fixed one interpolated (the code 
 import itertools
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Self, get_args, get_type_hints
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -79,10 +79,6 @@ class DATConfig(AttentionConfig):
                 variant does not have.
         """
         super().__post_init__()
-        for name in ("variant", "position"):
-            allowed = get_args(get_type_hints(type(self))[name])
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
         for name in ("groups", "stride", "kernel"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -79,8 +79,6 @@ def create_published(
     """
     from attention_zoo.official import load_checkpoint  # maps of all families, which most models do not need
 
-    if padding not in ("mask", "official", "error"):
-        raise ValueError(f"padding must be mask, official or error, got {padding!r}")
     published = PUBLISHED[name]
     read = Reader(published.official, {**published.arguments, "num_classes": num_classes, "padding": padding})
     model, official = _HOSTS[published.official](read, None, drop_path_rate)

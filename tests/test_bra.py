@@ -272,6 +272,13 @@ def test_at_takes_the_layouts_regions_unless_a_partition_is_set():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        ({"topk": "4"}, "topk takes an integer; got '4'"),
+        ({"topk": 1.5}, "topk takes an integer; got 1.5"),
+        ({"topk": True}, "topk takes an integer; got True"),
+        ({"lepe": 1}, "lepe takes on[|]off; got 1"),
+        ({"qk_scale": "1"}, "qk_scale takes a number or none; got '1'"),
+        ({"impl": "fast"}, "impl takes auto[|]gather[|]dense; got 'fast'"),
+        ({"region_size": (2, 3)}, r"region_size takes an integer or auto or none; got \(2, 3\)"),
         ({"topk": 0}, "topk must be at least 1, got 0; for dense attention use vanilla"),
         ({"regions": 0}, "regions must be at least 1, got 0"),
         ({"region_size": 0}, "region_size must be at least 1, got 0"),

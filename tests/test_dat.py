@@ -317,8 +317,8 @@ def test_a_kernel_as_large_as_the_stride_is_padded_in_2022_alone():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"variant": "2024"}, "variant must be 2022 or 2023, got '2024'"),
-        ({"position": "lepe"}, "position must be rpb or dwc or fixed or log or none, got 'lepe'"),
+        ({"variant": "2024"}, "variant takes 2022[|]2023; got '2024'"),
+        ({"position": "lepe"}, "position takes rpb[|]dwc[|]fixed[|]log[|]none; got 'lepe'"),
         ({"groups": 0}, "groups must be at least 1, got 0"),
         ({"stride": 0}, "stride must be at least 1, got 0"),
         ({"kernel": -1}, "kernel must be at least 1, got -1"),

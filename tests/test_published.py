@@ -145,7 +145,7 @@ def test_a_checkpoint_of_something_else_is_refused(tiny, tmp_path, monkeypatch, 
     [
         ("biformer_tiny", {"attn": "swin"}, "biformer_tiny is what was published; .* not attn='swin'"),
         ("biformer_tiny", {"topk": 4}, "takes padding and checkpoint, not topk=4"),
-        ("biformer_tiny", {"padding": "zeros"}, "padding must be mask, official or error, got 'zeros'"),
+        ("biformer_tiny", {"padding": "zeros"}, "padding takes mask[|]official[|]error; got 'zeros'"),
         ("biformer_tny", {}, "unknown layout 'biformer_tny'; did you mean 'biformer_tiny'"),
         ("stl", {"checkpoint": "x.pth"}, "checkpoint=x.pth: weights are known of biformer_base, .*, not of stl"),
     ],
