@@ -89,9 +89,13 @@ def parse_values(config: type[AttentionConfig], name: str, text: str) -> list[An
 
 
 @functools.cache
+def _hints(config: type) -> dict[str, Any]:
+    return typing.get_type_hints(config)
+
+
 def _options(config: type, name: str) -> tuple[Any, ...]:
     """Types that a field may have."""
-    hint = typing.get_type_hints(config)[name]
+    hint = _hints(config)[name]
     # a union with a Literal in it is typing's own kind, every other one is types.UnionType
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     return typing.get_args(hint) if is_union else (hint,)
