@@ -86,13 +86,14 @@ def _build(cls: Callable[..., Attention], dim: int, num_heads: int, config: Atte
     return cls(dim, num_heads, config)
 
 
-def _lepe(kernel: int) -> dict[str, Any]:
+def lepe_fields(kernel: int) -> dict[str, Any]:
+    """LePE of this kernel; 0 is none."""
     return {"lepe": True, "lepe_kernel": kernel} if kernel else {"lepe": False}
 
 
 def _vanilla(read: Reader, size: Size | None) -> Built:
     kind = read.official
-    lepe = _lepe(read("side_dwconv", 5)) if kind.endswith("LePE") else {}
+    lepe = lepe_fields(read("side_dwconv", 5)) if kind.endswith("LePE") else {}
     config = vanilla.VanillaConfig(
         qkv_bias=read("qkv_bias", False),
         qk_scale=read("qk_scale"),
@@ -228,7 +229,7 @@ def _bra(read: Reader, size: Size | None) -> Built:
         qk_dim=read("qk_dim"),
         qk_scale=read("qk_scale"),
         impl="gather",
-        **_lepe(read("side_dwconv", 3)),
+        **lepe_fields(read("side_dwconv", 3)),
         **variant,
     )
     module = _build(bra.BRA, read("dim"), read("num_heads", 8), config)

@@ -16,40 +16,20 @@ from torch import Tensor
 
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
-from attention_zoo.partitioned import PartitionAttention, PartitionConfig, bias_table, table_bias
+from attention_zoo.partitioned import PartitionAttention, WindowConfig, bias_table, table_bias
 from attention_zoo.regions import Partition
 from attention_zoo.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaxViTConfig(PartitionConfig):
+class MaxViTConfig(WindowConfig):
     """Windows and grids of 7 x 7 tokens, as published; inside a pyramid, of the layout's window."""
 
-    window: int | tuple[int, int] | None = field(
-        default=None,
-        metadata={"help": "tokens per side of a window and of a grid, or HxW; default: the layout's, or 7"},
-    )
     kind: Literal["block", "grid"] | None = field(
         default=None, metadata={"help": "windows or dilated grids; default: in turns, block first"}
     )
 
     period: ClassVar[int] = 2
-
-    def __post_init__(self) -> None:
-        """Reject windows that no map could make right.
-
-        Raises:
-            ValueError: a window below 1.
-        """
-        super().__post_init__()
-        if min(self.sides) < 1:
-            raise ValueError(f"window must be at least 1, got {self.window}")
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Height and width of a window, and of a grid, tokens."""
-        window = 7 if self.window is None else self.window
-        return (window, window) if isinstance(window, int) else window
 
     def at(self, stage: int, block: int, layout: Layout) -> Self:
         """Take the layout's window unless one is set, and every second block a grid unless a kind is set."""
@@ -70,9 +50,7 @@ class MaxViT(PartitionAttention):
 
     def cut(self, height: int, width: int) -> Partition:
         """Windows, or the grids of tokens ceil(H / G) and ceil(W / G) apart; no more places than the map has."""
-        rows, cols = self.config.sides
-        if self.config.padding != "official":
-            rows, cols = min(rows, height), min(cols, width)
+        rows, cols = self.config.sides_on(height, width)
         step = (-(-height // rows), -(-width // cols)) if self.config.kind == "grid" else (1, 1)
         return Partition.of_size(height, width, rows, cols, step=step, centred=self.config.is_centred)
 

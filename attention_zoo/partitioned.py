@@ -57,6 +57,36 @@ class PartitionConfig(AttentionConfig):
         return (self.pad_side or (self.official_side if self.padding == "official" else "end")) == "center"
 
 
+@dataclass(frozen=True, kw_only=True)
+class WindowConfig(PartitionConfig):
+    """Windows of 7 x 7 tokens, as published; inside a pyramid, of the layout's window."""
+
+    window: int | tuple[int, int] | None = field(
+        default=None, metadata={"help": "tokens per side of a window (or grid), or HxW; default: the layout's, else 7"}
+    )
+
+    def __post_init__(self) -> None:
+        """Reject windows that no map could make right.
+
+        Raises:
+            ValueError: a window below 1, and what the base rejects.
+        """
+        super().__post_init__()
+        if min(self.sides) < 1:
+            raise ValueError(f"window must be at least 1, got {self.window}")
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of a window, tokens."""
+        window = 7 if self.window is None else self.window
+        return (window, window) if isinstance(window, int) else window
+
+    def sides_on(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a window on a map: no longer than its sides, but for the published rule."""
+        rows, cols = self.sides
+        return (rows, cols) if self.padding == "official" else (min(rows, height), min(cols, width))
+
+
 def check_padding(cut: Partition, rule: str) -> Partition:
     """Return the cut.
 

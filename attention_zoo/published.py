@@ -16,6 +16,7 @@ from attention_zoo.counterparts import (
     Size,
     crossformer_groups,
     dat_options,
+    lepe_fields,
     maxvit_partition,
     pooling,
 )
@@ -100,10 +101,6 @@ def counterpart_model(official: str, config: Arguments) -> Built:
 Host = tuple[Pyramid, Official]
 
 
-def _lepe(kernel: int) -> dict[str, Any]:
-    return {"lepe": True, "lepe_kernel": kernel} if kernel else {"lepe": False}
-
-
 def _one_ratio(ratios: float | list[float]) -> float:
     listed = ratios if isinstance(ratios, list) else [ratios]
     if len(set(listed)) != 1:
@@ -155,7 +152,7 @@ def _biformer(read: Reader, size: Size | None, rate: float) -> Host:
                 regions=n_win,
                 qk_dim=qk_dims[stage],
                 qk_scale=read("qk_scale"),
-                **_lepe(kernel),
+                **lepe_fields(kernel),
                 **options,
                 **pooling(read, per_window[stage], stage),
                 **padding,
@@ -179,7 +176,7 @@ def _full(topk: int, kernel: int, kinds: dict[int, Any]) -> Mixer:
     """Full attention where top-k is no number: LePE of v or x, or none; 8 heads whatever the head dim."""
     if topk not in kinds:
         raise ValueError(f"topks: {topk} has no counterpart; known: positive, {', '.join(map(str, sorted(kinds)))}")
-    lepe = {"lepe_input": kinds[topk], **_lepe(kernel)} if kinds[topk] else {}
+    lepe = {"lepe_input": kinds[topk], **lepe_fields(kernel)} if kinds[topk] else {}
     return Mixer(Vanilla, VanillaConfig(**lepe), 8)
 
 
@@ -209,7 +206,7 @@ def _biformer_stl(read: Reader, size: Size | None, rate: float) -> Host:
     stages: Stages = []
     for stage, topk in enumerate(read("topks")):
         if topk > 0:
-            config = BRAConfig(topk=topk, regions=n_wins[stage], **_lepe(kernel), **padding)
+            config = BRAConfig(topk=topk, regions=n_wins[stage], **lepe_fields(kernel), **padding)
             mixer = Mixer(BRA, config)
         else:
             mixer = _full(topk, kernel, kinds)

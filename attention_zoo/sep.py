@@ -15,19 +15,16 @@ from typing import ClassVar, Literal, Self
 
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
-from attention_zoo.partitioned import PartitionAttention, PartitionConfig
+from attention_zoo.partitioned import PartitionAttention, WindowConfig
 from attention_zoo.pooled import PooledAttention, SpatialReduction, stage_reduction
 from attention_zoo.regions import Partition
 from attention_zoo.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)
-class SepConfig(PartitionConfig):
+class SepConfig(WindowConfig):
     """Windows of 7 x 7 tokens, as published; inside a pyramid, of the layout's window."""
 
-    window: int | tuple[int, int] | None = field(
-        default=None, metadata={"help": "tokens per side of a window, or HxW; default: the layout's, or 7"}
-    )
     reduction: int | None = field(
         default=None, metadata={"help": "tokens per side of a patch that one key is made of; default: 8-4-2-1, or 8"}
     )
@@ -44,18 +41,10 @@ class SepConfig(PartitionConfig):
             ValueError: a window or a reduction below 1, or LePE where values are pooled.
         """
         super().__post_init__()
-        if min(self.sides) < 1:
-            raise ValueError(f"window must be at least 1, got {self.window}")
         if self.reduction is not None and self.reduction < 1:
             raise ValueError(f"reduction must be at least 1, got {self.reduction}")
         if self.lepe and self.kind == "global":
             raise ValueError("lepe must be off, got lepe=True: kind=global pools the values, so only kind=local has it")
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Height and width of a window, tokens."""
-        window = 7 if self.window is None else self.window
-        return (window, window) if isinstance(window, int) else window
 
     def at(self, stage: int, block: int, layout: Layout) -> Self:
         """Take the layout's window, the published reduction of the stage, and the turns, where none is set."""
@@ -81,7 +70,5 @@ class Sep(PooledAttention, PartitionAttention):
 
     def cut(self, height: int, width: int) -> Partition:
         """Windows on a map, of no more tokens than it has, but for the published rule."""
-        rows, cols = self.config.sides
-        if self.config.padding != "official":
-            rows, cols = min(rows, height), min(cols, width)
+        rows, cols = self.config.sides_on(height, width)
         return Partition.of_size(height, width, rows, cols, centred=self.config.is_centred)

@@ -14,18 +14,15 @@ from torch import Tensor
 
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
-from attention_zoo.partitioned import PartitionAttention, PartitionConfig, bias_table, table_bias
+from attention_zoo.partitioned import PartitionAttention, WindowConfig, bias_table, table_bias
 from attention_zoo.regions import Partition
 from attention_zoo.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwinConfig(PartitionConfig):
+class SwinConfig(WindowConfig):
     """Windows of 7 x 7 tokens, as published; inside a pyramid, the layout's window."""
 
-    window: int | tuple[int, int] | None = field(
-        default=None, metadata={"help": "tokens per side of a window, or HxW; default: the layout's, else 7"}
-    )
     shift: int | None = field(
         default=None, metadata={"help": "tokens; default: 0 and window // 2 in alternating blocks"}
     )
@@ -40,16 +37,8 @@ class SwinConfig(PartitionConfig):
             ValueError: a window below 1, a shift that is negative or not below the window.
         """
         super().__post_init__()
-        if min(self.sides) < 1:
-            raise ValueError(f"window must be at least 1, got {self.window}")
         if self.shift is not None and not 0 <= self.shift < min(self.sides):
             raise ValueError(f"shift must be at least 0 and below the window {min(self.sides)}, got {self.shift}")
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Height and width of a window, tokens."""
-        window = 7 if self.window is None else self.window
-        return (window, window) if isinstance(window, int) else window
 
     def at(self, stage: int, block: int, layout: Layout) -> Self:
         """Take the layout's window unless one is set, and shift every second block unless a shift is set."""
