@@ -169,7 +169,8 @@ def _bra_padding(read: Reader, variant: str = "legacy") -> dict[str, Any]:
     auto_pad, rule = read("auto_pad", False) or variant == "nchw", read("padding")
     if rule == "as_built":
         return {"padding": "official" if auto_pad else "error", "variant": variant, "impl": "gather"}
-    return {"padding": rule, "variant": variant}
+    # small images have fewer regions than top-k asks for: then all of them
+    return {"padding": rule, "variant": variant, "clip_topk": rule == "mask"}
 
 
 def _full(topk: int, kernel: int, kinds: dict[int, Any]) -> Mixer:

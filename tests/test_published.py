@@ -180,3 +180,9 @@ def test_a_mask_of_another_map_is_refused():
         to_official(attention, Official("swin.SwinTransformerBlock.attn"))
     with pytest.raises(ValueError, match=r"no weights of 'swin\.Block' for Swin; known: bra\.BiLevel"):
         to_official(attention, Official("swin.Block"))
+
+
+@pytest.mark.parametrize("size_px", [(32, 32), (64, 48), (97, 130)], ids=str)
+def test_images_of_any_size_are_classified(tiny, size_px):
+    with torch.no_grad():
+        assert tiny[0](torch.zeros(1, 3, *size_px)).isfinite().all()
