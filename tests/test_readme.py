@@ -47,7 +47,7 @@ def test_every_sweep_runs(command: str, tmp_path: Path) -> None:
         short = SHORTENED[:-2] if "--measure" in arguments else SHORTENED
         arguments += [*short, "--out", str(tmp_path / "runs")]
     done = subprocess.run(
-        [sys.executable, "runners/sweep.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "runners/sweep.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
     if "--dry-run" not in arguments and "list" not in arguments:
