@@ -17,14 +17,15 @@ class Block(nn.Module):
     scales both branches.
     """
 
-    def __init__(self, mixer: Attention, dim: int, layout: Layout, drop_path_rate: float) -> None:
+    def __init__(self, mixer: Attention, layout: Layout, stage: int, drop_path_rate: float) -> None:
         """Wrap a mixer."""
+        dim = layout.dims[stage]
         super().__init__()
         self.pos_embed = nn.Conv2d(dim, dim, 3, padding=1, groups=dim) if layout.position == "convolution" else None
         self.norm1 = nn.LayerNorm(dim, eps=layout.block_norm_eps)
         self.attn = mixer
         self.norm2 = nn.LayerNorm(dim, eps=layout.block_norm_eps)
-        hidden = int(dim * layout.mlp_ratio)
+        hidden = int(dim * layout.mlp_ratio_of(stage))
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
         self.drop_path = _drop_path(drop_path_rate)
         if layout.layer_scale is not None:
@@ -103,7 +104,9 @@ class Downsample(nn.Module):
         stem, dim = stage == 0, layout.dims[stage]
         dim_in = 3 if stem else layout.dims[stage - 1]
         self.stride = layout.stem_px if stem else 2
-        self.completes = layout.rounding == "ceil"
+        # two convolutions that pad themselves round up already; a pixel more would be no zero for the second
+        self.completes = layout.rounding == "ceil" and not (stem and layout.stem == "conv3_twice")
+        self.rounds_down = layout.rounding == "floor"
         self.concatenates = not stem and layout.merging == "concat_norm_linear"
         self.norm_first = not stem and layout.merging in ("norm_conv2", "norm_multiscale")
         self.norm: nn.Module
@@ -114,7 +117,7 @@ class Downsample(nn.Module):
             return
         is_plain = stem and not layout.stem_norm
         self.norm = nn.Identity() if is_plain else map_norm(layout, dim_in if self.norm_first else dim)
-        self.reduce = _stem(layout, dim) if stem else _merging(layout, dim_in, dim)
+        self.reduce = _stem(layout, dim) if stem else _merging(layout, stage)
 
     def forward(self, x: Tensor) -> Tensor:
         """NCHW in (a view of a channels-last map is fine), NCHW out."""
@@ -131,16 +134,22 @@ class Downsample(nn.Module):
         return F.pad(x, (0, right, 0, bottom)) if self.completes and (bottom or right) else x
 
     def macs(self, height: int, width: int) -> Macs:
-        """Multiply-adds for an output of this size."""
-        total, left = 0, self.stride
+        """Multiply-adds for an input of this size."""
+        if self.concatenates:
+            assert isinstance(self.reduce, nn.Linear)
+            height, width = self._reduced(height, self.stride), self._reduced(width, self.stride)
+            return Macs(host=height * width * self.reduce.weight.numel())
+        total = 0
         for layer in self.reduce.modules():
-            if isinstance(layer, nn.Linear):
-                total += height * width * layer.weight.numel()
-            elif isinstance(layer, nn.Conv2d):
-                # the first of two convolutions makes a map that the second halves
-                left = left // layer.stride[0] if isinstance(self.reduce, nn.Sequential) else 1
-                total += height * width * left**2 * layer.weight.numel()
+            if isinstance(layer, nn.Conv2d):
+                down, across = (self._reduced(side, layer.stride[0]) for side in (height, width))
+                total += down * across * layer.weight.numel()
+                if isinstance(self.reduce, nn.Sequential):
+                    height, width = down, across
         return Macs(host=total)
+
+    def _reduced(self, side: int, stride: int) -> int:
+        return side // stride if self.rounds_down else -(-side // stride)
 
 
 def _stem(layout: Layout, dim: int) -> nn.Module:
@@ -156,12 +165,12 @@ def _stem(layout: Layout, dim: int) -> nn.Module:
     return makers[layout.stem]()
 
 
-def _merging(layout: Layout, dim_in: int, dim: int) -> nn.Module:
-    bias = layout.merging_bias
+def _merging(layout: Layout, stage: int) -> nn.Module:
+    dim_in, dim, bias = layout.dims[stage - 1], layout.dims[stage], layout.merging_bias
     makers: dict[str, Callable[[], nn.Module]] = {
         "norm_conv2": lambda: nn.Conv2d(dim_in, dim, 2, 2, bias=bias),
         "conv2_norm": lambda: nn.Conv2d(dim_in, dim, 2, 2, bias=bias),
         "conv3_norm": lambda: nn.Conv2d(dim_in, dim, 3, 2, 1, bias=bias),
-        "norm_multiscale": lambda: CrossScale(dim_in, dim, layout.merging_kernels, 2),
+        "norm_multiscale": lambda: CrossScale(dim_in, dim, layout.merging_kernels[stage - 1], 2),
     }
     return makers[layout.merging]()

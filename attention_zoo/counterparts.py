@@ -17,8 +17,8 @@ Size = tuple[int, int]
 MOOT = {
     *("attn_drop", "proj_drop", "drop", "drop_path", "drop_rate", "attn_drop_rate", "drop_path_rate", "norm_layer"),
     *("act_layer", "use_checkpoint", "use_checkpoint_stages", "fused_window_process", "attn_backend", "norm_eps"),
-    *("num_patch_size", "impl_type", "mlp_ratio"),
-    *("kv_downsample_kernel", "kv_downsample_kernels", "use_acl", "group_type", "input_resolution", "reso"),
+    *("num_patch_size", "impl_type", "mlp_ratio", "expand_ratio", "init_values", "use_chk", "hybrid_backbone"),
+    *("kv_downsample_kernel", "kv_downsample_kernels", "input_resolution", "reso", "patches_resolution"),
 }
 
 
@@ -106,7 +106,7 @@ def _vanilla(read: Reader, size: Size | None) -> Built:
 def _swin(read: Reader, size: Size | None) -> Built:
     window, shift = read("window_size", 7), read("shift_size", 0)
     if read.official == "swin.WindowAttention":
-        window = tuple(window)
+        window = _pair(window)
     elif size is not None and min(size) <= window:
         # the code clamps both sides by the shorter one
         window, shift = min(size), 0
@@ -118,29 +118,38 @@ def _windows(window: int | Size, shift: int, **fields: Any) -> swin.SwinConfig:
     return swin.SwinConfig(window=window, shift=shift, padding="official", **fields)
 
 
+def _pair(sides: int | list[int]) -> Size:
+    rows, cols = (sides, sides) if isinstance(sides, int) else sides
+    return rows, cols
+
+
 def _dat_windows(read: Reader, size: Size | None) -> Built:
-    config = _windows(read("window_size"), read("shift_size", 0))
+    # the code shifts a side that is one window too
+    config = _windows(_pair(read("window_size")), read("shift_size", 0), shift_whole=True)
     return _build(swin.Swin, read("dim"), read("heads"), config), Official(read.official, size)
 
 
 def _cswin(read: Reader, size: Size | None) -> Built:
     assert size is not None
     segmentation = "seg" in read.official
-    split = read("split_size", 7)
-    stripe = max(size) if read("last_stage", False) else split
+    split, is_last, heads = read("split_size", 7), read("last_stage", False), read("num_heads")
+    is_one = is_last or (not segmentation and split == size[0])
     config = cswin.CSWinConfig(
-        stripe=stripe,
+        stripe=max(size) if is_last else split,
+        clip_stripe=is_last,
         # the segmentation code ignores the argument
         qkv_bias=read("qkv_bias", segmentation) or segmentation,
         qk_scale=read("qk_scale"),
         padding="official" if segmentation else "error",
     )
-    return _build(cswin.CSWin, read("dim"), read("num_heads"), config), Official(read.official, size)
+    about = Official(read.official, size, branches=1 if is_one else 2)
+    # two branches leave an odd head out
+    return _build(cswin.CSWin, read("dim"), heads if is_one else heads // 2 * 2, config), about
 
 
 def _crossformer(read: Reader, size: Size | None) -> Built:
     assert size is not None
-    read.refuse("use_extra_conv", False)
+    read("use_extra_conv")  # it follows the attention, which is all that a case of a block holds
     config = crossformer_groups(
         read("group_size", 7), read("interval", 8), bool(read("lsda_flag", 0)), size, read("pad_type", 0)
     )
@@ -166,10 +175,12 @@ def crossformer_groups(
 
 def _maxvit(read: Reader, size: Size | None) -> Built:
     kind = read("partition_type", "block")
-    window = read("window_size") if kind == "block" else read("grid_size")
+    # without a grid of its own the window's size is taken
+    window = read("window_size") if kind == "block" else read("grid_size") or read("window_size")
     for name in ("window_size", "grid_size"):
         read(name)
-    config = maxvit_partition(tuple(window), kind, read("auto_pad", False))
+    config = maxvit_partition(_pair(window), kind, read("auto_pad", False))
+    read.refuse("attn_bias", True)
     dim, head_dim = read("dim"), read("dim_head", 32)
     tf_table = read("rel_pos_type", "bias") == "bias_tf"
     read.refuse("rel_pos_type", "bias", "bias_tf")
@@ -195,7 +206,7 @@ def _dat(read: Reader, size: Size | None) -> Built:
         groups=read("n_groups"),
         stride=read("stride"),
         map_size=size,
-        **dat_options(read("offset_range_factor"), read("no_off", False), *_dat_position(read)),
+        **dat_options(is_2022, read("offset_range_factor"), read("no_off", False), *_dat_position(read)),
     )
     return _build(dat.DAT, heads * read("n_head_channels"), heads, config), Official(read.official, size)
 
@@ -207,10 +218,11 @@ def _dat_position(read: Reader) -> tuple[bool, Any]:
     return read("use_pe", False), (found or ["rpb"])[0]
 
 
-def dat_options(factor: float, no_offsets: bool, has_position: bool, position: Any) -> dict[str, Any]:
+def dat_options(is_2022: bool, factor: float, no_offsets: bool, has_position: bool, position: Any) -> dict[str, Any]:
     """What bounds the offsets, and the position term, which pooled keys never have."""
+    unbounded = "unbounded" if factor < 0 else "free" if factor == 0 and is_2022 else None
     return {
-        "offset_range": factor if factor > 0 else "unbounded",
+        "offset_range": unbounded or float(factor),
         "offsets": not no_offsets,
         "position": position if has_position and not no_offsets else "none",
     }
@@ -221,7 +233,7 @@ def _bra(read: Reader, size: Size | None) -> Built:
         variant: dict[str, Any] = {"variant": "nchw", "padding": "official"}
         read("auto_pad")  # the code always pads
     else:
-        variant = {"padding": "official" if read("auto_pad", True) else "error", **_routing(read)}
+        variant = {"padding": "official" if read("auto_pad", False) else "error", **_routing(read)}
     read.refuse("param_attention", "qkvo", "qkv")
     config = bra.BRAConfig(
         regions=read("n_win", 7),

@@ -56,7 +56,7 @@ class CrossFormerConfig(PartitionConfig):
     def at(self, stage: int, block: int, layout: Layout) -> Self:
         """Take groups of the layout's window, intervals that span its map (8-4-2-1 as published), and the turns."""
         group = self.group or layout.window
-        side = layout.maps(layout.resolution_px, layout.resolution_px)[stage][0]
+        side = layout.own_maps[stage][0]
         interval = self.interval or -(-side // group)
         return self.replace(group=group, interval=interval, kind=self.kind or ("long" if block % 2 else "short"))
 

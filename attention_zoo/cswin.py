@@ -96,12 +96,16 @@ class CSWin(Attention):
             ValueError: a stripe is wider than the map and may not be clipped, or the map needs padding that is refused.
         """
         stripe = self.config.stripe or 7
-        if self.config.stripe is not None and stripe > max(height, width) and not self.config.clip_stripe:
+        # the segmentation code pads a side that is shorter than a stripe
+        fills = self.config.pad_rule == "projected" and not self.config.clip_stripe
+        across, down = (stripe, stripe) if fills else (min(stripe, width), min(stripe, height))
+        is_wider = self.config.stripe is not None and stripe > max(height, width)
+        if is_wider and not fills and not self.config.clip_stripe:
             raise ValueError(f"stripe={stripe} is wider than a {height}x{width} map; lower it, or allow clip_stripe")
         vertical, head_dim = (self.num_heads + 1) // 2, self.dim // self.num_heads
         for sides, heads in (
-            ((height, min(stripe, width)), (0, vertical)),
-            ((min(stripe, height), width), (vertical, self.num_heads)),
+            ((height, across), (0, vertical)),
+            ((down, width), (vertical, self.num_heads)),
         ):
             if heads[0] < heads[1]:
                 cut = Partition.of_size(height, width, *sides, centred=self.config.is_centred)

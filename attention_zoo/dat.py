@@ -13,7 +13,7 @@ Conventions of the code: groups have points of their own, but keys and values ar
 groups, so every head reads all points; in 2023 a kernel as large as the stride is not padded.
 Departures: a side of one point or token lies in the middle (2023 divides by 0 there); on another map than its own a
 table of biases is read by displacement, and a fixed one interpolated (the code takes one size only); average pooling
-(`offsets` off) rounds the number of windows up, so that no token is lost.
+(`offsets` off) rounds the number of windows up, so that no token is lost, unless the kernel equals the stride.
 """
 
 import itertools
@@ -52,11 +52,11 @@ class DATConfig(AttentionConfig):
     kernel: int | None = field(
         default=None, metadata={"help": "side of the offset network's kernel; default: as published, else 5"}
     )
-    offset_range: float | Literal["unbounded"] | None = field(
+    offset_range: float | Literal["unbounded", "free"] | None = field(
         default=None,
         metadata={
             "help": "largest offset, half steps between points; unbounded keeps the points on the map instead, by tanh "
-            "(2022) or a clamp (2023); default: 2 (2022), unbounded (2023)"
+            "(2022) or a clamp (2023); free does not; default: 2 (2022), unbounded (2023)"
         },
     )
     offsets: bool = field(default=True, metadata={"help": "deform; off: average pooling by the stride (2023)"})
@@ -85,8 +85,8 @@ class DATConfig(AttentionConfig):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if min(self.table_map) < 1:
             raise ValueError(f"map_size must be at least 1, got {self.map_size}")
-        if isinstance(self.offset_range, (int, float)) and not 0 < self.offset_range < float("inf"):
-            raise ValueError(f"offset_range must be positive and finite, or unbounded, got {self.offset_range}")
+        if isinstance(self.offset_range, (int, float)) and not 0 <= self.offset_range < float("inf"):
+            raise ValueError(f"offset_range must be 0 or more and finite, unbounded or free; got {self.offset_range}")
         if self.lepe:
             raise ValueError(
                 "lepe must be off, got lepe=True: dat samples the values; position=dwc convolves q instead"
@@ -107,10 +107,15 @@ class DATConfig(AttentionConfig):
 
     @property
     def reach(self) -> float | None:
-        """Largest offset in half steps between points; None: unbounded."""
+        """Largest offset in half steps between points; None: no bound."""
         if self.offset_range is None:
             return 2.0 if self.variant == "2022" else None
-        return None if self.offset_range == "unbounded" else self.offset_range
+        return None if isinstance(self.offset_range, str) else self.offset_range
+
+    @property
+    def keeps_on_map(self) -> bool:
+        """Whether points that have no bound of their own are kept on the map."""
+        return self.reach is None and self.offset_range != "free"
 
     def at(self, stage: int, block: int, layout: Layout) -> Self:
         """Take what is published for the stage, groups of as many heads as published, and the layout's own map."""
@@ -120,7 +125,7 @@ class DATConfig(AttentionConfig):
             groups=self.groups or max(count for count in range(1, most + 1) if heads % count == 0),
             stride=self.stride or STRIDES[self.variant][stage],
             kernel=self.kernel or KERNELS[stage],
-            map_size=self.map_size or layout.maps(layout.resolution_px, layout.resolution_px)[stage],
+            map_size=self.map_size or layout.own_maps[stage],
         )
 
 
@@ -151,15 +156,19 @@ class DAT(Attention):
         """Add the offset network, shared by the groups, and the position term.
 
         Raises:
-            ValueError: the groups do not divide the heads.
+            ValueError: the groups divide neither heads nor channels.
         """
         super().__init__(dim, num_heads, config)
         self.config, self.groups = config, config.groups or 1
-        if num_heads % self.groups:
-            raise ValueError(f"groups must divide num_heads, got groups={self.groups}, num_heads={num_heads}")
+        # points are shared by the channels of a group, biases by its heads
+        name, whole = ("num_heads", num_heads) if config.position in ("rpb", "log") else ("dim", dim)
+        if whole % self.groups:
+            raise ValueError(f"groups must divide {name}, got groups={self.groups}, {name}={whole}")
         self.stride, self.kernel = config.stride or 1, config.kernel or 5
         bare = config.variant == "2023" and self.kernel == self.stride
         self.padding = 0 if bare else self.kernel // 2
+        # as the code, where it runs on such maps at all
+        self.drops_remainder = bare
         self.offset = (
             OffsetNetwork(dim // self.groups, self.kernel, self.stride, self.padding) if config.offsets else None
         )
@@ -187,7 +196,7 @@ class DAT(Attention):
         Raises:
             ValueError: the map is smaller than a kernel without padding.
         """
-        if not self.config.offsets:
+        if not self.config.offsets and not self.drops_remainder:
             return -(-height // self.stride), -(-width // self.stride)
         down, across = ((side + 2 * self.padding - self.kernel) // self.stride + 1 for side in (height, width))
         if min(down, across) < 1:
@@ -206,7 +215,8 @@ class DAT(Attention):
             sampled = self.sample(x, points)
             bias = self.bias(points, height, width)
         else:
-            pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), self.stride, ceil_mode=True)
+            self.samples(height, width)  # refuses a map without a window
+            pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), self.stride, ceil_mode=not self.drops_remainder)
             sampled = pooled.flatten(2).mT
         k, v = self._linear(sampled, self.dim, 3 * self.dim).chunk(2, dim=-1)
         bias = None if bias is None else bias.to(q.dtype)
@@ -249,7 +259,7 @@ class DAT(Attention):
             dy, dx = offset.tanh().mul(self.config.reach).unbind(-1)
             offset = torch.stack((dy / self._span(down), dx / self._span(across)), -1)
         points: Tensor = offset + self._grid(down, across, offset, queries=False)
-        if self.config.reach is None:
+        if self.config.keeps_on_map:
             points = points.tanh() if self.config.variant == "2022" else points.clamp(-1, 1)
         return points.reshape(batch, self.groups, down, across, 2)
 
@@ -348,6 +358,8 @@ class DAT(Attention):
                     centre, offset = (index + 0.5) * 2 / span - 1, offsets[:, place[0], place[1], axis]
                     if reach is not None:
                         points.append(centre + reach / span * offset.tanh())
+                    elif not self.config.keeps_on_map:
+                        points.append(centre + offset)
                     elif is_2022:
                         points.append((centre + offset).tanh())
                     else:
@@ -363,7 +375,7 @@ class DAT(Attention):
         return torch.stack(images)
 
     def _slow_pool(self, x: Tensor) -> Tensor:
-        down, across = (range(0, side, self.stride) for side in x.shape[1:3])
+        down, across = (range(0, count * self.stride, self.stride) for count in self.samples(*x.shape[1:3]))
         windows = [x[:, i : i + self.stride, j : j + self.stride] for i in down for j in across]
         return torch.stack([window.mean((1, 2)) for window in windows], 1)
 

@@ -37,7 +37,7 @@ def _block(block: Block, theirs: str, ours: str, mlp: tuple[str, str], *, pointw
 
 def _blocks(model: Pyramid) -> Iterator[tuple[int, int, Block, str, tuple[int, int]]]:
     """Stage and index of each block, the block, its prefix in our state dict, and its map."""
-    maps = model.layout.maps(model.layout.resolution_px, model.layout.resolution_px)
+    maps = model.layout.own_maps
     for stage, blocks in enumerate(model.blocks()):
         for index, block in enumerate(blocks):
             yield stage, index, block, f"stages.{stage}.{index}.", maps[stage]
@@ -118,7 +118,9 @@ def _cswin_model(model: Pyramid) -> Iterator[Place]:
     for stage, index, block, ours, size in _blocks(model):
         theirs = f"stage{stage + 1}.{index}."
         yield from _block(block, theirs, ours, ("mlp.fc1", "mlp.fc2"))
-        yield from cswin(block.attn, theirs, f"{ours}attn.", Official("cswin.CSWinBlock.attn", size))
+        is_one = stage == len(model.layout.depths) - 1 or model.layout.stripes[stage] == size[0]
+        about = Official("cswin.CSWinBlock.attn", size, branches=1 if is_one else 2)
+        yield from cswin(block.attn, theirs, f"{ours}attn.", about)
     yield from _ends(model)
 
 

@@ -19,14 +19,14 @@ class Layout:
     depths: tuple[int, ...]
     dims: tuple[int, ...]
     head_dim: int
-    mlp_ratio: float
+    mlp_ratio: float | tuple[float, ...]
     stem_px: int = 4
     stem: Literal["conv4", "conv7", "conv3_twice", "multiscale"] = "conv4"
     stem_norm: bool = True
     stem_kernels: tuple[int, ...] = (4, 8, 16, 32)
     merging: Literal["norm_conv2", "concat_norm_linear", "conv2_norm", "conv3_norm", "norm_multiscale"]
     merging_bias: bool = True
-    merging_kernels: tuple[int, ...] = (2, 4)
+    merging_kernels: tuple[tuple[int, ...], ...] = ((2, 4), (2, 4), (2, 4))
     rounding: Literal["ceil", "floor"] = "ceil"
     norm: Literal["batch", "layer"]
     norm_eps: float = 1e-5
@@ -36,10 +36,20 @@ class Layout:
     position: Literal["none", "absolute", "convolution"]
     init: Literal["trunc_normal_0.02", "probe"]
     resolution_px: int
+    width_px: int | None = None
     regions: int
     window: int
     stripes: tuple[int, ...]
     full_stages: tuple[int, ...] = (3,)
+
+    @property
+    def own_maps(self) -> list[tuple[int, int]]:
+        """Height and width of each stage's map at the layout's own resolution, square unless `width_px` is set."""
+        return self.maps(self.resolution_px, self.width_px or self.resolution_px)
+
+    def mlp_ratio_of(self, stage: int) -> float:
+        """Hidden over outer width of a stage's MLPs."""
+        return self.mlp_ratio[stage] if isinstance(self.mlp_ratio, tuple) else self.mlp_ratio
 
     def maps(self, height_px: int, width_px: int) -> list[tuple[int, int]]:
         """Height and width of each stage's map, tokens, for an input in pixels."""

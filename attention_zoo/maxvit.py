@@ -49,9 +49,22 @@ class MaxViT(PartitionAttention):
         self.bias_table = bias_table(*config.sides, num_heads)
 
     def cut(self, height: int, width: int) -> Partition:
-        """Windows, or the grids of tokens ceil(H / G) and ceil(W / G) apart; no more places than the map has."""
+        """Windows, or the grids of tokens ceil(H / G) and ceil(W / G) apart; no more places than the map has.
+
+        Raises:
+            ValueError: the published code's padding does not suit a rectangular grid.
+        """
         rows, cols = self.config.sides_on(height, width)
-        step = (-(-height // rows), -(-width // cols)) if self.config.kind == "grid" else (1, 1)
+        step = (1, 1)
+        if self.config.kind == "grid":
+            # the published code pads both sides to a multiple of the grid's height
+            wide = -(-width // rows) * rows if self.config.pad_rule == "input" else -(-width // cols) * cols
+            if wide % cols:
+                raise ValueError(
+                    f"window={rows}x{cols}: a {height}x{width} map is padded to a multiple of {rows}, {wide} columns, "
+                    f"which {cols} does not divide; use a square window, or padding=mask"
+                )
+            step = -(-height // rows), wide // cols
         return Partition.of_size(height, width, rows, cols, step=step, centred=self.config.is_centred)
 
     def offset_bias(self, cut: Partition, dy: Tensor, dx: Tensor) -> Tensor:

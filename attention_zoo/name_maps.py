@@ -25,13 +25,14 @@ class Official:
     """An official class by its name, `family.Class`, and what decides how it stores its weights.
 
     Height and width of the map, where it stores what follows from them; of MaxViT's, the order of q, k, v and heads,
-    and the kind of its bias table.
+    and the kind of its bias table; of CSWin's, the number of branches.
     """
 
     name: str
     size: tuple[int, int] | None = None
     heads_first: bool = False
     tf_table: bool = False
+    branches: int = 2
 
 
 @dataclass(frozen=True)
@@ -119,11 +120,11 @@ def _shift_mask(m: Attention, name: str, about: Official) -> Iterator[Place]:
         return
     if about.size is None:
         raise ValueError(f"the mask of shifted windows of {about.name} depends on the map: give its size")
-    cut = m.partition(*about.size)
+    sides = m.partition(*about.size).sides(torch.device("cpu"))
+    if sides is None:
+        return  # clamped to one window, which is not shifted
 
     def make() -> Tensor:
-        sides = cut.sides(torch.device("cpu"))
-        assert sides is not None
         apart = sides[:, :, None] != sides[:, None, :]
         return torch.zeros(apart.shape).masked_fill(apart, -100.0)
 
@@ -136,9 +137,7 @@ def cswin(m: Attention, theirs: str, ours: str, about: Official) -> Iterator[Pla
     yield from same(m.proj, f"{theirs}proj", f"{ours}proj")
     if m.lepe is not None:
         assert isinstance(m, CSWin)
-        # stripes as wide as the map are the one branch of the last stage
-        is_one = about.size is not None and (m.config.stripe or 7) >= max(about.size)
-        branches = tuple(f"{theirs}attns.{branch}.get_v" for branch in range(1 if is_one else 2))
+        branches = tuple(f"{theirs}attns.{branch}.get_v" for branch in range(about.branches))
         yield from _joined(m.lepe, branches, f"{ours}lepe")
 
 

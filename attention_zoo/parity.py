@@ -152,7 +152,7 @@ def _routed(case: Case, query: Tensor) -> Tensor:
     key, value, graph = (case.tensors[f"extra/{name}"] for name in ("key", "value", "region_graph"))
     sides = config["region_size"]
     cut = Partition.of_size(*query.shape[2:], *sides)
-    kv_cut = Partition.of_size(*key.shape[2:], *config.get("kv_region_size", sides))
+    kv_cut = Partition.of_size(*key.shape[2:], *(config.get("kv_region_size") or sides))
     q, k, v = (part.split(maps.permute(0, 2, 3, 1)) for part, maps in ((cut, query), (kv_cut, key), (kv_cut, value)))
     return cut.join(routed_attention(q, k, v, graph, config["num_heads"], config["scale"])).permute(0, 3, 1, 2)
 
@@ -209,6 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results.append(check(read_case(path, name), options.rtol, options.atol))
         except ValueError as error:
             refused.append(f"{name}: {error}")
+        except Exception as error:  # one broken case must not hide the others
+            refused.append(f"{name}: {type(error).__name__}: {error}")
     if results:
         print(table(results))
     failed = sum(not result.passed for result in results)

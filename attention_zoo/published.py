@@ -101,11 +101,8 @@ def counterpart_model(official: str, config: Arguments) -> Built:
 Host = tuple[Pyramid, Official]
 
 
-def _one_ratio(ratios: float | list[float]) -> float:
-    listed = ratios if isinstance(ratios, list) else [ratios]
-    if len(set(listed)) != 1:
-        raise ValueError(f"mlp_ratios must be the same in all stages, got {ratios}")
-    return listed[0]
+def _ratios(ratios: float | list[float]) -> float | tuple[float, ...]:
+    return tuple(ratios) if isinstance(ratios, list) else ratios
 
 
 def _finish(read: Reader, layout: Layout, stages: Stages, rate: float) -> Host:
@@ -117,18 +114,18 @@ def _finish(read: Reader, layout: Layout, stages: Stages, rate: float) -> Host:
 def _biformer(read: Reader, size: Size | None, rate: float) -> Host:
     dims, depths = tuple(read("embed_dim")), tuple(read("depth"))
     scale = read("layer_scale_init_value", -1)
-    read.refuse("before_attn_dwconv", 3)
+    read.refuse("before_attn_dwconv", 3, 0)
     layout = Layout(
         name="biformer",
         depths=depths,
         dims=dims,
         head_dim=read("head_dim", 64),
-        mlp_ratio=_one_ratio(read("mlp_ratios", [4, 4, 4, 4])),
+        mlp_ratio=_ratios(read("mlp_ratios", [4, 4, 4, 4])),
         stem="conv3_twice",
         merging="conv3_norm",
         norm="batch",
         layer_scale=scale if scale > 0 else None,
-        position="convolution",
+        position="convolution" if read("before_attn_dwconv", 3) else "none",
         init="trunc_normal_0.02",
         resolution_px=224,
         regions=7,
@@ -142,7 +139,11 @@ def _biformer(read: Reader, size: Size | None, rate: float) -> Host:
     read.refuse("mlp_dwconv", False)
     read.refuse("pre_norm", True)
     read.refuse("pe", None)
+    read.refuse("representation_size", None)
+    read.refuse("in_chans", 3)
     read("pe_stages")
+    pools = [pooling(read, per_window[stage], stage) for stage in range(len(depths))]
+    qk_scale = read("qk_scale")
     padding = _bra_padding(read)
     stages: Stages = []
     for stage, topk in enumerate(read("topks")):
@@ -151,10 +152,10 @@ def _biformer(read: Reader, size: Size | None, rate: float) -> Host:
                 topk=topk,
                 regions=n_win,
                 qk_dim=qk_dims[stage],
-                qk_scale=read("qk_scale"),
+                qk_scale=qk_scale,
                 **lepe_fields(kernel),
                 **options,
-                **pooling(read, per_window[stage], stage),
+                **pools[stage],
                 **padding,
             )
             mixer = Mixer(BRA, config, qk_dims[stage] // layout.head_dim)
@@ -182,12 +183,14 @@ def _full(topk: int, kernel: int, kinds: dict[int, Any]) -> Mixer:
 
 
 def _stl_layout(read: Reader, norm: Any, **fields: Any) -> Layout:
+    read.refuse("in_chans", 3)
+    read("qk_scale")  # accepted and never used
     return Layout(
         name="stl",
         depths=tuple(read("depth")),
         dims=tuple(read("embed_dim")),
-        mlp_ratio=_one_ratio(read("mlp_ratios", [4, 4, 4, 4])),
         merging="norm_conv2",
+        rounding="floor" if read("padding") == "as_built" else "ceil",
         norm=norm,
         position="none",
         init="trunc_normal_0.02",
@@ -200,7 +203,8 @@ def _stl_layout(read: Reader, norm: Any, **fields: Any) -> Layout:
 
 
 def _biformer_stl(read: Reader, size: Size | None, rate: float) -> Host:
-    layout = _stl_layout(read, "batch", head_dim=read("head_dim", 32))
+    ratios = _ratios(read("mlp_ratios", [4, 4, 4, 4]))
+    layout = _stl_layout(read, "batch", head_dim=read("head_dim", 32), mlp_ratio=ratios)
     variant = "nchw" if "nchw" in read.official else "legacy"
     kinds: dict[int, Any] = {-1: "v"} if variant == "nchw" else {-2: "x", -1: None}
     kernel, padding, n_wins = read("side_dwconv", 5), _bra_padding(read, variant), read("n_wins", [7] * 4)
@@ -216,18 +220,20 @@ def _biformer_stl(read: Reader, size: Size | None, rate: float) -> Host:
 
 
 def _maxvit_stl(read: Reader, size: Size | None, rate: float) -> Host:
-    # the head_dim argument is unused: always 32
-    read("head_dim")
-    layout = _stl_layout(read, "layer", head_dim=32, norm_eps=1e-6, block_norm_eps=1e-5)
+    # two arguments are unused: always 32 and 4
+    for name in ("head_dim", "mlp_ratios"):
+        read(name)
+    layout = _stl_layout(read, "layer", head_dim=32, mlp_ratio=4, norm_eps=1e-6, block_norm_eps=1e-5)
     window = read("grid_window_size", 7)
     turns = [maxvit_partition((window, window), kind, read("auto_pad", False)) for kind in ("block", "grid")]
     stages = [[Mixer(MaxViT, turns[block % 2]) for block in range(depth)] for depth in layout.depths]
     return _finish(read, layout, stages, rate)
 
 
-def _image_px(read: Reader) -> int:
-    side: int = read("img_size", 224)
-    return side
+def _image_px(read: Reader) -> dict[str, Any]:
+    side = read("img_size", 224)
+    height, width = (side, side) if isinstance(side, int) else side
+    return {"resolution_px": height, "width_px": width}
 
 
 def _swin(read: Reader, size: Size | None, rate: float) -> Host:
@@ -244,17 +250,18 @@ def _swin(read: Reader, size: Size | None, rate: float) -> Host:
         stem_px=read("patch_size", 4),
         merging="concat_norm_linear",
         merging_bias=False,
+        rounding="floor",
         norm="layer",
         block_norm_eps=1e-5,
         position="none",
         init="trunc_normal_0.02",
-        resolution_px=_image_px(read),
+        **_image_px(read),
         regions=7,
         window=read("window_size", 7),
         stripes=(1,),
     )
     stages: Stages = []
-    for stage, (height, width) in enumerate(layout.maps(layout.resolution_px, layout.resolution_px)):
+    for stage, (height, width) in enumerate(layout.own_maps):
         # the code clamps both sides by the shorter one, and does not shift then
         window = min(layout.window, height, width)
         is_whole = min(height, width) <= layout.window
@@ -274,27 +281,29 @@ def _cswin(read: Reader, size: Size | None, rate: float) -> Host:
         head_dim=width // heads[0],
         mlp_ratio=read("mlp_ratio", 4.0),
         stem="conv7",
-        stem_px=read("patch_size", 4),
         merging="conv3_norm",
+        rounding="floor",
         norm="layer",
         block_norm_eps=1e-5,
         position="none",
         init="trunc_normal_0.02",
-        resolution_px=_image_px(read),
+        **_image_px(read),
         regions=7,
         window=7,
         stripes=tuple(splits),
     )
     read.refuse("in_chans", 3)
+    read("patch_size")  # the stem's stride is 4 whatever it says
     stages: Stages = []
-    maps = layout.maps(layout.resolution_px, layout.resolution_px)
+    maps = layout.own_maps
     for stage, depth in enumerate(depths):
         # the last stage has one branch over the whole map
-        stripe = max(maps[stage]) if stage == len(depths) - 1 else splits[stage]
-        config = CSWinConfig(
-            stripe=stripe, qkv_bias=read("qkv_bias", False), qk_scale=read("qk_scale"), padding="error"
-        )
-        stages.append([Mixer(CSWin, config, heads[stage])] * depth)
+        is_last = stage == len(depths) - 1
+        fields = {"qkv_bias": read("qkv_bias", True), "qk_scale": read("qk_scale"), "padding": "error"}
+        config = CSWinConfig(stripe=max(maps[stage]) if is_last else splits[stage], clip_stripe=is_last, **fields)
+        # two branches leave an odd head out
+        is_one = is_last or splits[stage] == maps[stage][0]
+        stages.append([Mixer(CSWin, config, heads[stage] if is_one else heads[stage] // 2 * 2)] * depth)
     return _finish(read, layout, stages, rate)
 
 
@@ -302,35 +311,38 @@ def _crossformer(read: Reader, size: Size | None, rate: float) -> Host:
     depths, heads, width = tuple(read("depths")), read("num_heads"), read("embed_dim", 96)
     patches, merges = read("patch_size", [4]), read("merge_size", [[2]])
     groups, intervals = read("group_size", [7] * 4), read("crs_interval", [8, 4, 2, 1])
-    if any(merge != merges[0] for merge in merges):
-        raise ValueError(f"merge_size must be the same in all stages, got {merges}")
-    for name, only in (("ape", False), ("patch_norm", True), ("in_chans", 3)):
+    for name, only in (("ape", False), ("patch_norm", True), ("in_chans", 3), ("group_type", "constant")):
         read.refuse(name, only)
+    for name in ("use_cpe", "no_mask", "adaptive_interval", "use_acl", "use_extra_conv"):
+        read.refuse(name, False)
+    pad_type = read("pad_type", 0)
     layout = Layout(
         name="crossformer",
         depths=depths,
         dims=tuple(width * 2**stage for stage in range(len(depths))),
         head_dim=width // heads[0],
-        mlp_ratio=_one_ratio(read("mlp_ratio", [4.0] * len(depths))),
+        mlp_ratio=_ratios(read("mlp_ratio", [4.0] * len(depths))),
         stem="multiscale",
         stem_px=patches[0],
         stem_kernels=tuple(patches),
         merging="norm_multiscale",
-        merging_kernels=tuple(merges[0]),
+        merging_kernels=tuple(tuple(merge) for merge in merges),
+        rounding="floor",
         norm="layer",
         block_norm_eps=1e-5,
         position="none",
         init="trunc_normal_0.02",
-        resolution_px=_image_px(read),
+        **_image_px(read),
         regions=7,
         window=7,
         stripes=(1,),
     )
     stages: Stages = []
-    maps = layout.maps(*(size or (layout.resolution_px,) * 2))
+    maps = layout.maps(*size) if size else layout.own_maps
     for stage, depth in enumerate(depths):
         turns = [
-            crossformer_groups(groups[stage], intervals[stage], is_long, maps[stage], 0) for is_long in (False, True)
+            crossformer_groups(groups[stage], intervals[stage], is_long, maps[stage], pad_type)
+            for is_long in (False, True)
         ]
         fields = {"qkv_bias": read("qkv_bias", True), "qk_scale": read("qk_scale")}
         turns = [config.replace(**fields) for config in turns]
@@ -358,29 +370,34 @@ def _dat(read: Reader, size: Size | None, rate: float) -> Host:
         block_norm_eps=1e-5,
         position="none",
         init="trunc_normal_0.02",
-        resolution_px=_image_px(read),
+        **_image_px(read),
         regions=7,
         window=7,
         stripes=(1,),
     )
-    read("sr_ratios")
+    for name in ("sr_ratios", "ns_per_pts"):
+        read(name)
+    read.refuse("in_chans", 3)
     windows, groups, strides = read("window_sizes"), read("groups"), read("strides")
     factors, has_position = read("offset_range_factor"), read("use_pes")
     dwc, none = read("dwc_pes", [False] * count), read("no_offs", [False] * count)
     read.refuse("fixed_pes", [False] * count)
-    maps = layout.maps(layout.resolution_px, layout.resolution_px)
+    maps = layout.own_maps
     stages: Stages = []
     for stage, kinds in enumerate(read("stage_spec")):
         blocks = []
         for kind in kinds:
             if kind == "D":
-                options = dat_options(factors[stage], none[stage], has_position[stage], "dwc" if dwc[stage] else "rpb")
+                options = dat_options(
+                    True, factors[stage], none[stage], has_position[stage], "dwc" if dwc[stage] else "rpb"
+                )
                 fields = {"groups": groups[stage], "stride": strides[stage], "map_size": maps[stage]}
                 deformable = DATConfig(variant="2022", kernel=KERNELS[stage], **fields, **options)
                 blocks.append(Mixer(DAT, deformable, heads[stage]))
             elif kind in ("L", "S"):
                 shift = -(-windows[stage] // 2) if kind == "S" else 0
-                config = SwinConfig(window=windows[stage], shift=shift, padding="official")
+                # the code shifts a side that is one window too
+                config = SwinConfig(window=windows[stage], shift=shift, shift_whole=True, padding="official")
                 blocks.append(Mixer(Swin, config, heads[stage]))
             else:
                 raise ValueError(f"stage_spec: {kind!r} has no counterpart; known: L, S, D")

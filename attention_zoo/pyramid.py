@@ -51,7 +51,7 @@ class Pyramid(nn.Module):
         self.global_pool, self.drop_rate, self.grad_checkpointing = "avg", 0.0, False
         total = sum(layout.depths)
         rates = iter([drop_path_rate * block / max(1, total - 1) for block in range(total)])
-        reference_maps = layout.maps(layout.resolution_px, layout.resolution_px)
+        reference_maps = layout.own_maps
         self.downsamples, self.stages = nn.ModuleList(), nn.ModuleList()
         self.positions = nn.ParameterList()
         for stage, mixers in enumerate(stages):
@@ -62,7 +62,7 @@ class Pyramid(nn.Module):
             blocks = []
             for cls, config, num_heads in mixers:
                 mixer = build(cls, dim, num_heads or dim // layout.head_dim, config)
-                blocks.append(Block(mixer, dim, layout, next(rates)))
+                blocks.append(Block(mixer, layout, stage, next(rates)))
             self.stages.append(nn.Sequential(*blocks))
         width = layout.dims[-1]
         self.norm: nn.Module = (
@@ -283,10 +283,11 @@ class Pyramid(nn.Module):
     def macs(self, height_px: int, width_px: int) -> Macs:
         """Multiply-adds of matrix products and convolutions for one image, in closed form."""
         total = Macs(host=self.num_features * self.num_classes)
-        sizes = self.layout.maps(height_px, width_px)
+        before, sizes = (height_px, width_px), self.layout.maps(height_px, width_px)
         for (height, width), downsample, blocks in zip(sizes, self.downsamples, self.blocks(), strict=True):
             assert isinstance(downsample, Downsample)
-            total += downsample.macs(height, width)
+            total += downsample.macs(*before)
+            before = height, width
             for block in blocks:
                 total += block.macs(height, width)
         return total

@@ -27,6 +27,10 @@ class SwinConfig(WindowConfig):
         default=None, metadata={"help": "tokens; default: 0 and window // 2 in alternating blocks"}
     )
 
+    shift_whole: bool = field(
+        default=False, metadata={"help": "shift along a side that is one window too, as DAT's code does"}
+    )
+
     period: ClassVar[int] = 2
     official_moment: ClassVar[str] = "error"
 
@@ -59,13 +63,16 @@ class Swin(PartitionAttention):
         """Add the table of relative position biases, ((2M - 1)^2, heads)."""
         super().__init__(dim, num_heads, config)
         self.window, self.shift, self.is_centred = config.sides, config.shift or 0, config.is_centred
+        self.shift_whole = config.shift_whole
         self.bias_table = bias_table(*self.window, num_heads)
 
     def cut(self, height: int, width: int) -> Partition:
         """Windows on this map; a side no longer than the window is one window, unshifted (as in Swin's code)."""
         rows, cols = min(self.window[0], height), min(self.window[1], width)
-        shift = self.shift if height > rows else 0, self.shift if width > cols else 0
-        return Partition.of_size(height, width, rows, cols, shift=shift, centred=self.is_centred)
+        shift_y, shift_x = (
+            self.shift if side > window or self.shift_whole else 0 for side, window in ((height, rows), (width, cols))
+        )
+        return Partition.of_size(height, width, rows, cols, shift=(shift_y, shift_x), centred=self.is_centred)
 
     def offset_bias(self, cut: Partition, dy: Tensor, dx: Tensor) -> Tensor:
         """B of eq. 4, from the table of B-hat."""

@@ -42,6 +42,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"window": (2, 3), "shift": 1},
         {"window": 7, "shift": 3},  # clamped on most maps of the tests
         {"window": 3, "shift": 2, "lepe": True, "qkv_bias": False},
+        {"window": 7, "shift": 3, "shift_whole": True},
     ],
     "maxvit": [
         {"window": 3, "kind": "block"},
@@ -58,6 +59,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"stripe": 7, "lepe_kernel": 5, "clip_stripe": True},
         {"stripe": 3, "pad_side": "center"},
         {"stripe": 2, "padding": "official"},
+        {"stripe": 9, "padding": "official"},  # longer than most sides of the tests, and filled up
     ],
     "crossformer": [
         {"group": 3, "kind": "short"},
@@ -90,6 +92,9 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"variant": "2023", "stride": 3, "kernel": 4, "position": "fixed", "map_size": (5, 7)},
         {"variant": "2023", "groups": 2, "stride": 2, "position": "log", "offset_range": 1.0},
         {"variant": "2023", "stride": 2, "offsets": False, "position": "none"},
+        {"variant": "2023", "stride": 2, "kernel": 2, "offsets": False, "position": "none"},
+        {"stride": 2, "offset_range": "free", "position": "none"},
+        {"variant": "2023", "stride": 2, "offset_range": 0.0, "position": "none"},
     ],
     "sliding": [
         {"kernel": 3},
