@@ -123,7 +123,8 @@ class DATConfig(AttentionConfig):
         most = max(1, heads // HEADS_OF_A_GROUP[self.variant])
         return self.replace(
             groups=self.groups or max(count for count in range(1, most + 1) if heads % count == 0),
-            stride=self.stride or STRIDES[self.variant][stage],
+            # as published, seven points a side or more: on smaller maps a smaller stride
+            stride=self.stride or min(STRIDES[self.variant][stage], max(1, layout.own_maps[stage][0] // 7)),
             kernel=self.kernel or KERNELS[stage],
             map_size=self.map_size or layout.own_maps[stage],
         )

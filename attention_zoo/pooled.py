@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from attention_zoo.base import Attention, Macs, attend, masked_softmax
 from attention_zoo.config import AttentionConfig
+from attention_zoo.layouts import Layout
 from attention_zoo.partitioned import check_padding
 from attention_zoo.regions import Partition, coordinates, from_heads, to_heads
 
 
-def stage_reduction(stage: int) -> int:
-    """R of a stage as published, 8-4-2-1; any later one has 1."""
-    return (8, 4, 2, 1)[min(stage, 3)]
+def stage_reduction(stage: int, layout: Layout) -> int:
+    """R of a stage: as published 8-4-2-1, which leaves seven keys a side; on smaller maps less, for as many."""
+    return min((8, 4, 2, 1)[stage], max(1, layout.own_maps[stage][0] // 7))
 
 
 class SpatialReduction(nn.Module):

@@ -42,7 +42,7 @@ class PVTConfig(AttentionConfig):
 
     def at(self, stage: int, block: int, layout: Layout) -> Self:
         """Take the published reduction of the stage unless one is set."""
-        return self.replace(reduction=self.reduction or stage_reduction(stage))
+        return self.replace(reduction=self.reduction or stage_reduction(stage, layout))
 
 
 @register("pvt")
@@ -53,5 +53,5 @@ class PVT(PooledAttention):
 
     def __init__(self, dim: int, num_heads: int, config: PVTConfig) -> None:
         """Add the spatial reduction."""
-        reduction = stage_reduction(0) if config.reduction is None else config.reduction
+        reduction = 8 if config.reduction is None else config.reduction
         super().__init__(dim, num_heads, config, SpatialReduction(dim, reduction, config.padding))

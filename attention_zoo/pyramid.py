@@ -74,11 +74,16 @@ class Pyramid(nn.Module):
     def _init_weights(self) -> None:
         """Initialise what the host fixes for all mechanisms: linear layers, stem and merging, positions.
 
+        A mechanism's own convolutions and networks of biases or offsets keep the start that its file gives them.
         The `probe` init is for runs of a few hundred steps: sharp queries and keys and quiet residual branches (LePE
         starts at 0), measured to shorten the plateau before the digit probes are learned.
         """
         probe = self.layout.init == "probe"
+        mixers = [mixer for mixers in self.mixers() for mixer in mixers]
+        own = {m for mixer in mixers for m in mixer.modules() if m not in (mixer.qkv, mixer.proj)}
         for module in self.modules():
+            if module in own:
+                continue
             if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
                 gain = 0.7 if isinstance(module, nn.Conv2d) else 0.5
                 std = gain * module.weight[0].numel() ** -0.5 if probe else 0.02
@@ -87,7 +92,7 @@ class Pyramid(nn.Module):
                     nn.init.zeros_(module.bias)
         if probe:
             self._init_head()
-            for mixer in (mixer for mixers in self.mixers() for mixer in mixers):
+            for mixer in mixers:
                 q_and_k, v = mixer.qkv.weight[: 2 * mixer.qk_dim], mixer.qkv.weight[2 * mixer.qk_dim :]
                 nn.init.trunc_normal_(q_and_k, std=1.05 * mixer.dim**-0.5)
                 nn.init.trunc_normal_(v, std=0.7 * mixer.dim**-0.5)

@@ -50,7 +50,7 @@ class SepConfig(WindowConfig):
         """Take the layout's window, the published reduction of the stage, and the turns, where none is set."""
         return self.replace(
             window=self.window or layout.window,
-            reduction=self.reduction or stage_reduction(stage),
+            reduction=self.reduction or stage_reduction(stage, layout),
             kind=self.kind or ("global" if block % 2 else "local"),
         )
 
@@ -63,7 +63,7 @@ class Sep(PooledAttention, PartitionAttention):
 
     def __init__(self, dim: int, num_heads: int, config: SepConfig) -> None:
         """Add the spatial reduction to a global block; a local one has none, and is a PartitionAttention."""
-        reduction = stage_reduction(0) if config.reduction is None else config.reduction
+        reduction = 8 if config.reduction is None else config.reduction
         pool = SpatialReduction(dim, reduction, config.padding) if config.kind == "global" else None
         super().__init__(dim, num_heads, config, pool)
         self.config = config

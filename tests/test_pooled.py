@@ -214,7 +214,8 @@ def test_macs_and_geometry_of_windows(small):
 
 
 def test_blocks_take_the_published_reductions_and_turns():
-    assert [PVTConfig().at(stage, 0, STL).reduction for stage in range(5)] == [8, 4, 2, 1, 1]
+    assert [PVTConfig().at(stage, 0, STL).reduction for stage in range(4)] == [8, 4, 2, 1]
+    assert [PVTConfig().at(stage, 0, SMALL).reduction for stage in range(4)] == [2, 1, 1, 1]
     assert PVTConfig(reduction=3).at(0, 0, SMALL).reduction == 3
     assert create("pvt", dim=12, num_heads=2).pool.reduction == 8
     blocks = [SepConfig().at(2, block, STL) for block in range(4)]
