@@ -26,7 +26,7 @@ class Reader:
     """Arguments of an official constructor, each to be read once.
 
     Raises:
-        ValueError: (by `done`) arguments that nobody read and that are not moot; (by `refuse`) a value we do not have.
+        ValueError: (by `done`) arguments that nobody read and that are not moot; (by `only`) a value we do not have.
     """
 
     def __init__(self, official: str, arguments: Arguments) -> None:
@@ -38,7 +38,7 @@ class Reader:
         self.read.add(name)
         return self.arguments.get(name, default)
 
-    def refuse(self, name: str, *allowed: Any) -> None:
+    def only(self, name: str, *allowed: Any) -> None:
         """Read an argument that we have for some values only; the first is the official default."""
         value = self(name, allowed[0])
         if value not in allowed:
@@ -180,10 +180,10 @@ def _maxvit(read: Reader, size: Size | None) -> Built:
     for name in ("window_size", "grid_size"):
         read(name)
     config = maxvit_partition(_pair(window), kind, read("auto_pad", False))
-    read.refuse("attn_bias", True)
+    read.only("attn_bias", True)
     dim, head_dim = read("dim"), read("dim_head", 32)
     tf_table = read("rel_pos_type", "bias") == "bias_tf"
-    read.refuse("rel_pos_type", "bias", "bias_tf")
+    read.only("rel_pos_type", "bias", "bias_tf")
     about = Official(read.official, size, heads_first=read("head_first", True), tf_table=tf_table)
     return _build(maxvit.MaxViT, dim, dim // head_dim, config), about
 
@@ -234,7 +234,7 @@ def _bra(read: Reader, size: Size | None) -> Built:
         read("auto_pad")  # the code always pads
     else:
         variant = {"padding": "official" if read("auto_pad", False) else "error", **_routing(read)}
-    read.refuse("param_attention", "qkvo", "qkv")
+    read.only("param_attention", "qkvo", "qkv")
     config = bra.BRAConfig(
         regions=read("n_win", 7),
         topk=read("topk", 4),

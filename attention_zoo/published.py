@@ -114,7 +114,7 @@ def _finish(read: Reader, layout: Layout, stages: Stages, rate: float) -> Host:
 def _biformer(read: Reader, size: Size | None, rate: float) -> Host:
     dims, depths = tuple(read("embed_dim")), tuple(read("depth"))
     scale = read("layer_scale_init_value", -1)
-    read.refuse("before_attn_dwconv", 3, 0)
+    read.only("before_attn_dwconv", 3, 0)
     layout = Layout(
         name="biformer",
         depths=depths,
@@ -135,12 +135,12 @@ def _biformer(read: Reader, size: Size | None, rate: float) -> Host:
     n_win, qk_dims, kernel = read("n_win", 7), read("qk_dims") or dims, read("side_dwconv", 5)
     options = {name: read(name, False) for name in ("soft_routing", "diff_routing", "param_routing")}
     per_window = read("kv_per_wins", [2, 2, -1, -1])
-    read.refuse("param_attention", "qkvo")
-    read.refuse("mlp_dwconv", False)
-    read.refuse("pre_norm", True)
-    read.refuse("pe", None)
-    read.refuse("representation_size", None)
-    read.refuse("in_chans", 3)
+    read.only("param_attention", "qkvo")
+    read.only("mlp_dwconv", False)
+    read.only("pre_norm", True)
+    read.only("pe", None)
+    read.only("representation_size", None)
+    read.only("in_chans", 3)
     read("pe_stages")
     pools = [pooling(read, per_window[stage], stage) for stage in range(len(depths))]
     qk_scale = read("qk_scale")
@@ -183,7 +183,7 @@ def _full(topk: int, kernel: int, kinds: dict[int, Any]) -> Mixer:
 
 
 def _stl_layout(read: Reader, norm: Any, **fields: Any) -> Layout:
-    read.refuse("in_chans", 3)
+    read.only("in_chans", 3)
     read("qk_scale")  # accepted and never used
     return Layout(
         name="stl",
@@ -240,7 +240,7 @@ def _swin(read: Reader, size: Size | None, rate: float) -> Host:
     depths, heads, width = tuple(read("depths")), read("num_heads"), read("embed_dim", 96)
     dims = tuple(width * 2**stage for stage in range(len(depths)))
     for name, only in (("ape", False), ("patch_norm", True), ("in_chans", 3)):
-        read.refuse(name, only)
+        read.only(name, only)
     layout = Layout(
         name="swin",
         depths=depths,
@@ -292,7 +292,7 @@ def _cswin(read: Reader, size: Size | None, rate: float) -> Host:
         window=7,
         stripes=tuple(splits),
     )
-    read.refuse("in_chans", 3)
+    read.only("in_chans", 3)
     read("patch_size")  # the stem's stride is 4 whatever it says
     stages: Stages = []
     maps = layout.own_maps
@@ -312,9 +312,9 @@ def _crossformer(read: Reader, size: Size | None, rate: float) -> Host:
     patches, merges = read("patch_size", [4]), read("merge_size", [[2]])
     groups, intervals = read("group_size", [7] * 4), read("crs_interval", [8, 4, 2, 1])
     for name, only in (("ape", False), ("patch_norm", True), ("in_chans", 3), ("group_type", "constant")):
-        read.refuse(name, only)
+        read.only(name, only)
     for name in ("use_cpe", "no_mask", "adaptive_interval", "use_acl", "use_extra_conv"):
-        read.refuse(name, False)
+        read.only(name, False)
     pad_type = read("pad_type", 0)
     layout = Layout(
         name="crossformer",
@@ -353,9 +353,9 @@ def _crossformer(read: Reader, size: Size | None, rate: float) -> Host:
 def _dat(read: Reader, size: Size | None, rate: float) -> Host:
     depths, dims, heads = tuple(read("depths")), tuple(read("dims")), read("heads")
     count = len(depths)
-    read.refuse("dim_stem", dims[0])
+    read.only("dim_stem", dims[0])
     for name in ("use_conv_patches", "use_dwc_mlps", "use_conv_mlps"):
-        read.refuse(name, False, [False] * count)
+        read.only(name, False, [False] * count)
     layout = Layout(
         name="dat",
         depths=depths,
@@ -377,11 +377,11 @@ def _dat(read: Reader, size: Size | None, rate: float) -> Host:
     )
     for name in ("sr_ratios", "ns_per_pts"):
         read(name)
-    read.refuse("in_chans", 3)
+    read.only("in_chans", 3)
     windows, groups, strides = read("window_sizes"), read("groups"), read("strides")
     factors, has_position = read("offset_range_factor"), read("use_pes")
     dwc, none = read("dwc_pes", [False] * count), read("no_offs", [False] * count)
-    read.refuse("fixed_pes", [False] * count)
+    read.only("fixed_pes", [False] * count)
     maps = layout.own_maps
     stages: Stages = []
     for stage, kinds in enumerate(read("stage_spec")):

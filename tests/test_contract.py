@@ -6,10 +6,10 @@ import functools
 
 import pytest
 import torch
+from conftest import counted, is_one_softmax, reads_padding
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo.base import attend, masked_softmax
-from tests.conftest import counted, is_one_softmax, reads_padding
 
 SIZES = [(6, 12), (5, 7), (7, 4)]  # the first divides most partitions, the others need padding
 PADDED = (5, 7)

@@ -5,11 +5,11 @@ from unittest import mock
 
 import pytest
 import torch
+from conftest import reads_padding
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from attention_zoo.regions import Partition, blank, coordinates, from_heads, to_heads
-from tests.conftest import reads_padding
 
 CPU = torch.device("cpu")
 sides = st.integers(1, 9)
