@@ -1,15 +1,20 @@
 """Published models: names, shapes, counts and MACs of the official ones, and their checkpoints."""
 
 import json
+import math
 import os
 import pickle
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
+from timm.models.maxxvit import AttentionCl
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from attention_zoo import create_model
+from attention_zoo import create, create_model
 from attention_zoo.counterparts import counterpart
 from attention_zoo.name_maps import Official
 from attention_zoo.official import load_official, to_official
@@ -30,7 +35,7 @@ HOSTS = {
     "maxvit_stl": ("models.MaxViTSTL", {"depth": [2, 2, 6, 2], "embed_dim": [96, 192, 384, 768]}),
     "swin_tiny": ("models.SwinTransformer", {}),
 }
-ELSEWHERE = {"dat_tiny_2023", "maxvit_tiny_tf_224"}  # hosts of their own: NATTEN stages, convolution blocks
+ELSEWHERE = {"dat_tiny_2023", "maxvit_tiny_tf_224"}  # hosts of their own; see the last two tests
 NOT_MACS = {"layer_norm", "batch_norm", "grid_sampler", "adaptive_avg_pool2d"}
 
 
@@ -268,3 +273,49 @@ def test_sides_of_an_image_may_differ():
     model, about = counterpart_model("models.SwinTransformer", {"ctor": ctor, "H": 64, "W": 96})
     load_official(model, about, to_official(model, about))
     assert model(torch.zeros(1, 3, 64, 96)).shape == (1, 3)
+
+
+def listed_macs(name):
+    flops = json.loads((FOLDER / f"{name}.json").read_text())["flops"]
+    return flops["total"] - sum(flops["by_operator"].get(kind, 0) for kind in NOT_MACS)
+
+
+@needs_golden
+def test_deformable_and_neighbourhood_attention_cost_what_dat_tiny_2023_does():
+    """Its host is not ours (positional convolutions in blocks and MLPs), so that is counted off its list of weights."""
+    listed = json.loads((FOLDER / "dat_tiny_2023.json").read_text())
+    config, total = listed["config"], 0
+    sides = [56, 28, 14, 7]
+    for stage, kinds in enumerate(config["stage_spec"]):
+        dim, heads = config["dims"][stage], config["heads"][stage]
+        fields = {"groups": config["groups"][stage], "stride": config["strides"][stage], "map_size": sides[stage]}
+        deformable = create("dat", dim=dim, num_heads=heads, variant="2023", kernel=config["ksizes"][stage], **fields)
+        sliding = create("sliding", dim=dim, num_heads=heads, kernel=config["nat_ksizes"][stage])
+        for kind in kinds:
+            total += (deformable if kind == "D" else sliding).macs(sides[stage], sides[stage]).total
+    for name, shape in listed["parameters"].items():
+        if not name.endswith("weight") or len(shape) < 2 or ".attns." in name:
+            continue
+        stage = int(name.split(".")[1]) + name.startswith("down_projs") if name[0] in "sd" else 0
+        places = {"cls_head.weight": 1, "patch_proj.0.weight": 112**2}.get(name, sides[stage] ** 2)
+        total += math.prod(shape) * places
+    assert total == pytest.approx(listed_macs("dat_tiny_2023"), rel=0.005)
+
+
+@needs_golden
+def test_block_and_grid_attention_cost_what_timms_maxvit_tiny_does():
+    with torch.device("meta"):
+        model = timm.create_model("maxvit_tiny_tf_224").eval()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, 224, 224, device="meta"))
+    by_module = {name: sum(counts.values()) // 2 for name, counts in counter.get_flop_counts().items()}
+    theirs = ours = 0
+    for name, module in model.named_modules():
+        if isinstance(module, AttentionCl):
+            dim, side = module.proj.in_features, 56 // 2 ** int(name.split(".")[1])
+            theirs += by_module[f"MaxxVit.{name}"]
+            ours += create("maxvit", dim=dim, num_heads=module.num_heads, window=7).macs(side, side).total
+    # timm looks TensorFlow's bias up by products with one-hot matrices
+    assert theirs * 0.99 < ours < theirs
+    total = by_module["Global"] - theirs + ours
+    assert total == pytest.approx(listed_macs("maxvit_tiny_tf_224"), rel=0.005)
