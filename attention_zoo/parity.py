@@ -125,8 +125,9 @@ def _record(mixer: BRA, affinities: list[Tensor]) -> None:
     choose = mixer.affinity
 
     def recording(q: Tensor, k: Tensor, valid: Tensor | None) -> Tensor:
-        affinities.append(choose(q, k, valid).detach())
-        return choose(q, k, valid)
+        affinity = choose(q, k, valid)
+        affinities.append(affinity.detach())
+        return affinity
 
     mixer.affinity = recording  # type: ignore[method-assign]
 

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from attention_zoo.counterparts import (
 from attention_zoo.crossformer import CrossFormer
 from attention_zoo.cswin import CSWin, CSWinConfig
 from attention_zoo.dat import DAT, KERNELS, DATConfig
-from attention_zoo.layouts import Layout
+from attention_zoo.layouts import STL, Layout
 from attention_zoo.maxvit import MaxViT
 from attention_zoo.name_maps import Official
 from attention_zoo.pyramid import Mixer, Pyramid, Stages
@@ -115,7 +115,8 @@ def _biformer(read: Reader, size: Size | None, rate: float) -> Host:
     dims, depths = tuple(read("embed_dim")), tuple(read("depth"))
     scale = read("layer_scale_init_value", -1)
     read.only("before_attn_dwconv", 3, 0)
-    layout = Layout(
+    layout = replace(
+        STL,
         name="biformer",
         depths=depths,
         dims=dims,
@@ -123,14 +124,8 @@ def _biformer(read: Reader, size: Size | None, rate: float) -> Host:
         mlp_ratio=_ratios(read("mlp_ratios", [4, 4, 4, 4])),
         stem="conv3_twice",
         merging="conv3_norm",
-        norm="batch",
         layer_scale=scale if scale > 0 else None,
         position="convolution" if read("before_attn_dwconv", 3) else "none",
-        init="trunc_normal_0.02",
-        resolution_px=224,
-        regions=7,
-        window=7,
-        stripes=(1, 2, 7, 7),
     )
     n_win, qk_dims, kernel = read("n_win", 7), read("qk_dims") or dims, read("side_dwconv", 5)
     options = {name: read(name, False) for name in ("soft_routing", "diff_routing", "param_routing")}
@@ -185,19 +180,12 @@ def _full(topk: int, kernel: int, kinds: dict[int, Any]) -> Mixer:
 def _stl_layout(read: Reader, norm: Any, **fields: Any) -> Layout:
     read.only("in_chans", 3)
     read("qk_scale")  # accepted and never used
-    return Layout(
-        name="stl",
+    return replace(
+        STL,
         depths=tuple(read("depth")),
         dims=tuple(read("embed_dim")),
-        merging="norm_conv2",
         rounding="floor" if read("padding") == "as_built" else "ceil",
         norm=norm,
-        position="none",
-        init="trunc_normal_0.02",
-        resolution_px=224,
-        regions=7,
-        window=7,
-        stripes=(1, 2, 7, 7),
         **fields,
     )
 
@@ -230,76 +218,80 @@ def _maxvit_stl(read: Reader, size: Size | None, rate: float) -> Host:
     return _finish(read, layout, stages, rate)
 
 
-def _image_px(read: Reader) -> dict[str, Any]:
+def _layer_norm_layout(read: Reader, depths: list[int], dims: list[int], heads: list[int], **fields: Any) -> Layout:
+    """Host with LayerNorm throughout, for images of one size; what does not fit a stride is dropped."""
+    read.only("in_chans", 3)
     side = read("img_size", 224)
     height, width = (side, side) if isinstance(side, int) else side
-    return {"resolution_px": height, "width_px": width}
+    return replace(
+        STL,
+        name=read.official,
+        depths=tuple(depths),
+        dims=tuple(dims),
+        head_dim=dims[0] // heads[0],
+        rounding="floor",
+        norm="layer",
+        block_norm_eps=1e-5,
+        resolution_px=height,
+        width_px=width,
+        **fields,
+    )
+
+
+def _doubled(width: int, depths: list[int]) -> list[int]:
+    """Channels of the stages, twice as many after each merging."""
+    return [width * 2**stage for stage in range(len(depths))]
+
+
+def _qkv(read: Reader) -> dict[str, Any]:
+    return {"qkv_bias": read("qkv_bias", True), "qk_scale": read("qk_scale")}
 
 
 def _swin(read: Reader, size: Size | None, rate: float) -> Host:
-    depths, heads, width = tuple(read("depths")), read("num_heads"), read("embed_dim", 96)
-    dims = tuple(width * 2**stage for stage in range(len(depths)))
-    for name, only in (("ape", False), ("patch_norm", True), ("in_chans", 3)):
+    depths, heads = read("depths"), read("num_heads")
+    for name, only in (("ape", False), ("patch_norm", True)):
         read.only(name, only)
-    layout = Layout(
-        name="swin",
-        depths=depths,
-        dims=dims,
-        head_dim=dims[0] // heads[0],
+    layout = _layer_norm_layout(
+        read,
+        depths,
+        _doubled(read("embed_dim", 96), depths),
+        heads,
         mlp_ratio=read("mlp_ratio", 4.0),
         stem_px=read("patch_size", 4),
         merging="concat_norm_linear",
         merging_bias=False,
-        rounding="floor",
-        norm="layer",
-        block_norm_eps=1e-5,
-        position="none",
-        init="trunc_normal_0.02",
-        **_image_px(read),
-        regions=7,
         window=read("window_size", 7),
-        stripes=(1,),
     )
+    fields = {**_qkv(read), "padding": "official"}
     stages: Stages = []
     for stage, (height, width) in enumerate(layout.own_maps):
         # the code clamps both sides by the shorter one, and does not shift then
         window = min(layout.window, height, width)
         is_whole = min(height, width) <= layout.window
-        fields = {"qkv_bias": read("qkv_bias", True), "qk_scale": read("qk_scale"), "padding": "official"}
         shifts = [0 if is_whole or block % 2 == 0 else window // 2 for block in range(depths[stage])]
         stages.append([Mixer(Swin, SwinConfig(window=window, shift=shift, **fields), heads[stage]) for shift in shifts])
     return _finish(read, layout, stages, rate)
 
 
 def _cswin(read: Reader, size: Size | None, rate: float) -> Host:
-    depths, heads, width = tuple(read("depth")), read("num_heads"), read("embed_dim", 64)
-    splits = read("split_size")
-    layout = Layout(
-        name="cswin",
-        depths=depths,
-        dims=tuple(width * 2**stage for stage in range(len(depths))),
-        head_dim=width // heads[0],
+    depths, heads, splits = read("depth"), read("num_heads"), read("split_size")
+    layout = _layer_norm_layout(
+        read,
+        depths,
+        _doubled(read("embed_dim", 64), depths),
+        heads,
         mlp_ratio=read("mlp_ratio", 4.0),
         stem="conv7",
         merging="conv3_norm",
-        rounding="floor",
-        norm="layer",
-        block_norm_eps=1e-5,
-        position="none",
-        init="trunc_normal_0.02",
-        **_image_px(read),
-        regions=7,
-        window=7,
         stripes=tuple(splits),
     )
-    read.only("in_chans", 3)
     read("patch_size")  # the stem's stride is 4 whatever it says
+    fields = {**_qkv(read), "padding": "error"}
     stages: Stages = []
     maps = layout.own_maps
     for stage, depth in enumerate(depths):
         # the last stage has one branch over the whole map
         is_last = stage == len(depths) - 1
-        fields = {"qkv_bias": read("qkv_bias", True), "qk_scale": read("qk_scale"), "padding": "error"}
         config = CSWinConfig(stripe=max(maps[stage]) if is_last else splits[stage], clip_stripe=is_last, **fields)
         # two branches leave an odd head out
         is_one = is_last or splits[stage] == maps[stage][0]
@@ -308,76 +300,55 @@ def _cswin(read: Reader, size: Size | None, rate: float) -> Host:
 
 
 def _crossformer(read: Reader, size: Size | None, rate: float) -> Host:
-    depths, heads, width = tuple(read("depths")), read("num_heads"), read("embed_dim", 96)
+    depths, heads = read("depths"), read("num_heads")
     patches, merges = read("patch_size", [4]), read("merge_size", [[2]])
     groups, intervals = read("group_size", [7] * 4), read("crs_interval", [8, 4, 2, 1])
-    for name, only in (("ape", False), ("patch_norm", True), ("in_chans", 3), ("group_type", "constant")):
+    for name, only in (("ape", False), ("patch_norm", True), ("group_type", "constant")):
         read.only(name, only)
     for name in ("use_cpe", "no_mask", "adaptive_interval", "use_acl", "use_extra_conv"):
         read.only(name, False)
-    pad_type = read("pad_type", 0)
-    layout = Layout(
-        name="crossformer",
-        depths=depths,
-        dims=tuple(width * 2**stage for stage in range(len(depths))),
-        head_dim=width // heads[0],
+    pad_type, fields = read("pad_type", 0), _qkv(read)
+    layout = _layer_norm_layout(
+        read,
+        depths,
+        _doubled(read("embed_dim", 96), depths),
+        heads,
         mlp_ratio=_ratios(read("mlp_ratio", [4.0] * len(depths))),
         stem="multiscale",
         stem_px=patches[0],
         stem_kernels=tuple(patches),
         merging="norm_multiscale",
         merging_kernels=tuple(tuple(merge) for merge in merges),
-        rounding="floor",
-        norm="layer",
-        block_norm_eps=1e-5,
-        position="none",
-        init="trunc_normal_0.02",
-        **_image_px(read),
-        regions=7,
-        window=7,
-        stripes=(1,),
     )
     stages: Stages = []
     maps = layout.maps(*size) if size else layout.own_maps
     for stage, depth in enumerate(depths):
         turns = [
-            crossformer_groups(groups[stage], intervals[stage], is_long, maps[stage], pad_type)
+            crossformer_groups(groups[stage], intervals[stage], is_long, maps[stage], pad_type).replace(**fields)
             for is_long in (False, True)
         ]
-        fields = {"qkv_bias": read("qkv_bias", True), "qk_scale": read("qk_scale")}
-        turns = [config.replace(**fields) for config in turns]
         stages.append([Mixer(CrossFormer, turns[block % 2], heads[stage]) for block in range(depth)])
     return _finish(read, layout, stages, rate)
 
 
 def _dat(read: Reader, size: Size | None, rate: float) -> Host:
-    depths, dims, heads = tuple(read("depths")), tuple(read("dims")), read("heads")
+    depths, dims, heads = read("depths"), read("dims"), read("heads")
     count = len(depths)
     read.only("dim_stem", dims[0])
     for name in ("use_conv_patches", "use_dwc_mlps", "use_conv_mlps"):
         read.only(name, False, [False] * count)
-    layout = Layout(
-        name="dat",
-        depths=depths,
-        dims=dims,
-        head_dim=dims[0] // heads[0],
+    layout = _layer_norm_layout(
+        read,
+        depths,
+        dims,
+        heads,
         mlp_ratio=read("expansion", 4),
         stem_px=read("patch_size", 4),
         merging="conv2_norm",
         merging_bias=False,
-        rounding="floor",
-        norm="layer",
-        block_norm_eps=1e-5,
-        position="none",
-        init="trunc_normal_0.02",
-        **_image_px(read),
-        regions=7,
-        window=7,
-        stripes=(1,),
     )
     for name in ("sr_ratios", "ns_per_pts"):
         read(name)
-    read.only("in_chans", 3)
     windows, groups, strides = read("window_sizes"), read("groups"), read("strides")
     factors, has_position = read("offset_range_factor"), read("use_pes")
     dwc, none = read("dwc_pes", [False] * count), read("no_offs", [False] * count)

@@ -24,12 +24,12 @@ def build_model(cell: Cell, num_classes: int = 10) -> Pyramid:
         return create_model(cell.layout, attn=cell.attn, num_classes=num_classes, **settings)
 
 
-def build_counted(cell: Cell) -> Pyramid:
-    """Build the model of a cell in the implementation that its mechanism's `macs` describes."""
+def counted_cell(cell: Cell) -> Cell:
+    """Return the cell in the implementation that its mechanism's `macs` describes; most have no other."""
     cls = resolve(cell.attn)
     if "impl" not in field_names(cls.Config):
-        return build_model(cell)
-    return build_model(replace(cell, settings=tuple({**dict(cell.settings), "impl": cls.impl}.items())))
+        return cell
+    return replace(cell, settings=tuple(sorted({**dict(cell.settings), "impl": cls.impl}.items())))
 
 
 def build_baseline(cell: Cell, num_classes: int = 10) -> Pyramid:

@@ -17,7 +17,7 @@ import torch
 
 from ablations.study import Cell
 from runners import complexity, latency, peak_memory, train
-from runners.build import build_baseline, build_counted, build_model, identity
+from runners.build import build_baseline, build_model, counted_cell, identity
 from runners.datasets import make_data
 from runners.environment import apply_threads, device_id, environment, memory_limit, pick_device
 from runners.failures import status_of
@@ -133,7 +133,9 @@ Found = tuple[dict[str, Any], dict[str, Any]]
 
 def _flops(store: Store, job: Job, device: torch.device) -> Found:
     cell = job.cell
-    return complexity.count(build_counted(cell), cell.height_px, cell.width_px, executed=build_model(cell)), {}
+    counted = counted_cell(cell)
+    executed = None if counted == cell else build_model(cell)
+    return complexity.count(build_model(counted), cell.height_px, cell.width_px, executed=executed), {}
 
 
 def _throughput(store: Store, job: Job, device: torch.device) -> Found:

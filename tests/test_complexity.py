@@ -10,7 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import attention_zoo
+from ablations.study import Cell
 from runners import complexity
+from runners.build import counted_cell
 from runners.complexity import CountMismatch, count
 
 HEIGHT, WIDTH = 4, 6
@@ -294,3 +296,10 @@ def test_three_roads_agree_on_every_mechanism(name, size_px):
     model = attention_zoo.create_model("small", attn=name, num_classes=10, **impl)
     columns = count(model, *size_px)
     assert columns["gmacs"] == columns["executed_gmacs"] == model.macs(*size_px).total / 1e9
+
+
+def test_only_what_runs_otherwise_is_counted_apart():
+    bra, swin = Cell(attn="bra"), Cell(attn="swin")
+    assert dict(counted_cell(bra).settings) == {"impl": "gather"}
+    assert counted_cell(counted_cell(bra)) == counted_cell(bra)
+    assert counted_cell(swin) == swin
