@@ -45,8 +45,16 @@ class Pyramid(nn.Module):
     """How timm is told that `forward_features` and the stages return (B, H, W, C)."""
 
     def __init__(self, layout: Layout, stages: Stages, num_classes: int, drop_path_rate: float = 0.0) -> None:
-        """Build the host of a layout; `stages` name mechanism and configuration of each block."""
+        """Build the host of a layout; `stages` name mechanism and configuration of each block.
+
+        Raises:
+            ValueError: a negative number of classes, or a drop path rate that is no share below 1.
+        """
         super().__init__()
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be at least 0, got {num_classes}")
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate must be at least 0 and below 1, got {drop_path_rate}")
         self.layout, self.num_classes = layout, num_classes
         self.global_pool, self.drop_rate, self.grad_checkpointing = "avg", 0.0, False
         total = sum(layout.depths)
