@@ -94,6 +94,11 @@ class Attention(nn.Module):
         """
         return {"pad_ratio": 0.0}
 
+    def linear(self, x: Tensor, first: int, last: int) -> Tensor:
+        """Make the channels first .. last - 1 of q, k, v alone: (..., C) -> (..., last - first)."""
+        bias = None if self.qkv.bias is None else self.qkv.bias[first:last]
+        return F.linear(x, self.qkv.weight[first:last], bias)
+
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Make q, k, v: (B, H, W, C) -> three of (B, heads, N, D); v may have another D."""
         qkv = self.qkv(x).flatten(1, 2).split((self.qk_dim, self.qk_dim, self.dim), dim=-1)

@@ -10,6 +10,12 @@ from attention_zoo.base import Attention, Macs
 from attention_zoo.layouts import Layout
 
 
+def added(y: Tensor, x: Tensor) -> Tensor:
+    """Return y + x in y's memory: for what a convolution or a linear layer returns, which no backward pass reads."""
+    # under autocast y is narrower than the residual stream, which must stay as wide as it is
+    return y.add_(x) if y.dtype == x.dtype else y + x
+
+
 class Block(nn.Module):
     """Pre-norm residual block on (B, H, W, C): token mixer, then MLP.
 
@@ -36,12 +42,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens, then channels."""
         if self.pos_embed is not None:
-            x = x + self.pos_embed(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            x = added(self.pos_embed(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), x)
         tokens = self.attn(self.norm1(x))
         x = x + self.drop_path(self.gamma1 * tokens if self.is_scaled else tokens)
         channels = self.mlp(self.norm2(x))
-        mixed: Tensor = x + self.drop_path(self.gamma2 * channels if self.is_scaled else channels)
-        return mixed
+        return added(self.drop_path(self.gamma2 * channels if self.is_scaled else channels), x)
 
     def macs(self, height: int, width: int) -> Macs:
         """Multiply-adds on one map."""
@@ -120,7 +125,8 @@ class Downsample(nn.Module):
         self.reduce = _stem(layout, dim) if stem else _merging(layout, stage)
 
     def forward(self, x: Tensor) -> Tensor:
-        """NCHW in (a view of a channels-last map is fine), NCHW out."""
+        """NCHW in (a view of a channels-last map is fine), NCHW out, its channels last in memory."""
+        x = x.contiguous(memory_format=torch.channels_last)
         if self.concatenates:
             x = F.pixel_unshuffle(self._pad(x), self.stride).permute(0, 2, 3, 1)
             merged: Tensor = self.reduce(self.norm(x))

@@ -11,6 +11,7 @@ q, k, v with zeros, which take part in the softmax alone.
 """
 
 import functools
+import itertools
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -20,10 +21,18 @@ from torch import Tensor, nn
 from attention_zoo.base import Macs, attend
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
-from attention_zoo.partitioned import PartitionAttention, PartitionConfig, Places, padded_places
+from attention_zoo.partitioned import PartitionAttention, PartitionConfig, Places
 from attention_zoo.regions import Partition, blank, coordinates, from_heads, to_heads
 from attention_zoo.registry import register
-from attention_zoo.routing import pool_regions, region_affinity, region_means, routed_attention
+from attention_zoo.routing import (
+    attend_rows,
+    map_means,
+    pool_regions,
+    region_affinity,
+    region_means,
+    routed_attention,
+    token_regions,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +144,7 @@ class BRA(PartitionAttention):
         self.config = config
         # the whole width of q and k, not a head's: eq. 5 as the official code computes it
         self.scale = config.qk_scale or self.qk_dim**-0.5
+        self._ends = (0, self.qk_dim, 2 * self.qk_dim, 2 * self.qk_dim + dim)
         self.router = nn.Linear(self.qk_dim, self.qk_dim) if config.param_routing else None
 
     def cut(self, height: int, width: int) -> Partition:
@@ -187,26 +197,58 @@ class BRA(PartitionAttention):
         is_small = tokens <= 64 or (tokens <= 1024 and self.topk(cut) >= 0.3 * cut.count)
         return "dense" if is_small and self.config.is_plain else "gather"
 
-    def mix(self, qkv: Tensor, cut: Partition) -> Tensor:
-        """Mixed values of a projected map, along its routes: (B, H, W, 2 Cqk + C) -> (B, H, W, C)."""
-        return self._gather(qkv, cut) if self.impl_on(cut) == "gather" else self._dense(qkv, cut)
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens along the routes of their regions: (B, H, W, C) -> same."""
+        cut = self.partition(*x.shape[1:3])
+        if self.pad_rule == "input" and cut.is_padded:
+            return cut.crop(self(cut.pad(x)))
+        if self.impl_on(cut) == "dense":
+            qkv = self.qkv(x)
+            return self.finish(self._dense(qkv, cut), qkv[..., 2 * self.qk_dim :])
+        # apart, so that LePE and the gather read rows without a copy
+        q, k, v = (self.linear(x, *ends) for ends in itertools.pairwise(self._ends))
+        if self.config.is_plain and not self.config.head_routing:
+            return self._finish_windows(self._gather_rows(q, k, v, cut), v, cut)
+        return self.finish(self._gather_regions(q, k, v, cut), v)
 
-    def affinity(self, q: Tensor, k: Tensor, valid: Tensor | None) -> Tensor:
-        """How well regions suit each other, (B, 1 or heads, R, R), from q and k in regions, blank: (B, R, T, Cqk)."""
-        if not self.config.diff_routing:
-            # routes are chosen, not learned: gradients reach q and k through the attention itself
-            q, k = q.detach(), k.detach()
-        means = [region_means(part, valid) for part in (q, k)]
-        if self.router is not None:
-            means = [self.router(mean) for mean in means]
+    def _finish_windows(self, y: Tensor, v: Tensor, cut: Partition) -> Tensor:
+        """Add LePE and project, regions (B, R, T, C) in, a map out: as `finish`, with one pass over the map."""
+        if self.lepe is None or cut.is_padded:
+            return self.finish(cut.join(y), v)
+        lepe = cut.tiles(self.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        windows = y.reshape(len(y), cut.down, cut.across, cut.rows, cut.cols, self.dim).transpose(2, 3)
+        # in place no gradient would pass a view as cheaply; out of place the sum keeps the map's order
+        mixed = lepe + windows if torch.is_grad_enabled() else lepe.add_(windows.to(lepe.dtype))
+        projected: Tensor = self.proj(mixed.reshape(v.shape))
+        return projected
+
+    def affinity(self, mean_q: Tensor, mean_k: Tensor, valid: Tensor | None) -> Tensor:
+        """How well regions suit each other, (B, 1 or heads, R, R), from mean q and k, (B, R, Cqk)."""
+        means = [mean_q, mean_k] if self.router is None else [self.router(mean_q), self.router(mean_k)]
         mean_q, mean_k = (to_heads(mean, self.num_heads if self.config.head_routing else 1) for mean in means)
         return region_affinity(mean_q, mean_k, valid)
 
-    def _gather(self, qkv: Tensor, cut: Partition) -> Tensor:
-        """Each region attends to its own copy of the regions that it reads."""
-        valid = cut.valid(qkv.device)
-        q, k, v = blank(cut.split(qkv), valid).split((self.qk_dim, self.qk_dim, self.dim), dim=-1)  # (B, R, T, C)
-        chosen = self.affinity(q, k, valid).topk(self.topk(cut), sorted=False)
+    def _routes(self, mean_q: Tensor, mean_k: Tensor, cut: Partition) -> Tensor:
+        """Regions that each region reads, (B, 1 or heads, R, K), from mean q and k: chosen, not learned."""
+        affinity = self.affinity(mean_q, mean_k, cut.valid(mean_q.device))
+        return affinity.topk(self.topk(cut), sorted=False).indices
+
+    def _gather_rows(self, q: Tensor, k: Tensor, v: Tensor, cut: Partition) -> Tensor:
+        """Each region attends to its own copy of the rows of the regions that it reads: -> (B, R, T, C)."""
+        valid = cut.valid(q.device)
+        routes = self._routes(*(map_means(part.detach(), cut) for part in (q, k)), cut)
+        readable = None if self.pad_rule == "projected" else valid
+        regions = blank(cut.split(q), valid)
+        return attend_rows(
+            regions, cut.pad(k), cut.pad(v), routes[:, 0], cut, self.num_heads, self.scale, valid=readable
+        )
+
+    def _gather_regions(self, q: Tensor, k: Tensor, v: Tensor, cut: Partition) -> Tensor:
+        """The same with routes of each head, with weights of the routes, or with pooled keys: -> (B, H, W, C)."""
+        valid = cut.valid(q.device)
+        q, k, v = (blank(cut.split(part), valid) for part in (q, k, v))
+        means = [region_means(part if self.config.diff_routing else part.detach(), valid) for part in (q, k)]
+        chosen = self.affinity(*means, valid).topk(self.topk(cut), sorted=False)
         # the logits of the softmax over routes carry the scale of the attention, as published
         weights = (chosen.values * self.scale).softmax(-1) if self.config.soft_routing else None
         readable = None if self.pad_rule == "projected" else valid
@@ -223,25 +265,21 @@ class BRA(PartitionAttention):
         return pool_regions(regions, cut, valid, maximum=maximum, per_side=config.kv_per_side, ratio=ratio)
 
     def _dense(self, qkv: Tensor, cut: Partition) -> Tensor:
-        """All tokens attend to all, under the routes as a mask."""
+        """All tokens attend to all, under the routes as a mask: (B, H, W, 2 Cqk + C) -> (B, H, W, C)."""
+        read_padding = self.pad_rule == "projected" and cut.is_padded
         bias = None
-        places = coordinates(cut.height, cut.width, qkv.device)
-        routed = cut
-        if self.pad_rule == "projected":
-            places, routed = padded_places(cut, qkv.device), cut.filled()
         if self.topk(cut) < cut.count:
-            valid = cut.valid(qkv.device)
-            q, k = blank(cut.split(qkv[..., : 2 * self.qk_dim].detach()), valid).chunk(2, dim=-1)
-            routes = self.affinity(q, k, valid).topk(self.topk(cut), sorted=False).indices
+            qk = qkv[..., : 2 * self.qk_dim].detach()
+            routes = self._routes(*map_means(qk, cut).chunk(2, dim=-1), cut)
             closed = qkv.new_full((*routes.shape[:2], cut.count, cut.count), float("-inf")).scatter(3, routes, 0.0)
-            region = cut.locate(*places)
+            region = token_regions(cut.filled() if read_padding else cut, qkv.device)
             bias = closed.index_select(3, region).index_select(2, region)
-        if self.pad_rule == "projected":
+        if read_padding:
             qkv = cut.pad(qkv)
         parts = qkv.flatten(1, 2).split((self.qk_dim, self.qk_dim, self.dim), dim=-1)
         q, k, v = (to_heads(part, self.num_heads) for part in parts)
-        y = from_heads(attend(q, k, v, self.scale, bias)).unflatten(1, (routed.height, routed.width))
-        return cut.crop(y) if routed is not cut else y
+        y = from_heads(attend(q, k, v, self.scale, bias)).unflatten(1, qkv.shape[1:3])
+        return cut.crop(y) if read_padding else y
 
     def pairs(self, x: Tensor, cut: Partition, queries: Places, keys: Places) -> Tensor:
         """Allow the keys of the routed regions: (B, 1 or heads, Nq, Nk); depends on what x holds."""

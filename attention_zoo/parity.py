@@ -124,8 +124,8 @@ def _run(case: Case, x: Tensor, affinities: list[Tensor]) -> Tensor:
 def _record(mixer: BRA, affinities: list[Tensor]) -> None:
     choose = mixer.affinity
 
-    def recording(q: Tensor, k: Tensor, valid: Tensor | None) -> Tensor:
-        affinity = choose(q, k, valid)
+    def recording(mean_q: Tensor, mean_k: Tensor, valid: Tensor | None) -> Tensor:
+        affinity = choose(mean_q, mean_k, valid)
         affinities.append(affinity.detach())
         return affinity
 

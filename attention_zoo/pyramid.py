@@ -25,6 +25,9 @@ class Mixer(NamedTuple):
     num_heads: int | None = None
 
 
+CHUNK_BYTES = 3 * 2**20
+"""Size of a map that stays in a core's cache with what a block makes of it, and below what malloc maps anew."""
+
 Stages = list[list[Mixer]]
 """The mixers of each stage's blocks."""
 
@@ -78,6 +81,8 @@ class Pyramid(nn.Module):
         )
         self.head: nn.Module = nn.Linear(width, num_classes) if num_classes else nn.Identity()
         self._init_weights()
+        # maps have their channels last, and a convolution whose weights do too need not reorder them on each call
+        self.downsamples.to(memory_format=torch.channels_last)
 
     def _init_weights(self) -> None:
         """Initialise what the host fixes for all mechanisms: linear layers, stem and merging, positions.
@@ -121,22 +126,45 @@ class Pyramid(nn.Module):
     def _run(self, x: Tensor, taken: list[int], count: int) -> tuple[Tensor, list[Tensor]]:
         """Run the first `count` stages: the last map and those after the stages `taken`, (B, H, W, C)."""
         maps = []
-        for stage, (downsample, blocks) in enumerate(zip(self.downsamples, self.stages, strict=True)):
-            if stage == count:
-                break
-            x = downsample(x)
-            if self.positions:
-                x = x + self._position(stage, x)
-            if self.grad_checkpointing:
-                x = x.permute(0, 2, 3, 1).contiguous()
-                for block in cast(nn.Sequential, blocks):
-                    x = checkpoint(block, x, use_reentrant=False)
-                x = x.permute(0, 3, 1, 2)
-            else:
-                x = blocks(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
+        for stage in range(min(count, len(self.stages))):
+            x = self._by_chunks(stage, x)
             if stage in taken:
-                maps.append(x.permute(0, 2, 3, 1))
+                maps.append(x)
+            x = x.permute(0, 3, 1, 2)
         return x.permute(0, 2, 3, 1), maps
+
+    def _by_chunks(self, stage: int, x: Tensor) -> Tensor:
+        """Run a stage, a few images at a time where only what is in the cache is in memory: on a CPU, in inference.
+
+        A trace or a compiled graph would unroll the parts.
+        """
+        is_open = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+        stride = self.layout.stem_px if stage == 0 else 2
+        image_bytes = x.element_size() * self.layout.dims[stage] * (x.shape[2] // stride) * (x.shape[3] // stride)
+        images = CHUNK_BYTES // max(1, image_bytes) or 1
+        if is_open or x.device.type != "cpu" or len(x) <= images:
+            return self._run_stage(stage, x)
+        first, *others = x.split(images)
+        found = self._run_stage(stage, first)
+        y = found.new_empty(len(x), *found.shape[1:])
+        places = iter(y.split(images))
+        next(places).copy_(found)
+        for chunk, place in zip(others, places, strict=True):
+            place.copy_(self._run_stage(stage, chunk))
+        return y
+
+    def _run_stage(self, stage: int, x: Tensor) -> Tensor:
+        """Merge, then mix: (B, C, H, W) -> (B, H, W, C)."""
+        x = self.downsamples[stage](x)
+        if self.positions:
+            x = x + self._position(stage, x)
+        x = x.permute(0, 2, 3, 1).contiguous()
+        if not self.grad_checkpointing:
+            mixed: Tensor = self.stages[stage](x)
+            return mixed
+        for block in cast(nn.Sequential, self.stages[stage]):
+            x = checkpoint(block, x, use_reentrant=False)
+        return x
 
     def _position(self, stage: int, x: Tensor) -> Tensor:
         """Learned absolute position of a stage, resampled where the map is not the layout's own."""

@@ -123,6 +123,13 @@ class Partition:
             x = x.roll((self.shift_y, self.shift_x), (1, 2))
         return self.crop(x)
 
+    def tiles(self, x: Tensor) -> Tensor:
+        """View a padded map by its regions: (B, *padded_size, C) -> (B, down, rows, across, cols, C).
+
+        For a cut without shift and steps.
+        """
+        return x.unflatten(2, (self.across, self.cols)).unflatten(1, (self.down, self.rows))
+
     def locate(self, row: Tensor, col: Tensor) -> Tensor:
         """Region of the tokens at these coordinates of the map, by arithmetic alone; those of padding are valid too."""
         down, phase_y = _block(row + self.top - self.shift_y, self.down, self.rows, self.step_y)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_zoo.base import attend
-from attention_zoo.regions import Partition, blank, from_heads, to_heads
+from attention_zoo.caching import Kept
+from attention_zoo.regions import Partition, blank, coordinates, from_heads, to_heads
 
 
 def region_means(regions: Tensor, valid: Tensor | None) -> Tensor:
@@ -19,6 +20,14 @@ def region_means(regions: Tensor, valid: Tensor | None) -> Tensor:
     if valid is None:
         return regions.mean(2)
     return regions.sum(2) / valid.sum(1).clamp(min=1).to(regions.dtype)[:, None]
+
+
+def map_means(x: Tensor, cut: Partition) -> Tensor:
+    """The same from a map: (B, H, W, C) -> (B, R, C)."""
+    if cut.is_padded:
+        valid = cut.valid(x.device)
+        return region_means(blank(cut.split(x), valid), valid)
+    return F.avg_pool2d(x.permute(0, 3, 1, 2), (cut.rows, cut.cols)).flatten(2).mT
 
 
 def region_affinity(q: Tensor, k: Tensor, valid: Tensor | None) -> Tensor:
@@ -73,6 +82,66 @@ def routed_attention(
     if valid is not None:
         bias = torch.zeros((), dtype=q.dtype, device=q.device).where(valid[routes], torch.finfo(q.dtype).min)
         bias = bias.movedim(1, 2).flatten(0, 1).flatten(2)[:, :, None, :]  # (B * Rq, 1 or heads, 1, K * Tk)
+    y = attend(to_heads(q.flatten(0, 1), num_heads), gather(k), gather(v), scale, bias)
+    return from_heads(y).reshape(batch, count, tokens, -1)
+
+
+_KEPT = Kept(64)
+
+
+def row_pieces(cut: Partition, device: torch.device) -> Tensor:
+    """Where the rows of each region are, in pieces of a region's width that a padded map is made of: (R, rows)."""
+
+    def make() -> Tensor:
+        region = torch.arange(cut.count, device=device)[:, None]
+        row = region // cut.across * cut.rows + torch.arange(cut.rows, device=device)
+        return row * cut.across + region % cut.across
+
+    return _KEPT.get(("rows", cut, device), make)
+
+
+def token_regions(cut: Partition, device: torch.device) -> Tensor:
+    """Region of each token of a map: (H W,)."""
+    return _KEPT.get(("tokens", cut, device), lambda: cut.locate(*coordinates(cut.height, cut.width, device)))
+
+
+def attend_rows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routes: Tensor,
+    cut: Partition,
+    num_heads: int,
+    scale: float,
+    *,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """`routed_attention` for routes that all heads share, with keys and values read off their maps.
+
+    A row of a region is contiguous in a map, so one copy both cuts the map and gathers.
+
+    Args:
+        q: queries in their regions, (B, R, T, C).
+        k: map of keys, (B, *padded_size, C).
+        v: map of values, (B, *padded_size, Cv).
+        routes: regions that each region reads, (B, R, K).
+        cut: the regions.
+        num_heads: heads in C and Cv.
+        scale: factor on the logits.
+        valid: keys that may be read, (R, T), or None for all.
+    """
+    batch, count, tokens, _ = q.shape
+    images = torch.arange(batch, device=q.device)[:, None, None] * (cut.down * cut.rows * cut.across)
+    pieces = (row_pieces(cut, q.device)[routes] + images[..., None]).flatten()
+
+    def gather(x: Tensor) -> Tensor:
+        picked = x.reshape(-1, cut.cols * x.shape[-1]).index_select(0, pieces)
+        return to_heads(picked.reshape(batch * count, -1, x.shape[-1]), num_heads)
+
+    bias = None
+    if valid is not None:
+        bias = torch.zeros((), dtype=q.dtype, device=q.device).where(valid[routes], torch.finfo(q.dtype).min)
+        bias = bias.flatten(0, 1).flatten(1)[:, None, None, :]  # (B * R, 1, 1, K * T)
     y = attend(to_heads(q.flatten(0, 1), num_heads), gather(k), gather(v), scale, bias)
     return from_heads(y).reshape(batch, count, tokens, -1)
 

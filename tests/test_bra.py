@@ -86,7 +86,7 @@ def test_no_gradient_flows_through_routing(small, evaluate, monkeypatch, impl):
     found = evaluate(attention, x)
     valid = attention.partition(5, 7).valid(x.device)
     q, k, _ = blank(attention.partition(5, 7).split(attention.qkv(x)), valid).split(12, dim=-1)
-    fixed = attention.affinity(q, k, valid).detach()
+    fixed = attention.affinity(region_means(q, valid), region_means(k, valid), valid).detach()
     monkeypatch.setattr(bra, "region_affinity", lambda *_: fixed)
     for name, value in evaluate(attention, x).items():
         assert torch.equal(value, found[name]), name
