@@ -7,6 +7,8 @@ Departures: the paper gives each axis a layer with projections of its own. Here 
 has as many parameters as any other mechanism's: y1 = softmax_row(q k^T) v, then y = softmax_column(q k^T) y1.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -20,11 +22,13 @@ from attention_zoo.registry import register
 class Axial(Attention):
     """Row attention, then column attention. Cost: 4 N C^2 + 2 N (H + W) C MACs."""
 
+    impls: ClassVar[tuple[str, ...]] = ("gather",)
+
     def __init__(self, dim: int, num_heads: int, config: AttentionConfig) -> None:
         """Nothing beyond the shared projections."""
         super().__init__(dim, num_heads, config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def fast(self, x: Tensor) -> Tensor:
         """Mix along rows, then along columns: (B, H, W, C) -> same."""
         qkv = self.qkv(x)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)  # (B, H, heads, W, D) each

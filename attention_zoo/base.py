@@ -45,17 +45,17 @@ class Macs:
 class Attention(nn.Module):
     """A token mixer: (B, H, W, C) -> (B, H, W, C) on a map of any size.
 
-    A mechanism names its `Config`, and writes `forward` (fast), `connectivity` and `macs`. If it is one masked
-    softmax, `reference` follows from the small parts `project`, `scale`, `logit_bias`, `value_term` and `output`;
-    otherwise it overrides `reference` with plain loops.
+    A mechanism names its `Config`, and writes `fast`, `connectivity` and `macs`. If it is one masked softmax,
+    `reference` follows from the small parts `project`, `scale`, `logit_bias`, `value_term` and `output`; otherwise it
+    overrides `reference` with plain loops. One that writes `forward` instead of `fast` has no impl=reference.
 
     Raises:
-        ValueError: `dim` or the width of q and k is not a multiple of `num_heads`.
+        ValueError: `dim` or the width of q and k is not a multiple of `num_heads`, or it has no such `impl`.
     """
 
     Config: ClassVar[type[AttentionConfig]] = AttentionConfig
-    impl: ClassVar[str] = "sdpa"
-    """The implementation whose products `macs` counts; with a Config field `impl` there are others of one meaning."""
+    impls: ClassVar[tuple[str, ...]] = ("forward",)
+    """Ways in which `fast` computes, all of one meaning; the first is the one whose products `macs` counts."""
 
     def __init__(self, dim: int, num_heads: int, config: AttentionConfig, *, qk_dim: int | None = None) -> None:
         """Make the projections and the LePE convolution that all mechanisms share."""
@@ -64,6 +64,10 @@ class Attention(nn.Module):
         for name, width in (("dim", dim), ("qk_dim", qk_dim)):
             if num_heads < 1 or width < 1 or width % num_heads:
                 raise ValueError(f"{name} must be a positive multiple of num_heads, got {name}={width}, {num_heads=}")
+        known = ["auto", *(("reference",) if type(self).forward is Attention.forward else ()), *self.impls]
+        if config.impl not in known:
+            raise ValueError(f"impl={config.impl}: {type(self).__name__} has {', '.join(known)}")
+        self.impl = config.impl
         self.dim, self.num_heads, self.qk_dim = dim, num_heads, qk_dim
         self.scale: float = config.qk_scale or (qk_dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, 2 * qk_dim + dim, bias=config.qkv_bias)
@@ -73,6 +77,18 @@ class Attention(nn.Module):
             else None
         )
         self.proj: nn.Module = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens as `impl` says: (B, H, W, C) -> same."""
+        return self.reference(x) if self.impl == "reference" else self.fast(x)
+
+    def fast(self, x: Tensor) -> Tensor:
+        """Mix tokens: (B, H, W, C) -> same."""
+        raise NotImplementedError(f"{type(self).__name__} has neither fast nor forward")
+
+    def impl_on(self, height: int, width: int) -> str:
+        """How `forward` computes on a map of this size, for the row."""
+        return self.impls[0] if self.impl == "auto" else self.impl
 
     def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """May query i read key j? Boolean, broadcasts to (B, heads, N or the given query indices, N).

@@ -1,5 +1,6 @@
 """What the host puts around a token mixer: the residual block, and the steps from one map to the next."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from attention_zoo.base import Attention, Macs
 from attention_zoo.layouts import Layout
+from attention_zoo.remade import not_kept
 
 
 def added(y: Tensor, x: Tensor) -> Tensor:
@@ -45,8 +47,17 @@ class Block(nn.Module):
             x = added(self.pos_embed(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), x)
         tokens = self.attn(self.norm1(x))
         x = x + self.drop_path(self.gamma1 * tokens if self.is_scaled else tokens)
-        channels = self.mlp(self.norm2(x))
+        channels = self._mlp(x)
         return added(self.drop_path(self.gamma2 * channels if self.is_scaled else channels), x)
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        """Mix channels; a backward pass finds the widest map once, before the activation."""
+        widen, activate, narrow = self.mlp
+        hidden = widen(self.norm2(x))
+        wide = activate(hidden)
+        with not_kept({wide: functools.partial(activate, hidden.detach())}):
+            channels: Tensor = narrow(wide)
+        return channels
 
     def macs(self, height: int, width: int) -> Macs:
         """Multiply-adds on one map."""

@@ -11,7 +11,6 @@ q, k, v with zeros, which take part in the softmax alone.
 """
 
 import functools
-import itertools
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from attention_zoo.base import Macs, attend
 from attention_zoo.config import AttentionConfig
+from attention_zoo.flex import routed_flex_attention
 from attention_zoo.layouts import Layout
 from attention_zoo.partitioned import PartitionAttention, PartitionConfig, Places
 from attention_zoo.regions import Partition, blank, coordinates, from_heads, to_heads
@@ -48,9 +48,6 @@ class BRAConfig(PartitionConfig):
     )
     clip_topk: bool = field(default=False, metadata={"help": "on a small map use all regions if topk is larger"})
     qk_dim: int | None = field(default=None, metadata={"help": "channels of q and k, all heads; default: dim"})
-    impl: Literal["auto", "gather", "dense"] = field(
-        default="auto", metadata={"help": "how it is computed, never what: auto chooses on each map"}
-    )
     lepe: bool = field(default=True, metadata={"help": "depth-wise convolution of v added to the output (LePE)"})
     variant: Literal["legacy", "nchw"] = field(
         default="legacy", metadata={"help": "published code that padding=official follows"}
@@ -101,9 +98,9 @@ class BRAConfig(PartitionConfig):
             raise ValueError("diff_routing=True needs soft_routing=True: a hard choice of regions has no gradient")
         if self.region_size == "auto" and self.padding == "official":
             raise ValueError("region_size=auto needs padding=mask or error: the published code has regions, not sizes")
-        if not self.is_plain and (self.impl == "dense" or self.pad_rule == "projected"):
+        if not self.is_plain and (self.impl in ("dense", "flex") or self.pad_rule == "projected"):
             raise ValueError(
-                f"soft routing and pooled keys have no impl=dense and no padding after the projection, "
+                f"soft routing and pooled keys have no impl=dense or flex and no padding after the projection, "
                 f"got impl={self.impl}, padding={self.padding}, variant={self.variant}"
             )
 
@@ -136,7 +133,7 @@ class BRA(PartitionAttention):
     """Route regions, gather their keys and values, attend token to token, add LePE(v), project (algorithm 1)."""
 
     Config: ClassVar[type[AttentionConfig]] = BRAConfig
-    impl: ClassVar[str] = "gather"
+    impls: ClassVar[tuple[str, ...]] = ("gather", "dense", "flex")
 
     def __init__(self, dim: int, num_heads: int, config: BRAConfig) -> None:
         """Routing has no weights, unless it is told to embed."""
@@ -144,7 +141,6 @@ class BRA(PartitionAttention):
         self.config = config
         # the whole width of q and k, not a head's: eq. 5 as the official code computes it
         self.scale = config.qk_scale or self.qk_dim**-0.5
-        self._ends = (0, self.qk_dim, 2 * self.qk_dim, 2 * self.qk_dim + dim)
         self.router = nn.Linear(self.qk_dim, self.qk_dim) if config.param_routing else None
 
     def cut(self, height: int, width: int) -> Partition:
@@ -185,31 +181,33 @@ class BRA(PartitionAttention):
         """Regions that each region attends to on this partition."""
         return min(self.config.topk, cut.count)
 
-    def impl_on(self, cut: Partition) -> str:
-        """How forward computes on this partition: `gather` the routed regions, or `dense` under a mask.
+    def impl_on(self, height: int, width: int) -> str:
+        """How forward computes on this map: `gather` the routed regions, or `dense` under a mask, unless one is set.
 
         Dense wastes products, but a gather copies every key once per region that reads it, and its small problems
         keep a processor busy with overhead. The bounds are from timings on two CPU cores.
         """
-        if self.config.impl != "auto":
-            return self.config.impl
+        if self.impl != "auto":
+            return self.impl
+        cut = self.partition(height, width)
         tokens = cut.height * cut.width
         is_small = tokens <= 64 or (tokens <= 1024 and self.topk(cut) >= 0.3 * cut.count)
         return "dense" if is_small and self.config.is_plain else "gather"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def fast(self, x: Tensor) -> Tensor:
         """Mix tokens along the routes of their regions: (B, H, W, C) -> same."""
         cut = self.partition(*x.shape[1:3])
         if self.pad_rule == "input" and cut.is_padded:
             return cut.crop(self(cut.pad(x)))
-        if self.impl_on(cut) == "dense":
-            qkv = self.qkv(x)
-            return self.finish(self._dense(qkv, cut), qkv[..., 2 * self.qk_dim :])
-        # apart, so that LePE and the gather read rows without a copy
-        q, k, v = (self.linear(x, *ends) for ends in itertools.pairwise(self._ends))
-        if self.config.is_plain and not self.config.head_routing:
+        impl = self.impl_on(cut.height, cut.width)
+        # apart from the others, so that LePE reads its rows without a copy, forward and backward
+        v = self.linear(x, 2 * self.qk_dim, 2 * self.qk_dim + self.dim)
+        if impl == "dense":
+            return self.finish(self._dense(self.linear(x, 0, 2 * self.qk_dim), v, cut), v)
+        q, k = self.linear(x, 0, self.qk_dim), self.linear(x, self.qk_dim, 2 * self.qk_dim)
+        if impl == "gather" and self.config.is_plain and not self.config.head_routing:
             return self._finish_windows(self._gather_rows(q, k, v, cut), v, cut)
-        return self.finish(self._gather_regions(q, k, v, cut), v)
+        return self.finish(self._attend_regions(q, k, v, cut, impl), v)
 
     def _finish_windows(self, y: Tensor, v: Tensor, cut: Partition) -> Tensor:
         """Add LePE and project, regions (B, R, T, C) in, a map out: as `finish`, with one pass over the map."""
@@ -218,7 +216,7 @@ class BRA(PartitionAttention):
         lepe = cut.tiles(self.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         windows = y.reshape(len(y), cut.down, cut.across, cut.rows, cut.cols, self.dim).transpose(2, 3)
         # in place no gradient would pass a view as cheaply; out of place the sum keeps the map's order
-        mixed = lepe + windows if torch.is_grad_enabled() else lepe.add_(windows.to(lepe.dtype))
+        mixed = lepe + windows if torch.is_grad_enabled() else lepe.add_(windows)
         projected: Tensor = self.proj(mixed.reshape(v.shape))
         return projected
 
@@ -243,8 +241,8 @@ class BRA(PartitionAttention):
             regions, cut.pad(k), cut.pad(v), routes[:, 0], cut, self.num_heads, self.scale, valid=readable
         )
 
-    def _gather_regions(self, q: Tensor, k: Tensor, v: Tensor, cut: Partition) -> Tensor:
-        """The same with routes of each head, with weights of the routes, or with pooled keys: -> (B, H, W, C)."""
+    def _attend_regions(self, q: Tensor, k: Tensor, v: Tensor, cut: Partition, impl: str) -> Tensor:
+        """The same with routes of each head or by flex, with weights of the routes or pooled keys: -> (B, H, W, C)."""
         valid = cut.valid(q.device)
         q, k, v = (blank(cut.split(part), valid) for part in (q, k, v))
         means = [region_means(part if self.config.diff_routing else part.detach(), valid) for part in (q, k)]
@@ -255,30 +253,30 @@ class BRA(PartitionAttention):
         if self.config.kv_pool is not None:
             pooled, readable = self._pool(torch.cat((k, v), -1), cut, readable)
             k, v = pooled.split((self.qk_dim, self.dim), dim=-1)
-        return cut.join(
-            routed_attention(q, k, v, chosen.indices, self.num_heads, self.scale, valid=readable, weights=weights)
-        )
+        if impl == "flex":
+            y = routed_flex_attention(q, k, v, chosen.indices, self.num_heads, self.scale, valid=readable)
+        else:
+            y = routed_attention(q, k, v, chosen.indices, self.num_heads, self.scale, valid=readable, weights=weights)
+        return cut.join(y)
 
     def _pool(self, regions: Tensor, cut: Partition, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
         config = self.config
         ratio, maximum = config.kv_ratio, config.kv_pool == "max"
         return pool_regions(regions, cut, valid, maximum=maximum, per_side=config.kv_per_side, ratio=ratio)
 
-    def _dense(self, qkv: Tensor, cut: Partition) -> Tensor:
-        """All tokens attend to all, under the routes as a mask: (B, H, W, 2 Cqk + C) -> (B, H, W, C)."""
+    def _dense(self, qk: Tensor, v: Tensor, cut: Partition) -> Tensor:
+        """All tokens attend to all, under the routes as a mask: (B, H, W, 2 Cqk), (B, H, W, C) -> (B, H, W, C)."""
         read_padding = self.pad_rule == "projected" and cut.is_padded
         bias = None
         if self.topk(cut) < cut.count:
-            qk = qkv[..., : 2 * self.qk_dim].detach()
-            routes = self._routes(*map_means(qk, cut).chunk(2, dim=-1), cut)
-            closed = qkv.new_full((*routes.shape[:2], cut.count, cut.count), float("-inf")).scatter(3, routes, 0.0)
-            region = token_regions(cut.filled() if read_padding else cut, qkv.device)
+            routes = self._routes(*map_means(qk.detach(), cut).chunk(2, dim=-1), cut)
+            closed = qk.new_full((*routes.shape[:2], cut.count, cut.count), float("-inf")).scatter(3, routes, 0.0)
+            region = token_regions(cut.filled() if read_padding else cut, qk.device)
             bias = closed.index_select(3, region).index_select(2, region)
         if read_padding:
-            qkv = cut.pad(qkv)
-        parts = qkv.flatten(1, 2).split((self.qk_dim, self.qk_dim, self.dim), dim=-1)
-        q, k, v = (to_heads(part, self.num_heads) for part in parts)
-        y = from_heads(attend(q, k, v, self.scale, bias)).unflatten(1, qkv.shape[1:3])
+            qk, v = cut.pad(qk), cut.pad(v)
+        queries, keys, values = (to_heads(part.flatten(1, 2), self.num_heads) for part in (*qk.chunk(2, dim=-1), v))
+        y = from_heads(attend(queries, keys, values, self.scale, bias)).unflatten(1, v.shape[1:3])
         return cut.crop(y) if read_padding else y
 
     def pairs(self, x: Tensor, cut: Partition, queries: Places, keys: Places) -> Tensor:
@@ -381,10 +379,9 @@ class BRA(PartitionAttention):
         )
 
     def geometry(self, height: int, width: int) -> dict[str, Any]:
-        """Implementation, regions, their size (tokens), the effective top-k, and the padding."""
+        """Regions, their size (tokens), the effective top-k, and the padding."""
         cut = self.partition(height, width)
         return {
-            "impl": self.impl_on(cut),
             "regions": f"{cut.down}x{cut.across}",
             "region_size": f"{cut.rows}x{cut.cols}",
             "topk_effective": self.topk(cut),

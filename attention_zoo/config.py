@@ -5,7 +5,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 if TYPE_CHECKING:
     from attention_zoo.layouts import Layout
@@ -22,6 +22,9 @@ class AttentionConfig:
     lepe: bool = field(default=False, metadata={"help": "depth-wise convolution of v added to the output (LePE)"})
     lepe_kernel: int = field(default=5, metadata={"help": "side of the LePE kernel, tokens, odd"})
     qk_scale: float | None = field(default=None, metadata={"help": "factor on the logits; default: published"})
+    impl: Literal["auto", "reference", "gather", "dense", "flex"] = field(
+        default="auto", metadata={"help": "how it is computed, never what; a mechanism has some of them"}
+    )
 
     period: ClassVar[int] = 1
     """Blocks after which the mechanism's alternation repeats; a stage with fewer never completes it."""

@@ -8,6 +8,8 @@ with the same weights, R = 2; here each block applies it once, with the heads an
 residual, which its code weighs with a learned gamma, is the host's.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -21,11 +23,13 @@ from attention_zoo.registry import register
 class CrissCross(Attention):
     """Softmax(q K^T / sqrt(D)) V over the row and column of q. Cost: 4 N C^2 + 2 N (H + W) C MACs."""
 
+    impls: ClassVar[tuple[str, ...]] = ("gather",)
+
     def __init__(self, dim: int, num_heads: int, config: AttentionConfig) -> None:
         """Nothing beyond the shared projections."""
         super().__init__(dim, num_heads, config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def fast(self, x: Tensor) -> Tensor:
         """Join the logits of row and column in one softmax: (B, H, W, C) -> same."""
         _, height, width, _ = x.shape
         qkv = self.qkv(x)

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
-from attention_zoo.partitioned import PartitionAttention, PartitionConfig, table_bias
+from attention_zoo.partitioned import PartitionConfig, table_bias
 from attention_zoo.regions import Partition
 from attention_zoo.registry import register
+from attention_zoo.windowed import RegionAttention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class DynamicPositionBias(nn.Module):
 
 
 @register("crossformer")
-class CrossFormer(PartitionAttention):
+class CrossFormer(RegionAttention):
     """SDA and LDA: softmax(q k^T / sqrt(D) + B) v inside each group. Cost: 4 N C^2 + 2 G^2 N C MACs, and DPB."""
 
     Config: ClassVar[type[AttentionConfig]] = CrossFormerConfig
@@ -99,6 +100,10 @@ class CrossFormer(PartitionAttention):
         step = interval if height > group else 1, interval if width > group else 1
         sides = min(group, height), min(group, width)
         return Partition.of_size(height, width, *sides, step=step, centred=self.config.is_centred)
+
+    def bias_sources(self) -> tuple[Tensor, ...]:
+        """Weights of DPB."""
+        return tuple(self.pos.parameters())
 
     def offset_bias(self, cut: Partition, dy: Tensor, dx: Tensor) -> Tensor:
         """Dynamic position bias, evaluated once for each offset that a group has, and then looked up."""

@@ -20,8 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import Attention, Macs
+from attention_zoo.caching import holds_values
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
+from attention_zoo.packed import order_of, packed_attention, reorder, tokens_of_a_piece
 from attention_zoo.partitioned import (
     PartitionConfig,
     attend_in_regions,
@@ -83,6 +85,7 @@ class CSWin(Attention):
     """Stripes down and across on half the heads each. Cost: 4 N C^2 + sw (H + W) N C MACs (section 3.2), and LePE."""
 
     Config: ClassVar[type[AttentionConfig]] = CSWinConfig
+    impls: ClassVar[tuple[str, ...]] = ("gather",)
 
     def __init__(self, dim: int, num_heads: int, config: CSWinConfig) -> None:
         """Only the shared projections and LePE, each branch using its own channels of them."""
@@ -112,12 +115,39 @@ class CSWin(Attention):
                 check_padding(cut, self.config.pad_rule)
                 yield Branch(cut, slice(*heads), slice(heads[0] * head_dim, heads[1] * head_dim))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def fast(self, x: Tensor) -> Tensor:
         """Mix tokens inside stripes: (B, H, W, C) -> same."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.dim))
-        mixed = [self._mix(qkv[..., branch.channels], branch) for branch in self.branches(*x.shape[1:3])]
-        projected: Tensor = self.proj(torch.cat(mixed, -1))
+        branches = list(self.branches(*x.shape[1:3]))
+        is_padded = any(branch.cut.is_padded for branch in branches)
+        if is_padded or torch.compiler.is_compiling() or not holds_values(x):
+            qkv = self.qkv(x).unflatten(-1, (3, self.dim))
+            mixed = torch.cat([self._mix(qkv[..., branch.channels], branch) for branch in branches], -1)
+        else:
+            mixed = torch.cat([self._mix_in_order(x, branch) for branch in branches], -1)
+        projected: Tensor = self.proj(mixed)
         return projected
+
+    def _mix_in_order(self, x: Tensor, branch: Branch) -> Tensor:
+        """Values of one branch with their LePE, its tokens put in the order of the stripes before their projection."""
+        order = order_of(branch.cut, len(x), x.device)
+        rows, weight, bias = x.reshape(-1, self.dim), self.qkv.weight, self.qkv.bias
+        weight = weight.unflatten(0, (3, -1))[:, branch.channels].flatten(0, 1)
+        bias = None if bias is None else bias.unflatten(0, (3, -1))[:, branch.channels].flatten()
+        if torch.is_grad_enabled() or x.device.type != "cpu":
+            y = self._stripes(F.linear(reorder(rows, order.rows, order.back), weight, bias), branch)
+            return reorder(y, order.back, order.rows).unflatten(0, x.shape[:3])
+        pieces = order.rows.split(tokens_of_a_piece(len(weight), branch.cut.tokens, x))
+        y = torch.cat([self._stripes(F.linear(rows.index_select(0, piece), weight, bias), branch) for piece in pieces])
+        return y.index_select(0, order.back).unflatten(0, x.shape[:3])
+
+    def _stripes(self, qkv: Tensor, branch: Branch) -> Tensor:
+        """Mix whole stripes of one branch, tokens in order: (M T, 3 C') -> (M T, C')."""
+        cut, heads = branch.cut, branch.heads.stop - branch.heads.start
+        stripes = qkv.reshape(-1, cut.tokens, 3, heads, self.dim // self.num_heads)
+        y = packed_attention(stripes, self.scale, None, (len(stripes),)).flatten(2)
+        if self.lepe is not None:
+            y = y + self._convolve(self.lepe, stripes[:, :, 2].flatten(2), branch)
+        return y.flatten(0, 1)
 
     def _mix(self, qkv: Tensor, branch: Branch) -> Tensor:
         """Values of one branch with their LePE: (B, H, W, 3, C') -> (B, H, W, C')."""
@@ -129,10 +159,14 @@ class CSWin(Attention):
         """Convolve the values of one branch, zeros beyond each stripe: (B, H, W, C') -> same."""
         cut = branch.cut
         stripes = blank(cut.split(v), cut.valid(v.device))  # (B, R, T, C')
-        images = stripes.flatten(0, 1).unflatten(1, (cut.rows, cut.cols)).permute(0, 3, 1, 2)
+        return cut.join(self._convolve(lepe, stripes.flatten(0, 1), branch).unflatten(0, (len(v), -1)))
+
+    def _convolve(self, lepe: nn.Conv2d, stripes: Tensor, branch: Branch) -> Tensor:
+        """Convolve stripes of one branch: (M, T, C') -> same."""
+        images = stripes.unflatten(1, (branch.cut.rows, branch.cut.cols)).permute(0, 3, 1, 2)
         weight, bias = lepe.weight[branch.channels], None if lepe.bias is None else lepe.bias[branch.channels]
-        y = F.conv2d(images, weight, bias, padding=lepe.padding, groups=v.shape[-1])
-        return cut.join(y.permute(0, 2, 3, 1).flatten(1, 2).unflatten(0, (len(v), -1)))
+        y = F.conv2d(images, weight, bias, padding=lepe.padding, groups=stripes.shape[-1])
+        return y.permute(0, 2, 3, 1).flatten(1, 2)
 
     def value_term(self, x: Tensor, v: Tensor) -> Tensor | None:
         """LePE of each branch: like v, (B, heads, N, D)."""

@@ -36,6 +36,7 @@ STRIDES = {"2022": (8, 4, 1, 1), "2023": (8, 4, 2, 1)}
 KERNELS = (9, 7, 5, 3)
 HEADS_OF_A_GROUP = {"2022": 4, "2023": 2}
 LOG_WIDTH = 32
+_BIAS_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +153,7 @@ class DAT(Attention):
     """softmax(q k(x~)^T / sqrt(D) + B) v(x~), x~ = x at Ns moved points. Cost: 2 (N + Ns) C^2 + 2 N Ns C MACs."""
 
     Config: ClassVar[type[AttentionConfig]] = DATConfig
+    impls: ClassVar[tuple[str, ...]] = ("gather",)
 
     def __init__(self, dim: int, num_heads: int, config: DATConfig) -> None:
         """Add the offset network, shared by the groups, and the position term.
@@ -207,43 +209,56 @@ class DAT(Attention):
             )
         return down, across
 
-    def forward(self, x: Tensor) -> Tensor:
+    def fast(self, x: Tensor) -> Tensor:
         """Mix tokens with sampled ones: (B, H, W, C) -> same."""
         _, height, width, _ = x.shape
-        q, bias = self._linear(x, 0, self.dim), None
+        q, points = self.linear(x, 0, self.dim), None
         if self.config.offsets:
             points = self.points(q)
             sampled = self.sample(x, points)
-            bias = self.bias(points, height, width)
         else:
             self.samples(height, width)  # refuses a map without a window
             pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), self.stride, ceil_mode=not self.drops_remainder)
             sampled = pooled.flatten(2).mT
-        k, v = self._linear(sampled, self.dim, 3 * self.dim).chunk(2, dim=-1)
-        bias = None if bias is None else bias.to(q.dtype)
+        k, v = self.linear(sampled, self.dim, 3 * self.dim).chunk(2, dim=-1)
         queries, k, v = (to_heads(part, self.num_heads) for part in (q.flatten(1, 2), k, v))
-        y = from_heads(attend(queries, k, v, self.scale, bias)).reshape(x.shape)
+        y = from_heads(self._attend(queries, k, v, points, height, width)).reshape(x.shape)
         if isinstance(self.position, nn.Conv2d):
             y = y + self.position(q.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         projected: Tensor = self.proj(y)
         return projected
 
-    def _linear(self, x: Tensor, first: int, last: int) -> Tensor:
-        bias = None if self.qkv.bias is None else self.qkv.bias[first:last]
-        return F.linear(x, self.qkv.weight[first:last], bias)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, points: Tensor | None, height: int, width: int) -> Tensor:
+        """Attend under the bias of the points: (B, heads, N, D), two of (B, heads, Ns, D) -> as q."""
+        if points is None or self.config.position not in ("rpb", "log"):
+            bias = None if points is None else self.bias(points, height, width)
+            return attend(q, k, v, self.scale, None if bias is None else bias.to(q.dtype))
+        images = len(q)
+        if q.device.type == "cpu" and not torch.compiler.is_compiling():
+            # every image has a bias of its own, which a CPU uses while it is in its cache
+            images = max(1, _BIAS_BYTES // (q.element_size() * q.shape[1] * q.shape[2] * k.shape[2]))
+        mixed = [
+            attend(*some, self.scale, self.bias(near, height, width).to(q.dtype))
+            for *some, near in zip(*(part.split(images) for part in (q, k, v, points)), strict=True)
+        ]
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
     def _span(self, count: int) -> int:
         """Cells of a side in 2022, gaps between their centres in 2023; offsets count in 1 / span."""
         return count if self.config.variant == "2022" else max(1, count - 1)
 
-    def _grid(self, height: int, width: int, like: Tensor, *, queries: bool) -> Tensor:
-        """Places of the queries or of the reference points: (height, width, 2) as (y, x), the map from -1 to 1."""
+    def _lines(self, height: int, width: int, like: Tensor, *, queries: bool) -> list[Tensor]:
+        """Places of the rows and of the columns of the queries, or of the reference points, the map from -1 to 1."""
         lines = []
         for count in (height, width):
             start = 0.0 if queries and self.config.variant == "2023" and count > 1 else 0.5
             index = torch.arange(count, dtype=like.dtype, device=like.device)
             lines.append(2 * (index + start) / self._span(count) - 1)
-        return torch.stack(torch.meshgrid(*lines, indexing="ij"), -1)
+        return lines
+
+    def _grid(self, height: int, width: int, like: Tensor) -> Tensor:
+        """Reference points: (height, width, 2) as (y, x)."""
+        return torch.stack(torch.meshgrid(*self._lines(height, width, like, queries=False), indexing="ij"), -1)
 
     def points(self, q: Tensor) -> Tensor:
         """Move the reference points: (B, H, W, C) -> (B, groups, Hk, Wk, 2) as (y, x), float32 or wider.
@@ -259,7 +274,7 @@ class DAT(Attention):
         if self.config.reach is not None:
             dy, dx = offset.tanh().mul(self.config.reach).unbind(-1)
             offset = torch.stack((dy / self._span(down), dx / self._span(across)), -1)
-        points: Tensor = offset + self._grid(down, across, offset, queries=False)
+        points: Tensor = offset + self._grid(down, across, offset)
         if self.config.keeps_on_map:
             points = points.tanh() if self.config.variant == "2022" else points.clamp(-1, 1)
         return points.reshape(batch, self.groups, down, across, 2)
@@ -281,15 +296,19 @@ class DAT(Attention):
             return stretch(by_query.mT, own, (height, width)).mT[None]
         if kind not in ("rpb", "log"):
             return None
-        queries = self._grid(height, width, points, queries=True).reshape(-1, 1, 2)
-        moves = queries - points.flatten(2, 3)[:, :, None]  # (B, groups, N, Ns, 2)
+        down, across = self._lines(height, width, points, queries=True)
+        y, x = points.flatten(2, 3)[:, :, None].unbind(-1)  # (B, groups, 1, Ns)
+        dy, dx = down[:, None] - y, across[:, None] - x  # (B, groups, H, Ns), (B, groups, W, Ns)
         if isinstance(table, nn.Sequential):
-            scaled = torch.sign(moves) * torch.log2(1 + 4 * moves.abs()) / 3
-            by_group: Tensor = table(scaled.to(next(table.parameters()).dtype))
+            dy, dx = (torch.sign(move) * torch.log2(1 + 4 * move.abs()) / 3 for move in (dy, dx))
+            moves = torch.stack(_for_all_queries(dy, dx), -1).flatten(2, 3)  # (B, groups, N, Ns, 2)
+            by_group: Tensor = table(moves.to(next(table.parameters()).dtype))
             return by_group.movedim(-1, 2).flatten(1, 2)
         assert isinstance(table, nn.Parameter)
         tables = table.to(points.dtype).unflatten(0, (self.groups, -1)).expand(len(points), -1, -1, -1, -1)
-        bias = F.grid_sample(tables.flatten(0, 1), (moves / 2).flip(-1).flatten(0, 1), align_corners=True)
+        dy, dx = _for_all_queries(dy / 2, dx / 2)
+        at = torch.stack((dx, dy), -1).flatten(2, 3).flatten(0, 1)
+        bias = F.grid_sample(tables.flatten(0, 1), at, align_corners=True)
         return bias.reshape(len(points), self.num_heads, *bias.shape[2:])
 
     def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
@@ -297,7 +316,7 @@ class DAT(Attention):
         batch, height, width, _ = x.shape
         if not self.config.offsets:
             return torch.ones(1, 1, 1, height * width, dtype=torch.bool, device=x.device)
-        points = self.points(self._linear(x, 0, self.dim)).reshape(batch, -1, 2)
+        points = self.points(self.linear(x, 0, self.dim)).reshape(batch, -1, 2)
         near = []
         for axis, side in enumerate((height, width)):
             place = (points[..., axis] + 1) / 2 * (side - 1)
@@ -331,7 +350,7 @@ class DAT(Attention):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Slow road: q of the tokens, (B, heads, N, D), k and v of the samples, (B, heads, Ns, D)."""
         sampled = self._slow_samples(x) if self.config.offsets else self._slow_pool(x)
-        parts = self._linear(x, 0, self.dim).flatten(1, 2), *self._linear(sampled, self.dim, 3 * self.dim).chunk(2, -1)
+        parts = self.linear(x, 0, self.dim).flatten(1, 2), *self.linear(sampled, self.dim, 3 * self.dim).chunk(2, -1)
         q, k, v = (to_heads(part, self.num_heads) for part in parts)
         return q, k, v
 
@@ -342,7 +361,7 @@ class DAT(Attention):
         _, height, width, _ = x.shape
         kernel, bias = self.position.parameters()
         y: Tensor = bias
-        q = F.pad(self._linear(x, 0, self.dim), (0, 0, 1, 1, 1, 1))
+        q = F.pad(self.linear(x, 0, self.dim), (0, 0, 1, 1, 1, 1))
         for dy, dx in itertools.product(range(3), range(3)):
             y = y + kernel[:, 0, dy, dx] * q[:, dy : dy + height, dx : dx + width]
         return to_heads(y.flatten(1, 2), self.num_heads)
@@ -351,7 +370,7 @@ class DAT(Attention):
         """Slow road: centre, offset and bound of one point after the other, (B, H, W, C) -> (B, groups, Ns, 2)."""
         assert self.offset is not None
         is_2022, reach, groups = self.config.variant == "2022", self.config.reach, []
-        for q in self._linear(x, 0, self.dim).chunk(self.groups, dim=-1):
+        for q in self.linear(x, 0, self.dim).chunk(self.groups, dim=-1):
             offsets, points = self.offset(q.permute(0, 3, 1, 2)), []
             for place in itertools.product(*map(range, offsets.shape[1:3])):
                 for axis, (index, count) in enumerate(zip(place, offsets.shape[1:3], strict=True)):
@@ -418,6 +437,15 @@ class DAT(Attention):
         )
         by_query = interpolate(table.permute(1, 2, 0, 3, 4), *queries.unbind(-1))  # (N, heads, Hk, Wk)
         return interpolate(by_query.permute(2, 3, 1, 0), *keys.unbind(-1)).permute(1, 2, 0)[None]
+
+
+def _for_all_queries(dy: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
+    """Repeat what depends on the row or the column of a query alone: (..., H, Ns), (..., W, Ns) -> (..., H, W, Ns).
+
+    Rows and columns are worked on apart as long as possible, since there are H + W of them and N = H W queries.
+    """
+    size = *dy.shape[:-1], dx.shape[-2], dx.shape[-1]
+    return dy.unsqueeze(-2).expand(size), dx.unsqueeze(-3).expand(size)
 
 
 def stretch(table: Tensor, own: tuple[int, int], size: tuple[int, int]) -> Tensor:

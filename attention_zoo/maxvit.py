@@ -16,9 +16,10 @@ from torch import Tensor
 
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
-from attention_zoo.partitioned import PartitionAttention, WindowConfig, bias_table, table_bias
+from attention_zoo.partitioned import WindowConfig, bias_table, table_bias
 from attention_zoo.regions import Partition
 from attention_zoo.registry import register
+from attention_zoo.windowed import RegionAttention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class MaxViTConfig(WindowConfig):
 
 
 @register("maxvit")
-class MaxViT(PartitionAttention):
+class MaxViT(RegionAttention):
     """Block-SA and Grid-SA: softmax(q k^T / sqrt(D) + B) v inside a window or grid. Cost: 4 N C^2 + 2 P^2 N C MACs."""
 
     Config: ClassVar[type[AttentionConfig]] = MaxViTConfig
@@ -66,6 +67,10 @@ class MaxViT(PartitionAttention):
                 )
             step = -(-height // rows), wide // cols
         return Partition.of_size(height, width, rows, cols, step=step, centred=self.config.is_centred)
+
+    def bias_sources(self) -> tuple[Tensor, ...]:
+        """The table."""
+        return (self.bias_table,)
 
     def offset_bias(self, cut: Partition, dy: Tensor, dx: Tensor) -> Tensor:
         """Relative position bias; in a grid, neighbours are one place apart however far they lie on the map."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attention_zoo.base import Attention
 from attention_zoo.bra import BRA
 from attention_zoo.counterparts import counterpart
 from attention_zoo.official import load_official
@@ -81,15 +82,15 @@ def read_case(path: Path, name: str) -> Case:
     return case
 
 
-def check(case: Case, rtol: float, atol: float) -> Result:
-    """Build our counterpart of a case, run it, and compare.
+def check(case: Case, rtol: float, atol: float, impl: str | None = None) -> Result:
+    """Build our counterpart of a case, run it, and compare; `impl` where a mixer has it, else the mixer's own.
 
     Raises:
         ValueError: the case cannot be built.
     """
     x = case.tensors["input"].clone().requires_grad_("grad_input" in case.tensors)
     affinities: list[Tensor] = []
-    y = _routed(case, x) if case.kind == FUNCTION else _run(case, x, affinities)
+    y = _routed(case, x) if case.kind == FUNCTION else _run(case, x, affinities, impl)
     output, is_close = _compare(y.detach(), case.tensors["output"], rtol, atol)
     gradient, routes = None, None
     if "grad_input" in case.tensors:
@@ -107,7 +108,7 @@ def check(case: Case, rtol: float, atol: float) -> Result:
     return Result(case, output, gradient, routes, is_close)
 
 
-def _run(case: Case, x: Tensor, affinities: list[Tensor]) -> Tensor:
+def _run(case: Case, x: Tensor, affinities: list[Tensor], impl: str | None) -> Tensor:
     is_model = case.kind in MODELS
     module, official = (counterpart_model if is_model else counterpart)(case.kind, case.config)
     load_official(module, official, case.weights)
@@ -115,10 +116,18 @@ def _run(case: Case, x: Tensor, affinities: list[Tensor]) -> Tensor:
     for mixer in module.modules():
         if isinstance(mixer, BRA):
             _record(mixer, affinities)
+        if isinstance(mixer, Attention) and impl in implementations(mixer):
+            mixer.impl = impl
     if is_model:
         logits: Tensor = module(x)
         return logits
     return _as_stored(case, module(_as_map(case, x)))
+
+
+def implementations(mixer: Attention) -> tuple[str, ...]:
+    """Ways in which a mixer can be computed; soft routes and pooled keys of BRA have one fast way alone."""
+    is_bound = isinstance(mixer, BRA) and not mixer.config.is_plain
+    return ("reference", *(mixer.impls[:1] if is_bound else mixer.impls))
 
 
 def _record(mixer: BRA, affinities: list[Tensor]) -> None:
@@ -196,6 +205,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", metavar="DIR", type=Path, help="cases: every *.safetensors below it")
     parser.add_argument("--rtol", type=float, default=1e-4, help="over the largest stored value (default: %(default)s)")
     parser.add_argument("--atol", type=float, default=0.0, help="added to it (default: %(default)s)")
+    parser.add_argument(
+        "--impl",
+        choices=("reference", "gather", "dense"),
+        help="compute this way where a mechanism can (default: as built)",
+    )
     options = parser.parse_args(arguments)
     for name in ("rtol", "atol"):
         if not getattr(options, name) >= 0:
@@ -207,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path in paths:
         name = str(path.relative_to(options.folder).with_suffix(""))
         try:
-            results.append(check(read_case(path, name), options.rtol, options.atol))
+            results.append(check(read_case(path, name), options.rtol, options.atol, options.impl))
         except ValueError as error:
             refused.append(f"{name}: {error}")
         except Exception as error:  # one broken case must not hide the others

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.base import Attention, Macs, attend, masked_softmax
+from attention_zoo.caching import Kept
 from attention_zoo.config import AttentionConfig
 from attention_zoo.regions import Partition, blank, coordinates
 
 Places = tuple[Tensor, Tensor]
 """Rows and columns of tokens, two (N,) integer tensors; outside the map lies its padding."""
+
+_OFFSETS = Kept(32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,8 @@ def check_padding(cut: Partition, rule: str) -> Partition:
 class PartitionAttention(Attention):
     """One masked softmax inside the regions of one cut."""
 
+    impls: ClassVar[tuple[str, ...]] = ("gather",)
+
     def __init__(self, dim: int, num_heads: int, config: PartitionConfig, *, qk_dim: int | None = None) -> None:
         """Keep the padding rule beside the shared projections."""
         super().__init__(dim, num_heads, config, qk_dim=qk_dim)
@@ -126,7 +131,7 @@ class PartitionAttention(Attention):
         """
         return check_padding(self.cut(height, width), self.pad_rule)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def fast(self, x: Tensor) -> Tensor:
         """Mix tokens inside regions: (B, H, W, C) -> same."""
         cut = self.partition(*x.shape[1:3])
         if self.pad_rule == "input" and cut.is_padded:
@@ -261,8 +266,12 @@ def table_bias(table: Tensor, sides: tuple[int, int], dy: Tensor, dx: Tensor) ->
 
 def region_offsets(cut: Partition, device: torch.device) -> Places:
     """Offsets query - key between the places of a region: two (T, T)."""
-    row, col = coordinates(cut.rows, cut.cols, device)
-    return row[:, None] - row[None, :], col[:, None] - col[None, :]
+
+    def make() -> Places:
+        row, col = coordinates(cut.rows, cut.cols, device)
+        return row[:, None] - row[None, :], col[:, None] - col[None, :]
+
+    return _OFFSETS.get((cut.rows, cut.cols, device), make)
 
 
 def same_region(cut: Partition, queries: Places, keys: Places) -> Tensor:

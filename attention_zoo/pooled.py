@@ -4,10 +4,9 @@ Wang et al., "Pyramid Vision Transformer", ICCV 2021, arXiv:2102.12122, section 
 tokens become one each, by a convolution of stride R and a LayerNorm; k and v are projections of what results.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import Attention, Macs, attend, masked_softmax
@@ -91,22 +90,21 @@ class PooledAttention(Attention):
     blocks only.
     """
 
+    impls: ClassVar[tuple[str, ...]] = ("gather",)
+
     def __init__(self, dim: int, num_heads: int, config: AttentionConfig, pool: SpatialReduction | None) -> None:
         """Add the spatial reduction."""
         super().__init__(dim, num_heads, config)
         self.pool = pool
 
-    def forward(self, x: Tensor) -> Tensor:
+    def fast(self, x: Tensor) -> Tensor:
         """Mix all tokens through the reduced map: (B, H, W, C) -> same."""
         if self.pool is None:
-            mixed: Tensor = super().forward(x)
+            mixed: Tensor = super().fast(x)
             return mixed
         reduced = self.pool(x).flatten(1, 2)  # (B, M, C)
-        sizes = (self.qk_dim, self.qk_dim + self.dim)
-        (for_q, for_kv), bias = self.qkv.weight.split(sizes), self.qkv.bias
-        bias_q, bias_kv = (None, None) if bias is None else bias.split(sizes)
-        q = F.linear(x.flatten(1, 2), for_q, bias_q)
-        k, v = F.linear(reduced, for_kv, bias_kv).split((self.qk_dim, self.dim), dim=-1)
+        q = self.linear(x.flatten(1, 2), 0, self.qk_dim)
+        k, v = self.linear(reduced, self.qk_dim, 2 * self.qk_dim + self.dim).split((self.qk_dim, self.dim), dim=-1)
         q, k, v = (to_heads(part, self.num_heads) for part in (q, k, v))
         y = attend(q, k, v, self.scale)
         projected: Tensor = self.proj(from_heads(y))

@@ -1,5 +1,6 @@
 """The four-stage host around a token mixer, the same for every mechanism."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, cast
@@ -25,7 +26,7 @@ class Mixer(NamedTuple):
     num_heads: int | None = None
 
 
-CHUNK_BYTES = 3 * 2**20
+CHUNK_BYTES = 2 * 2**20
 """Size of a map that stays in a core's cache with what a block makes of it, and below what malloc maps anew."""
 
 Stages = list[list[Mixer]]
@@ -141,14 +142,14 @@ class Pyramid(nn.Module):
         is_open = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
         stride = self.layout.stem_px if stage == 0 else 2
         image_bytes = x.element_size() * self.layout.dims[stage] * (x.shape[2] // stride) * (x.shape[3] // stride)
-        images = CHUNK_BYTES // max(1, image_bytes) or 1
-        if is_open or x.device.type != "cpu" or len(x) <= images:
+        chunks = min(len(x), math.ceil(len(x) * image_bytes / CHUNK_BYTES))
+        if is_open or x.device.type != "cpu" or chunks < 2:
             return self._run_stage(stage, x)
-        first, *others = x.split(images)
+        first, *others = x.tensor_split(chunks)
         found = self._run_stage(stage, first)
         y = found.new_empty(len(x), *found.shape[1:])
-        places = iter(y.split(images))
-        next(places).copy_(found)
+        first_place, *places = y.tensor_split(chunks)
+        first_place.copy_(found)
         for chunk, place in zip(others, places, strict=True):
             place.copy_(self._run_stage(stage, chunk))
         return y
@@ -344,19 +345,21 @@ class Pyramid(nn.Module):
             ValueError: the configuration does not fit a stage's map.
         """
         found: list[dict[str, Any]] = []
+        is_vanilla = all(isinstance(mixers[0], Vanilla) for mixers in self.mixers())
         own = padded = 0.0
         for stage, (mixers, (height, width)) in enumerate(
             zip(self.mixers(), self.layout.maps(height_px, width_px), strict=True), start=1
         ):
             try:
-                geometry = [mixer.geometry(height, width) for mixer in mixers]
+                geometry = [{"impl": m.impl_on(height, width), **m.geometry(height, width)} for m in mixers]
             except ValueError as error:
                 raise ValueError(
                     f"stage {stage} of {self.layout.name} at {height_px}x{width_px} px: {error}"
                 ) from error
             own += len(mixers) * height * width
             padded += sum(height * width * g.pop("pad_ratio") for g in geometry)
-            found.append({} if isinstance(mixers[0], Vanilla) else geometry[0])
+            is_full = isinstance(mixers[0], Vanilla) and not is_vanilla
+            found.append({} if is_full else geometry[0])
         columns = {name for geometry in found for name in geometry}
         joined = {name: "-".join(str(geometry.get(name, FULL)) for geometry in found) for name in sorted(columns)}
         return {**joined, "pad_ratio": padded / own}

@@ -4,6 +4,7 @@ Zhu et al., CVPR 2023, arXiv:2303.08810, section 3.2. Tokens come cut into regio
 that each region reads, one list for all heads or one for each: (B, 1 or heads, R, K).
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from attention_zoo.base import attend
 from attention_zoo.caching import Kept
 from attention_zoo.regions import Partition, blank, coordinates, from_heads, to_heads
+from attention_zoo.remade import not_kept
 
 
 def region_means(regions: Tensor, valid: Tensor | None) -> Tensor:
@@ -86,6 +88,9 @@ def routed_attention(
     return from_heads(y).reshape(batch, count, tokens, -1)
 
 
+GATHERED_BYTES = 4 * 2**20
+"""Keys and values of a few images that a core's cache holds; more are gathered after those were attended to."""
+
 _KEPT = Kept(64)
 
 
@@ -132,18 +137,34 @@ def attend_rows(
     """
     batch, count, tokens, _ = q.shape
     images = torch.arange(batch, device=q.device)[:, None, None] * (cut.down * cut.rows * cut.across)
-    pieces = (row_pieces(cut, q.device)[routes] + images[..., None]).flatten()
-
-    def gather(x: Tensor) -> Tensor:
-        picked = x.reshape(-1, cut.cols * x.shape[-1]).index_select(0, pieces)
-        return to_heads(picked.reshape(batch * count, -1, x.shape[-1]), num_heads)
-
+    pieces = row_pieces(cut, q.device)[routes] + images[..., None]  # (B, R, K, rows)
     bias = None
     if valid is not None:
         bias = torch.zeros((), dtype=q.dtype, device=q.device).where(valid[routes], torch.finfo(q.dtype).min)
-        bias = bias.flatten(0, 1).flatten(1)[:, None, None, :]  # (B * R, 1, 1, K * T)
-    y = attend(to_heads(q.flatten(0, 1), num_heads), gather(k), gather(v), scale, bias)
-    return from_heads(y).reshape(batch, count, tokens, -1)
+        bias = bias.flatten(2)[:, :, None, None, :]  # (B, R, 1, 1, K * T)
+
+    def gather(x: Tensor, pieces: Tensor) -> Tensor:
+        return x.reshape(-1, cut.cols * x.shape[-1]).index_select(0, pieces.flatten())
+
+    def attend_images(part: slice) -> Tensor:
+        queries, near = to_heads(q[part].flatten(0, 1), num_heads), pieces[part]
+        added = None if bias is None else bias[part].flatten(0, 1)
+        # a key is gathered for every region that reads it, so a backward pass gathers again what it does not keep
+        made = [(gather(x, near), functools.partial(gather, x.detach(), near)) for x in (k, v)]
+        keys, values = (
+            to_heads(rows.reshape(len(queries), -1, x.shape[-1]), num_heads)
+            for (rows, _), x in zip(made, (k, v), strict=True)
+        )
+        with not_kept(dict(made)):
+            return from_heads(attend(queries, keys, values, scale, added))
+
+    gathered_bytes = routes[0].numel() * tokens * (k.shape[-1] + v.shape[-1]) * q.element_size()
+    step = batch
+    if q.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        step = max(1, GATHERED_BYTES // gathered_bytes)
+    parts = [attend_images(slice(first, first + step)) for first in range(0, batch, step)]
+    y = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return y.reshape(batch, count, tokens, -1)
 
 
 def pool_regions(

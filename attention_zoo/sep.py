@@ -15,10 +15,11 @@ from typing import ClassVar, Literal, Self
 
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
-from attention_zoo.partitioned import PartitionAttention, WindowConfig
+from attention_zoo.partitioned import WindowConfig
 from attention_zoo.pooled import PooledAttention, SpatialReduction, stage_reduction
 from attention_zoo.regions import Partition
 from attention_zoo.registry import register
+from attention_zoo.windowed import RegionAttention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +57,13 @@ class SepConfig(WindowConfig):
 
 
 @register("sep")
-class Sep(PooledAttention, PartitionAttention):
+class Sep(PooledAttention, RegionAttention):
     """LSA: softmax(q k^T / sqrt(D)) v inside each window, 4 N C^2 + 2 k1 k2 N C MACs. GSA: see PooledAttention."""
 
     Config: ClassVar[type[AttentionConfig]] = SepConfig
 
     def __init__(self, dim: int, num_heads: int, config: SepConfig) -> None:
-        """Add the spatial reduction to a global block; a local one has none, and is a PartitionAttention."""
+        """Add the spatial reduction to a global block; a local one has none, and is a RegionAttention."""
         reduction = 8 if config.reduction is None else config.reduction
         pool = SpatialReduction(dim, reduction, config.padding) if config.kind == "global" else None
         super().__init__(dim, num_heads, config, pool)

@@ -61,6 +61,7 @@ class Sliding(Attention):
     """NA: softmax(q K^T / sqrt(D) + B) V over the k x k neighbours of q. Cost: 4 N C^2 + 2 k^2 N C MACs."""
 
     Config: ClassVar[type[AttentionConfig]] = SlidingConfig
+    impls: ClassVar[tuple[str, ...]] = ("gather",)
 
     def __init__(self, dim: int, num_heads: int, config: SlidingConfig) -> None:
         """Add the table of relative position biases, ((2k - 1)^2, heads)."""
@@ -83,7 +84,7 @@ class Sliding(Attention):
         key = near * self.dilation + phase[:, None]
         return key.clamp(max=length - 1), place[:, None] - near, near < members[:, None]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def fast(self, x: Tensor) -> Tensor:
         """Gather the neighbours of each query, and attend to them: (B, H, W, C) -> same."""
         _, height, width, _ = x.shape
         q, k, v = self.project(x)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
-from attention_zoo.partitioned import PartitionAttention, WindowConfig, bias_table, table_bias
+from attention_zoo.partitioned import WindowConfig, bias_table, table_bias
 from attention_zoo.regions import Partition
 from attention_zoo.registry import register
+from attention_zoo.windowed import RegionAttention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class SwinConfig(WindowConfig):
 
 
 @register("swin")
-class Swin(PartitionAttention):
+class Swin(RegionAttention):
     """W-MSA and SW-MSA: softmax(q k^T / sqrt(D) + B) v inside each window. Cost: 4 N C^2 + 2 M^2 N C MACs (eq. 2)."""
 
     Config: ClassVar[type[AttentionConfig]] = SwinConfig
@@ -73,6 +74,10 @@ class Swin(PartitionAttention):
             self.shift if side > window or self.shift_whole else 0 for side, window in ((height, rows), (width, cols))
         )
         return Partition.of_size(height, width, rows, cols, shift=(shift_y, shift_x), centred=self.is_centred)
+
+    def bias_sources(self) -> tuple[Tensor, ...]:
+        """The table."""
+        return (self.bias_table,)
 
     def offset_bias(self, cut: Partition, dy: Tensor, dx: Tensor) -> Tensor:
         """B of eq. 4, from the table of B-hat."""

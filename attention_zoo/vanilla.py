@@ -32,6 +32,7 @@ class Vanilla(Attention):
     """Every query reads every key: softmax(q k^T / sqrt(D)) v. Cost: 4 N C^2 + 2 N^2 C MACs."""
 
     Config: ClassVar[type[AttentionConfig]] = VanillaConfig
+    impls: ClassVar[tuple[str, ...]] = ("dense",)
 
     def __init__(self, dim: int, num_heads: int, config: AttentionConfig) -> None:
         """Nothing beyond the shared projections."""
@@ -39,7 +40,7 @@ class Vanilla(Attention):
         # a subclass may bring a config without that field
         self.lepe_input = config.lepe_input if isinstance(config, VanillaConfig) else "v"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def fast(self, x: Tensor) -> Tensor:
         """Mix all tokens: (B, H, W, C) -> same."""
         q, k, v = self.project(x)
         y = attend(q, k, v, self.scale)

@@ -8,7 +8,6 @@ import torch
 
 from ablations.study import Cell
 from attention_zoo import LAYOUTS, create_model, resolve
-from attention_zoo.config import field_names
 from attention_zoo.pyramid import Pyramid
 
 
@@ -26,10 +25,11 @@ def build_model(cell: Cell, num_classes: int = 10) -> Pyramid:
 
 def counted_cell(cell: Cell) -> Cell:
     """Return the cell in the implementation that its mechanism's `macs` describes; most have no other."""
-    cls = resolve(cell.attn)
-    if "impl" not in field_names(cls.Config):
-        return cell
-    return replace(cell, settings=tuple(sorted({**dict(cell.settings), "impl": cls.impl}.items())))
+    impls, settings = resolve(cell.attn).impls, dict(cell.settings)
+    settings.pop("impl", None)
+    if len(impls) > 1:
+        settings["impl"] = impls[0]
+    return replace(cell, settings=tuple(sorted(settings.items())))
 
 
 def build_baseline(cell: Cell, num_classes: int = 10) -> Pyramid:
@@ -54,7 +54,6 @@ def _identity(attn: str, settings: tuple[tuple[str, Any], ...], layout: str, hei
         model = create_model(layout, attn=attn, num_classes=1, **dict(settings))
     cls = resolve(attn)
     columns: dict[str, Any] = {
-        "impl": cls.impl,
         "depths": "-".join(map(str, LAYOUTS[layout].depths)),
         "sdpa_backend": "auto",
         **model.describe(height, width),

@@ -233,16 +233,15 @@ def test_maps_that_do_not_fit(config, size, message):
 )
 def test_dense_where_it_wastes_little(side, topk, impl):
     attention = create("bra", dim=12, num_heads=2, topk=topk, regions=7, clip_topk=True)
-    assert attention.geometry(side, side)["impl"] == impl
+    assert attention.impl_on(side, side) == impl
     for other in ("gather", "dense"):
         fixed = create("bra", dim=12, num_heads=2, topk=topk, regions=7, clip_topk=True, impl=other)
-        assert fixed.geometry(side, side)["impl"] == other
+        assert fixed.impl_on(side, side) == other
 
 
 def test_geometry_names_what_was_chosen():
     attention = create("bra", dim=12, num_heads=2, topk=40, regions=7, clip_topk=True)
     assert attention.geometry(10, 13) == {
-        "impl": "dense",
         "regions": "5x7",
         "region_size": "2x2",
         "topk_effective": 35,
@@ -277,7 +276,7 @@ def test_at_takes_the_layouts_regions_unless_a_partition_is_set():
         ({"topk": True}, "topk takes an integer; got True"),
         ({"lepe": 1}, "lepe takes on[|]off; got 1"),
         ({"qk_scale": "1"}, "qk_scale takes a number or none; got '1'"),
-        ({"impl": "fast"}, "impl takes auto[|]gather[|]dense; got 'fast'"),
+        ({"impl": "fast"}, "impl takes auto[|]reference[|]gather[|]dense[|]flex; got 'fast'"),
         ({"region_size": (2, 3)}, r"region_size takes an integer or auto or none; got \(2, 3\)"),
         ({"topk": 0}, "topk must be at least 1, got 0; for dense attention use vanilla"),
         ({"regions": 0}, "regions must be at least 1, got 0"),

@@ -1,5 +1,6 @@
 """The parity command, on the stored cases where they are present, and on cases made here."""
 
+import dataclasses
 import json
 import os
 import random
@@ -15,7 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from attention_zoo import create
-from attention_zoo.parity import check, main, read_case
+from attention_zoo.counterparts import counterpart
+from attention_zoo.parity import FUNCTION, check, implementations, main, read_case
 
 FOLDER = Path(os.environ.get("ZOO_GOLDEN") or Path(__file__).parents[1].parent / "shared" / "golden")
 FILES = sorted(FOLDER.rglob("*.safetensors"))
@@ -26,6 +28,23 @@ needs_golden = pytest.mark.skipif(not FILES, reason=f"no golden cases in {FOLDER
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_published_code_gives_the_same(path):
     result = check(read_case(path, path.stem), rtol=1e-4, atol=0.0)
+    assert result.passed, result
+
+
+@needs_golden
+@pytest.mark.parametrize("impl", ["reference", "gather", "dense"])
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name != "models"], ids=lambda p: p.stem)
+def test_each_implementation_gives_the_same(path, impl):
+    case = read_case(path, path.stem)
+    if case.kind == FUNCTION:
+        pytest.skip("a function, which is computed in one way")
+    module, _ = counterpart(case.kind, case.config)
+    if impl not in implementations(module) or (impl,) == module.impls:
+        pytest.skip(f"{type(module).__name__} has no {impl} here, or no other")
+    if impl != "gather":  # a loop does not say which routes it took, and dense attention to all regions takes none
+        tensors = {name: tensor for name, tensor in case.tensors.items() if not name.startswith("extra/r_idx")}
+        case = dataclasses.replace(case, tensors=tensors)
+    result = check(case, rtol=1e-4, atol=0.0, impl=impl)
     assert result.passed, result
 
 

@@ -176,7 +176,7 @@ def test_describe_joins_the_stages_and_weighs_the_padding():
         "topk_effective": "1-2-8-full",
         "pad_ratio": pytest.approx(padding),
     }
-    assert build(attn="vanilla").describe(40, 56) == {"pad_ratio": 0.0}
+    assert build(attn="vanilla").describe(40, 56) == {"impl": "dense-dense-dense-dense", "pad_ratio": 0.0}
     assert build(attn="swin", window="4-2-2-full").describe(64, 64)["window"] == "4x4-2x2-2x2-full"
 
 

@@ -1,0 +1,76 @@
+"""Routed attention without a gather: FlexAttention reads the routes as a mask of blocks.
+
+Dong et al., "Flex Attention: A Programming Model for Generating Optimized Attention Kernels", arXiv:2412.05496. The
+kernel is compiled for each shape (on a CPU by a C++ compiler, seconds each) and not anew when the routes change. On a
+CPU it has no backward pass.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from attention_zoo.regions import from_heads, to_heads
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention  # it loads the compiler, seconds
+
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    return compiled
+
+
+def check_runs(x: Tensor) -> None:
+    """Do nothing where the kernel runs.
+
+    Raises:
+        ValueError: it does not run for such a tensor here.
+    """
+    if x.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"impl=flex runs on cpu and cuda, not on {x.device.type}; choose impl=gather or dense")
+    if x.device.type == "cpu" and torch.is_grad_enabled():
+        raise ValueError("impl=flex computes no gradients on a CPU: use it in inference, or choose gather or dense")
+    if x.dtype == torch.float64:
+        raise ValueError("impl=flex computes in 16 or 32 bits, got float64; choose impl=gather or dense")
+
+
+def routed_flex_attention(
+    q: Tensor, k: Tensor, v: Tensor, routes: Tensor, num_heads: int, scale: float, *, valid: Tensor | None = None
+) -> Tensor:
+    """Attend token to token in the routed regions, as `routing.routed_attention` does: -> (B, R, T, Cv).
+
+    Args:
+        q: queries in their regions, (B, R, T, C).
+        k: keys in theirs, (B, R, T, C).
+        v: values in theirs, (B, R, T, Cv).
+        routes: regions that each region reads, (B, 1 or heads, R, K).
+        num_heads: heads in C and Cv.
+        scale: factor on the logits.
+        valid: keys that may be read, (R, T), or None for all.
+
+    Raises:
+        ValueError: the kernel does not run here.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    check_runs(q)
+    batch, count, tokens, _ = q.shape
+    topk = routes.shape[-1]
+    blocks = routes.new_zeros((*routes.shape[:3], count), dtype=torch.int32)
+    blocks[..., :topk] = routes
+    counts = blocks.new_full(routes.shape[:3], topk)
+    readable = None if valid is None else valid.flatten()
+
+    def is_readable(image: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        assert readable is not None
+        return readable[key]
+
+    mask = BlockMask.from_kv_blocks(
+        counts, blocks, BLOCK_SIZE=tokens, mask_mod=None if readable is None else is_readable
+    )
+    queries, keys, values = (to_heads(part.flatten(1, 2), num_heads) for part in (q, k, v))
+    # the kernel takes no view of another tensor's memory for granted
+    y = _compiled()(queries.contiguous(), keys.contiguous(), values.contiguous(), block_mask=mask, scale=scale)
+    return from_heads(y).reshape(batch, count, tokens, -1)

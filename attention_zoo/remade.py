@@ -1,0 +1,36 @@
+"""What a backward pass makes again instead of keeping: results that cost little beside the memory that they hold."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+
+@contextmanager
+def not_kept(made: dict[Tensor, Callable[[], Tensor]]) -> Iterator[None]:
+    """Let what runs inside save none of these tensors; a backward pass calls what made them again.
+
+    A tensor may be saved as a view of the same size. A compiler decides for itself what to keep.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        yield
+        return
+    makers = {(tensor.data_ptr(), tensor.numel()): make for tensor, make in made.items() if tensor.numel()}
+
+    def pack(saved: Tensor) -> Any:
+        make = makers.get((saved.data_ptr(), saved.numel()))
+        return saved if make is None else (make, saved.shape, saved.stride())
+
+    def unpack(packed: Any) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        make, shape, stride = packed
+        with torch.no_grad():
+            again: Tensor = make()
+        return again.as_strided(shape, stride)
+
+    with saved_tensors_hooks(pack, unpack):
+        yield

@@ -1,0 +1,1 @@
+"""How fast the mechanisms are, beside public peers and the least time that their products take."""

@@ -1,0 +1,149 @@
+"""How fast the zoo is beside public models, the paper's own steps, and its matrix products alone.
+
+Everything that is compared runs in turns in one process, with the same threads and the same allocator; see
+benchmarks/pairs.py. Only a quiet machine gives numbers worth saving.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # not the script's own folder, which would offer benchmarks/models.py as `models`
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from runners.options import Parser
+
+if TYPE_CHECKING:
+    from benchmarks.claims import Measured
+    from benchmarks.sections import Task
+
+SECTIONS = ("anchors", "memory", "twins", "compiled", "floor", "scaling", "harness")
+
+
+def read_command(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; a malformed one ends the process with code 2 and one line."""
+    parser = Parser(prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--only", metavar="S[,S]", type=_sections, help=f"of {', '.join(SECTIONS)} (default: all but compiled)")
+    add("--compile", action="store_true", help="the section compiled too; needs a C++ compiler")
+    add("--match", metavar="TEXT", default="", help="only works with this in their name, such as 'batch 8'")
+    add("--rounds", metavar="N", type=_positive, default=7, help="samples of each contender (default: 7)")
+    add("--threads", metavar="N", type=_positive, default=2, help="CPU threads (default: 2)")
+    add("--json", metavar="FILE", type=Path, help="print a saved report instead of measuring")
+    add("--save", action="store_true", help="write benchmarks/results_<device>.json and .md; what it has else stays")
+    options = parser.parse_args(argv)
+    chosen = options.only or tuple(name for name in SECTIONS if name != "compiled")
+    options.sections = [name for name in SECTIONS if name in chosen or (options.compile and name == "compiled")]
+    if options.json is not None and options.save:
+        parser.error("--save: --json FILE is saved already; leave one of them out")
+    return options
+
+
+def _sections(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in SECTIONS:
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(SECTIONS)}")
+    return names
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
+    return int(text)
+
+
+def plan(sections: Sequence[str], rounds: int, match: str) -> "list[Task]":
+    """List what is to be measured."""
+    from benchmarks.harness import harness
+    from benchmarks.scaling import scaling
+    from benchmarks.sections import anchors, compiled, floors, memory
+    from benchmarks.twins import twins
+
+    makers = dict(zip(SECTIONS, (anchors, memory, twins, compiled, floors, scaling, harness), strict=True))
+    return [task for name in sections for task in makers[name](rounds) if match in task.work]
+
+
+def measure(tasks: "Sequence[Task]") -> "list[Measured]":
+    """Make every measurement; one that fails is reported as such and costs no other."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from benchmarks.claims import Measured
+
+    columns = (
+        MofNCompleteColumn(),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    measured = []
+    with Progress(*columns, transient=True) as progress:
+        bar = progress.add_task("", total=len(tasks))
+        for task in tasks:
+            progress.update(bar, description=f"{task.section}: {task.work}")
+            try:
+                measured.append(task.run())
+            except Exception as error:
+                reason = next(iter(str(error).strip().splitlines()), "")
+                measured.append(
+                    Measured(section=task.section, work=task.work, failed=f"{type(error).__name__}: {reason}")
+                )
+            progress.advance(bar)
+    return measured
+
+
+def show(measured: "Sequence[Measured]") -> None:
+    """Print a table for each section."""
+    from rich.console import Console
+
+    from benchmarks.tables import rows_of, screen_table
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for section, rows in rows_of(measured).items():
+        console.print(screen_table(section, rows))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 if all was measured, 1 if something failed, 2 for bad input."""
+    options = read_command(argv)
+    if options.json is not None:
+        from benchmarks.results import measured_in, read
+
+        try:
+            saved = measured_in(read(options.json))
+        except ValueError as error:
+            print(f"report.py: error: --json {options.json}: {error}", file=sys.stderr)
+            return 2
+        show([one for one in saved if one.section in options.sections and options.match in one.work])
+        return 0
+    # torch takes seconds to import; nothing above this line needs it
+    from benchmarks.results import save
+    from runners.environment import apply_threads
+
+    apply_threads(options.threads)
+    tasks = plan(options.sections, options.rounds, options.match)
+    if not tasks:
+        print(f"report.py: error: --match {options.match}: no work has that in its name", file=sys.stderr)
+        return 2
+    measured = measure(tasks)
+    show(measured)
+    if options.save:
+        print(f"saved: {save(measured, Path(__file__).parent)}")
+    return int(any(one.failed for one in measured))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

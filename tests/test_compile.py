@@ -1,0 +1,36 @@
+"""Every mechanism is one graph to torch.compile, on maps that divide and on padded ones."""
+
+import pytest
+import torch
+
+import attention_zoo
+
+CONFIGS = {
+    "bra": [{"regions": 3, "topk": 2, "impl": "gather"}, {"regions": 3, "topk": 2, "impl": "dense"}],
+    "swin": [{"window": 3, "shift": 1}],
+    "maxvit": [{"window": 3, "kind": "block"}, {"window": 3, "kind": "grid"}],
+    "crossformer": [{"group": 3, "interval": 2, "kind": "long"}],
+    "cswin": [{"stripe": 2}],
+    "dat": [{"stride": 2, "map_size": 6}, {"variant": "2023", "stride": 2, "position": "log"}],
+    "sliding": [{"kernel": 3}, {"kernel": 3, "dilation": 2}],
+    "pvt": [{"reduction": 2}],
+    "sep": [{"window": 3, "kind": "local"}, {"reduction": 2, "kind": "global"}],
+}
+CASES = [(name, config) for name in attention_zoo.names() for config in CONFIGS.get(name, [{}])]
+
+
+@pytest.mark.parametrize("size", [(6, 12), (5, 7)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize(("name", "config"), CASES, ids=str)
+def test_compiles_to_one_graph(small, name, config, size):
+    attention, x = small(name, *size, **config)
+    compiled = torch.compile(attention, fullgraph=True, backend="eager")
+    for training in (False, True):
+        attention.train(training)
+        with torch.inference_mode(not training):
+            found, expected = compiled(x), attention(x)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+    x.requires_grad_()
+    gradients = [
+        torch.autograd.grad(run(x).square().sum(), [x, *attention.parameters()]) for run in (compiled, attention)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-9)
