@@ -66,6 +66,17 @@ def _identity(attn: str, settings: tuple[tuple[str, Any], ...], layout: str, hei
     return columns
 
 
+def first_core_macs(model: Pyramid, height_px: int, width_px: int) -> int:
+    """Multiply-adds of the attention core and its routing in the blocks of the first stage, for one image.
+
+    This is the part whose growth with the map tells mechanisms apart; later stages have smaller maps, and the last
+    one full attention whatever the mechanism.
+    """
+    height, width = model.layout.maps(height_px, width_px)[0]
+    parts = [mixer.macs(height, width) for mixer in model.mixers()[0]]
+    return sum(part.core + part.routing for part in parts)
+
+
 @functools.cache
 def notes(attn: str, settings: tuple[tuple[str, Any], ...], layout: str) -> tuple[str, ...]:
     """Say what of a mechanism a layout cannot show."""

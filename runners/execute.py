@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from ablations.study import Cell
-from runners import complexity, latency, peak_memory, train
-from runners.build import build_baseline, build_model, counted_cell, identity
+from runners import ceilings, complexity, latency, peak_memory, train
+from runners.build import build_baseline, build_model, counted_cell, first_core_macs, identity
 from runners.datasets import make_data
 from runners.environment import apply_threads, device_id, environment, memory_limit, pick_device
 from runners.failures import status_of
@@ -135,15 +135,18 @@ def _flops(store: Store, job: Job, device: torch.device) -> Found:
     cell = job.cell
     counted = counted_cell(cell)
     executed = None if counted == cell else build_model(cell)
-    return complexity.count(build_model(counted), cell.height_px, cell.width_px, executed=executed), {}
+    model = build_model(counted)
+    values = complexity.count(model, cell.height_px, cell.width_px, executed=executed)
+    return values | {"first_core_gmacs": first_core_macs(model, cell.height_px, cell.width_px) / 1e9}, {}
 
 
 def _throughput(store: Store, job: Job, device: torch.device) -> Found:
     cell = job.cell
     generator = torch.Generator().manual_seed(cell.seed)
     images = torch.randn(cell.batch_size, 3, cell.height_px, cell.width_px, generator=generator)
-    return latency.measure_speed(
-        build_model(cell),
+    model = build_model(cell)
+    values, samples = latency.measure_speed(
+        model,
         build_baseline(cell),
         images,
         device=device,
@@ -151,6 +154,11 @@ def _throughput(store: Store, job: Job, device: torch.device) -> Found:
         compile_model=cell.compile,
         budget_s=SPEED_BUDGET_S,
     )
+    bounds: dict[str, Any] = {
+        **ceilings.measure_ceilings(device, cell.precision),
+        "traffic_mib": ceilings.forward_traffic_mib(model, images, device, cell.precision),
+    }
+    return values | bounds, samples
 
 
 def _memory(store: Store, job: Job, device: torch.device) -> Found:

@@ -12,8 +12,9 @@ from PIL import Image
 
 import attention_zoo
 from attention_zoo import registry
-from runners import figures
-from runners.figures import HEIGHT, PANELS, QUERY, WIDTH, connectivity_gallery, main
+from runners.figures import gallery as pictures
+from runners.figures.__main__ import main
+from runners.figures.gallery import HEIGHT, PANELS, QUERY, WIDTH, connectivity_gallery
 
 ROOT = Path(__file__).parents[1]
 ROW, COL = np.arange(HEIGHT)[:, None], np.arange(WIDTH)[None, :]
@@ -63,8 +64,8 @@ def gallery():
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel.title)
 def test_a_panel_shows_the_connectivity_of_its_query(gallery, panel):
-    attention = figures.untrained(panel)
-    x = figures.features(figures.photograph())
+    attention = pictures.untrained(panel)
+    x = pictures.features(pictures.photograph())
     tokens = HEIGHT * WIDTH
     whole = attention.connectivity(x).broadcast_to(1, attention.num_heads, tokens, tokens)
     reads = whole[0, :, DOWN * WIDTH + ACROSS].double().mean(0).reshape(HEIGHT, WIDTH)
@@ -91,7 +92,7 @@ def test_bi_level_routing_reads_four_whole_regions_and_others_for_another_query(
     assert np.isin(regions.mean(1), (0, 1)).all()
     assert regions.mean(1).sum() == 4
     (panel,) = (panel for panel in PANELS if panel.name == "bra")
-    elsewhere = figures.keys_read(figures.untrained(panel), figures.features(figures.photograph()), (1, 14))
+    elsewhere = pictures.keys_read(pictures.untrained(panel), pictures.features(pictures.photograph()), (1, 14))
     assert not np.array_equal(elsewhere.numpy(), cells(gallery["bra"]))
 
 
@@ -101,7 +102,7 @@ def test_every_registered_mechanism_has_a_panel(gallery):
 
 
 def test_a_further_mechanism_gets_a_panel_of_its_own(monkeypatch):
-    monkeypatch.setattr(figures, "PANELS", PANELS[:1])
+    monkeypatch.setattr(pictures, "PANELS", PANELS[:1])
     monkeypatch.setitem(registry._MECHANISMS, "further", attention_zoo.resolve("axial"))
     panels = drawn(connectivity_gallery())
     assert np.array_equal(cells(panels["further"]), CROSS.astype(float))
@@ -183,10 +184,12 @@ def test_the_committed_picture_is_small():
     "arguments, reason",
     [
         (["circles"], "invalid choice: 'circles'"),
-        ([], "required: figure"),
+        ([], "required: KIND"),
         (["connectivity", "--out", "picture.xyz"], "must end in .png, .svg, .pdf"),
         (["connectivity", "--out", ""], "must end in"),
         (["connectivity", "--output", "picture.png"], "unrecognized arguments"),
+        (["pareto", "--results", "nowhere", "--out", "picture.png"], "no results in nowhere: it does not exist"),
+        (["pareto", "--results", "folder.png", "--out", "picture.png"], "folder.png"),
         (["connectivity", "--out", "nowhere/picture.png"], "cannot write nowhere/picture.png: No such file"),
         (["connectivity", "--out", "folder.png"], "cannot write folder.png: Is a directory"),
     ],
@@ -202,13 +205,14 @@ def test_bad_arguments_are_one_line(arguments, reason, tmp_path, monkeypatch, ca
     captured = capsys.readouterr()
     assert code == 2
     assert captured.out == ""
-    assert captured.err.startswith("figures.py: error: ")
+    assert captured.err.startswith("figures: error: ")
     assert captured.err.count("\n") == 1
     assert reason in captured.err
     assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
 
 
 def test_the_command_line_is_read_without_heavy_imports():
-    program = "import sys, runners.figures; sys.exit(bool({'torch', 'matplotlib', 'sklearn'} & {*sys.modules}))"
+    heavy = "{'torch', 'matplotlib', 'pandas', 'sklearn'}"
+    program = f"import sys, runners.figures.__main__; sys.exit(bool({heavy} & {{*sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr or "a heavy import"

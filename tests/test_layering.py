@@ -60,7 +60,10 @@ def test_mechanisms_are_imported_by_the_package_and_by_no_other(path):
         "pyramid.py": {"attention_zoo.vanilla"},
         "models.py": {"attention_zoo.vanilla"},
         # the published models, whose classes and configurations these name
-        **dict.fromkeys(("counterparts.py", "name_maps.py", "host_maps.py", "published.py", "parity.py"), MECHANISMS),
+        **dict.fromkeys(
+            ("attention_maps.py", "counterparts.py", "name_maps.py", "host_maps.py", "published.py", "parity.py"),
+            MECHANISMS,
+        ),
     }
     assert imported(path) & MECHANISMS <= allowed.get(path.name, set())
 

@@ -1,16 +1,7 @@
-"""Pictures of the README: `python -m runners.figures connectivity --out results/connectivity.png`.
+"""Connectivity gallery: which keys one query sees, for each mechanism."""
 
-Functions make a `Figure` and write nothing; only the command writes.
-"""
-
-import sys
-from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from runners.options import Parser
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,9 +10,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attention_zoo import Attention
-
-FORMATS = (".png", ".svg", ".pdf")
-DPI = 160
 
 HEIGHT, WIDTH = 12, 16
 """Map of the gallery, tokens."""
@@ -312,35 +300,3 @@ def draw_legend(ax: "Axes") -> None:
         handlelength=1.2,
         borderpad=0,
     )
-
-
-FIGURES = {"connectivity": connectivity_gallery}
-
-
-def read_command(argv: Sequence[str]) -> Namespace:
-    """Parse a command line; a malformed one ends the process with code 2 and one line."""
-    parser = Parser(prog="figures.py", description="Draw a picture of the README.", allow_abbrev=False)
-    parser.add_argument("figure", choices=FIGURES, help="which one")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="png, svg or pdf (default: results/<figure>.png)")
-    options = parser.parse_args(argv)
-    options.out = options.out or Path("results") / f"{options.figure}.png"
-    if options.out.suffix not in FORMATS:
-        parser.error(f"cannot write {options.out}: its name must end in {', '.join(FORMATS)}")
-    return options
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Draw one figure and write it; 0, or 2 with one line if the file cannot be written."""
-    options = read_command(sys.argv[1:] if argv is None else argv)
-    figure = FIGURES[options.figure]()
-    try:
-        figure.savefig(options.out, dpi=DPI)
-    except OSError as error:
-        print(f"figures.py: error: cannot write {options.out}: {error.strerror}", file=sys.stderr)
-        return 2
-    print(options.out)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,0 +1,331 @@
+"""Compare two result sets, such as two versions of one's own mechanism: `python runners/compare.py A B`.
+
+Cells of one key on one device are compared; MACs and parameters, which do not depend on the device, wherever they were
+counted. Each configuration gets the ratio B / A of every metric, as the geometric mean over its seeds, with a 95 %
+interval:
+- two seeds or more: the t-interval of the logarithms of the ratios;
+- one seed, and raw samples of a time in both results folders: from the intervals of both medians (sign test, each at
+  97.5 %, so that the ratio's holds with 95 %), whatever the distribution of the noise;
+- a speed-up over vanilla, which was timed in the same process: from its own interval, in the same way;
+- counts do not vary, and their ratio is exact.
+A metric got worse if its ratio is beyond the limit and the interval lies wholly on the worse side of 1. Without an
+interval it is not judged. A cell that was ok in A and failed in B got worse.
+"""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    # as in sweep.py
+    sys.path[0] = os.getcwd()
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runners.options import Parser
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from runners.ranking import Metric
+
+EXAMPLES = """examples:
+  python runners/compare.py results/before results/after
+  python runners/compare.py main.csv branch.csv --fail-above 5%"""
+
+SAMPLES = {
+    "infer_latency_ms": ("infer_ms",),
+    "train_step_ms": ("train_forward_ms", "train_backward_ms", "train_optimizer_ms"),
+}
+"""Raw samples behind a time; the parts of one add up."""
+
+IDENTITY = ("cell_key", "device_id", "configuration", "conditions", "seed", "status")
+
+BOUNDS = {
+    "vs_vanilla": ("vs_vanilla_low", "vs_vanilla_high"),
+    "train_vs_vanilla": ("train_vs_vanilla_low", "train_vs_vanilla_high"),
+}
+
+PROTOCOLS = {
+    "acc1": "accuracy",
+    "gmacs": "flops",
+    "params_m": "flops",
+    "peak_infer_mib": "memory",
+    "peak_train_mib": "memory",
+}
+"""Measure behind a metric; the others are of throughput."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Ratio B / A of one metric of one configuration; without `low` and `high` it is known to no precision."""
+
+    configuration: str
+    conditions: str
+    metric: "Metric"
+    before: float
+    after: float
+    ratio: float
+    low: float | None
+    high: float | None
+    pairs: int
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse` or `same`, as far as the interval tells, else `not judged`."""
+        if self.low is None or self.high is None:
+            return "not judged"
+        if self.low <= 1 <= self.high:
+            return "same"
+        return "better" if (self.ratio > 1) == self.metric.higher_is_better else "worse"
+
+    def is_worse_than(self, limit: float) -> bool:
+        """Whether it got worse by more than a share, beyond noise."""
+        loss = 1 - self.ratio if self.metric.higher_is_better else self.ratio - 1
+        return self.verdict == "worse" and loss > limit
+
+
+def percentage(text: str) -> float:
+    """Read 5% or 5 as 0.05."""
+    if not re.fullmatch(r"\d{1,4}(\.\d+)?%?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage of at least 0, such as 5%")
+    return float(text.removesuffix("%")) / 100
+
+
+def read_command(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; a malformed one ends the process with code 2 and one line."""
+    parser = Parser(
+        prog="compare.py",
+        description="Compare two result sets: ratios B / A with 95 % intervals.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("a", metavar="A", type=Path, help="results folder before, or a table saved as CSV")
+    add("b", metavar="B", type=Path, help="the same after")
+    add("--study", metavar="NAME", help="rows of this study alone")
+    add(
+        "--fail-above",
+        metavar="PERCENT",
+        type=percentage,
+        help="exit with 1 if a metric got worse by more than this, beyond noise, or a cell fails that did not",
+    )
+    return parser.parse_args(argv)
+
+
+def metrics() -> "tuple[Metric, ...]":
+    """What is compared."""
+    from runners.ranking import METRICS, Metric
+
+    speed_ups = (("vs_vanilla", "speed-up over vanilla"), ("train_vs_vanilla", "speed-up over vanilla in training"))
+    return (*METRICS, *(Metric(column, name, "", higher_is_better=True) for column, name in speed_ups))
+
+
+def pair(a: "pd.DataFrame", b: "pd.DataFrame", exact: bool) -> "pd.DataFrame":
+    """Rows of both, side by side as `_a` and `_b`, by cell and device; without the device for `exact` metrics."""
+    keys = ["cell_key"] if exact else ["cell_key", "device_id"]
+    if exact:
+        a, b = (rows.drop_duplicates("cell_key") for rows in (a, b))
+    return a.merge(b, on=keys, suffixes=("_a", "_b"))
+
+
+def changes(a: "pd.DataFrame", b: "pd.DataFrame", samples: Callable[..., list[float] | None]) -> "Iterator[Change]":
+    """Every metric of every configuration that both have; `samples(side, row, column)` are raw ones, if any."""
+    for metric in metrics():
+        both = pair(a, b, metric.exact)
+        before, after = f"{metric.column}_a", f"{metric.column}_b"
+        if before not in both or after not in both:
+            continue
+        both = both[(both[before] > 0).fillna(False) & (both[after] > 0).fillna(False) & _same_protocol(both, metric)]
+        for (conditions, configuration), rows in both.groupby(["conditions_a", "configuration_a"], sort=False):
+            logs = [math.log(y / x) for x, y in zip(rows[before], rows[after], strict=True)]
+            low, high = _interval(metric, rows, logs, samples)
+            yield Change(
+                str(configuration),
+                str(conditions),
+                metric,
+                float(rows[before].mean()),
+                float(rows[after].mean()),
+                math.exp(sum(logs) / len(logs)),
+                low,
+                high,
+                len(logs),
+            )
+
+
+def _same_protocol(both: "pd.DataFrame", metric: "Metric") -> "pd.Series[bool]":
+    column = f"{PROTOCOLS.get(metric.column, 'throughput')}_protocol"
+    return (both[f"{column}_a"] == both[f"{column}_b"]).fillna(True).astype(bool)
+
+
+def _interval(
+    metric: "Metric", rows: "pd.DataFrame", logs: Sequence[float], samples: Callable[..., list[float] | None]
+) -> tuple[float | None, float | None]:
+    from runners.statistics import mean_interval
+
+    if metric.exact:
+        ratio = math.exp(sum(logs) / len(logs))
+        return ratio, ratio
+    if len(logs) > 1:
+        found = mean_interval(logs)
+        return math.exp(found.low or 0.0), math.exp(found.high or 0.0)
+    row = rows.iloc[0]
+    sides = [_side(metric, row, side, samples) for side in "ab"]
+    if None in sides:
+        return None, None
+    (low_a, high_a), (low_b, high_b) = (side for side in sides if side)
+    return low_b / high_a, high_b / low_a
+
+
+def _side(
+    metric: "Metric", row: "pd.Series", side: str, samples: Callable[..., list[float] | None]
+) -> tuple[float, float] | None:
+    """Interval of one row's value, from its columns or its raw samples, None if neither is there."""
+    import pandas as pd
+
+    if metric.column in BOUNDS:
+        low, high = (row.get(f"{name}_{side}") for name in BOUNDS[metric.column])
+        return None if pd.isna(low) or pd.isna(high) else (float(low), float(high))
+    raw = samples(side, row, metric.column) if metric.column in SAMPLES else None
+    if not raw:
+        return None
+    from runners.latency import median_interval
+
+    low, high = median_interval(raw, confidence=0.975)
+    return None if low is None or high is None else (low, high)
+
+
+def raw_samples(a: Path, b: Path) -> Callable[..., list[float] | None]:
+    """Return a function that reads the raw samples behind a time from the records of a results folder."""
+    from runners.store import open_store
+
+    stores = {side: open_store(path, create=False) for side, path in (("a", a), ("b", b)) if path.is_dir()}
+
+    def read(side: str, row: "pd.Series", column: str) -> list[float] | None:
+        if side not in stores:
+            return None
+        names = [n for n in stores[side].record_names(row["cell_key"]) if n[:2] == ("throughput", row["device_id"])]
+        found = stores[side].read_record(row["cell_key"], names[-1]).samples if names else {}
+        parts = [found.get(name) for name in SAMPLES[column]]
+        if not all(isinstance(part, list) and part for part in parts):
+            return None
+        return [float(sum(values)) for values in zip(*parts, strict=False)]
+
+    return read
+
+
+def failed_since(a: "pd.DataFrame", b: "pd.DataFrame") -> list[str]:
+    """Cells that were ok in A and failed in B, each with its status."""
+    from runners.selection import NOT_FAILED
+
+    both = pair(a, b, exact=False)
+    now = both[(both["status_a"] == "ok") & ~both["status_b"].isin(NOT_FAILED)]
+    return [
+        f"{name} seed {seed} ({status})"
+        for name, seed, status in zip(now["configuration_b"], now["seed_b"], now["status_b"], strict=True)
+    ]
+
+
+def notes(a: "pd.DataFrame", b: "pd.DataFrame") -> Iterator[str]:
+    """What was not compared, and why."""
+    from runners.selection import devices
+
+    keys_a, keys_b = set(a["cell_key"]), set(b["cell_key"])
+    for only, where in ((keys_a - keys_b, "A"), (keys_b - keys_a, "B")):
+        if only:
+            yield f"{len(only)} {'cell is' if len(only) == 1 else 'cells are'} in {where} alone"
+    apart = keys_a & keys_b - set(pair(a, b, exact=False)["cell_key"])
+    if apart:
+        found = ", ".join(devices(a[a["cell_key"].isin(apart)])), ", ".join(devices(b[b["cell_key"].isin(apart)]))
+        yield (
+            f"{len(apart)} {'cell was' if len(apart) == 1 else 'cells were'} measured on different devices "
+            f"(A: {found[0] or 'none'}; B: {found[1] or 'none'}); only MACs and parameters are compared"
+        )
+    both = pair(a, b, exact=False)
+    for name in sorted({measure for measure in (*PROTOCOLS.values(), "throughput")}):
+        differing = (both[f"{name}_protocol_a"] != both[f"{name}_protocol_b"]).fillna(False)
+        if differing.any():
+            yield f"{name} of {int(differing.sum())} cells has another protocol version in B and is not compared"
+
+
+def show(found: Iterable[Change]) -> str:
+    """A line for each change, those that got worse first."""
+    import pandas as pd
+
+    order = ("worse", "not judged", "better", "same")
+    lines = [
+        {
+            "configuration": change.configuration,
+            "conditions": change.conditions,
+            "metric": change.metric.heading if change.metric.unit else change.metric.name,
+            "A": f"{change.before:.4g}",
+            "B": f"{change.after:.4g}",
+            "B / A": f"{change.ratio:.3f}",
+            "95 % interval": "-" if change.low is None else f"{change.low:.3f} to {change.high:.3f}",
+            "seeds": change.pairs,
+            "": change.verdict,
+        }
+        for change in sorted(found, key=lambda change: order.index(change.verdict))
+    ]
+    table = pd.DataFrame(lines)
+    if (table["conditions"] == "all rows").all():
+        table = table.drop(columns="conditions")
+    return table.to_string(index=False)
+
+
+def read(path: Path, study: str | None) -> "pd.DataFrame":
+    """Rows of one side, with their configuration.
+
+    Raises:
+        ValueError: from `read_rows` and `of_study`.
+    """
+    from runners import selection
+
+    rows = selection.read_rows(path)
+    rows = selection.of_study(rows, study) if study else rows
+    rows = rows.assign(configuration=selection.configurations(rows), conditions=selection.conditions(rows))
+    bounds = {name for pair in BOUNDS.values() for name in pair}
+    protocols = {f"{measure}_protocol" for measure in (*PROTOCOLS.values(), "throughput")}
+    columns = [*IDENTITY, *bounds, *protocols, *(metric.column for metric in metrics())]
+    return rows[[name for name in columns if name in rows]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0, 1 if a metric got worse beyond `--fail-above`, 2 with one line for bad input."""
+    options = read_command(sys.argv[1:] if argv is None else argv)
+    try:
+        a, b = read(options.a, options.study), read(options.b, options.study)
+        found = list(changes(a, b, raw_samples(options.a, options.b)))
+        failed = failed_since(a, b)
+        if not found and not failed:
+            reasons = "; ".join(notes(a, b)) or "no metric was measured in both"
+            raise ValueError(f"nothing to compare in {options.a} and {options.b}: {reasons}")
+    except ValueError as error:
+        print(f"compare.py: error: {error}", file=sys.stderr)
+        return 2
+    if found:
+        print(show(found))
+    for note in notes(a, b):
+        print(f"note: {note}")
+    for cell in failed:
+        print(f"failed in B: {cell}")
+    unjudged = sum(change.verdict == "not judged" for change in found)
+    if unjudged:
+        print(f"note: {unjudged} not judged: one seed without raw samples tells no noise; measure with --seeds 0,1,2")
+    if options.fail_above is None:
+        return 0
+    worse = [change for change in found if change.is_worse_than(options.fail_above)]
+    for change in worse:
+        name = f"{change.configuration} ({change.conditions}) {change.metric.name}"
+        print(f"worse by more than {options.fail_above:.3g}: {name}, {change.ratio:.3f} times A")
+    return int(bool(worse or failed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,109 @@
+"""Pareto fronts: accuracy against each cost, and which points the repeats cannot tell from the front."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from runners.figures.frames import ACCURACY, LATENCY, MACS, MEMORY, TRAINING, Quantity, failures, labels, shown
+from runners.figures.style import GUIDE, Look, caption, limit, looks, mark_failures, plain_log, wrapped
+from runners.statistics import Interval, mean_interval, pareto_standing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
+    from pandas import DataFrame
+
+COSTS = (MACS, LATENCY, MEMORY, TRAINING)
+COLUMNS = (ACCURACY.column, *(cost.column for cost in COSTS))
+SIZE = (10.5, 7.4)
+
+STANDINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "front": ("on the front", {"fillstyle": "full", "markersize": 8, "mec": "black", "mew": 1.2}),
+    "tied": ("tied: not significantly off it", {"fillstyle": "bottom", "markersize": 8, "mew": 1.2}),
+    "off": ("off the front", {"fillstyle": "none", "markersize": 6.5, "mew": 1.2}),
+    "untested": ("off it by one seed, not tested", {"fillstyle": "none", "markersize": 6.5, "mew": 0.6}),
+}
+
+
+def draw_pareto(figure: "SubFigure", rows: "DataFrame", unmeasured: Mapping[str, int]) -> None:
+    """Draw accuracy against MACs, latency, memory and training time, a point for each mechanism and setting.
+
+    Raises:
+        ValueError: accuracies of several data sets or numbers of steps, fewer than two points, or no cost.
+    """
+    rows = rows[rows["acc1"].notna() | rows.index.isin(list(failures(rows, ACCURACY)))]
+    for column in ("data", "steps"):
+        values = rows[column].dropna().unique()
+        if len(values) > 1:
+            listed = ", ".join(map(str, sorted(values)))
+            raise ValueError(f"accuracies with several values of {column} do not compare: {listed}; select one")
+    rows = rows.assign(line=labels(rows))
+    if rows.loc[rows["acc1"].notna(), "line"].nunique() < 2:
+        raise ValueError("a front needs the accuracy of two mechanisms or settings; measure accuracy of more")
+    styles, costs = looks(rows["line"]), shown(rows, COSTS)
+    axes = figure.subplots(-(-len(costs) // 2), min(2, len(costs)), squeeze=False, sharey=True).flatten()
+    standings = set[str]()
+    for ax, cost in zip(axes, costs, strict=False):
+        standings |= pareto_front_plot(ax, rows, cost, styles)
+    for ax in axes[: len(costs) : 2]:
+        ax.set_ylabel(ACCURACY.axis)
+    for ax in axes[len(costs) :]:
+        ax.set_axis_off()
+    _draw_legend(figure, styles, standings)
+    note = (
+        "Mean and 95% t-interval over seeds on both axes. The line joins the front of the means. A point is off the "
+        "front if another is significantly cheaper and more accurate (paired t-tests over seeds, Bonferroni); half "
+        "filled ones are not."
+    )
+    caption(figure, rows, note, unmeasured)
+
+
+def pareto_front_plot(ax: "Axes", rows: "DataFrame", cost: Quantity, styles: Mapping[str, Look]) -> set[str]:
+    """Draw accuracy against one cost, a point for each value of `line`; returns the standings that occur."""
+    both = rows[rows["acc1"].notna() & rows[cost.column].notna()]
+    points: dict[str, tuple[Interval, Interval]] = {
+        str(line): (mean_interval(own[cost.column]), mean_interval(own["acc1"])) for line, own in both.groupby("line")
+    }
+    standing: dict[Any, str] = pareto_standing(both, cost.column, "acc1", "line").to_dict() if points else {}
+    front = sorted((points[line][0].mean, points[line][1].mean) for line in points if standing[line] == "front")
+    if front:
+        ax.step(*zip(*front, strict=True), where="post", color=GUIDE, linewidth=1, linestyle="--", zorder=1)
+    for line, (x, y) in points.items():
+        look = styles[line]
+        bars: dict[str, Any] = {f"{axis}err": [[p.mean - p.low], [p.high - p.mean]]
+                for axis, p in (("x", x), ("y", y)) if p.low is not None and p.high is not None}  # fmt: skip
+        ax.errorbar(x.mean, y.mean, fmt="none", ecolor=look.colour, elinewidth=0.9, capsize=2, zorder=2, **bars)
+        ax.plot(x.mean, y.mean, marker=look.marker, color=look.colour, linestyle="none", markerfacecoloralt="white",
+                label=line, zorder=3, **STANDINGS[standing[line]][1])  # fmt: skip
+    ax.set(xscale="log", xlabel=cost.axis)
+    marks = _failed(rows, cost, styles)
+    limit(ax, [*both[cost.column], *(at for at, *_ in marks if at is not None)], log=True, axis="x")
+    plain_log(ax.xaxis)
+    limit(ax, rows["acc1"].dropna(), log=False, room=0.06 * len(marks))
+    mark_failures(ax, marks)
+    return set(standing.values())
+
+
+def _failed(rows: "DataFrame", cost: Quantity, styles: Mapping[str, Look]) -> list[tuple[float | None, str, str, Look]]:
+    """Cells whose accuracy failed, at their cost, and those whose cost failed, at no place of their own."""
+    marks = dict[str, tuple[float | None, str, str, Look]]()
+    lines, costs = rows["line"].to_dict(), rows[cost.column].dropna().to_dict()
+    for quantity in (ACCURACY, cost):
+        for index, status in failures(rows, quantity).items():
+            line, at = lines[index], costs.get(index) if quantity is ACCURACY else None
+            marks.setdefault(line, (at, line, f"{quantity.column} {status}", styles[line]))
+    return list(marks.values())
+
+
+def _draw_legend(figure: "SubFigure", styles: Mapping[str, Look], standings: set[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    points = [
+        Line2D([], [], color=look.colour, marker=look.marker, linestyle="none", markersize=7, label=wrapped(line))
+        for line, look in styles.items()
+    ]
+    kinds = [
+        Line2D([], [], color="black", marker="o", linestyle="none", markerfacecoloralt="white", label=words, **style)
+        for name, (words, style) in STANDINGS.items()
+        if name in standings
+    ]
+    figure.legend(handles=[*points, *kinds], loc="outside right upper", frameon=False, labelspacing=0.9)

@@ -1,0 +1,134 @@
+"""Write what a sweep found: an HTML page for a browser, or a table for a paper: `python runners/report.py --help`."""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    # as in sweep.py
+    sys.path[0] = os.getcwd()
+
+import argparse
+import contextlib
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runners.options import Parser
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMATS = ("html", "markdown", "latex", "timm", "csv")
+COMPARING = ("html", "markdown", "latex")
+
+EXAMPLES = """examples:
+  python runners/report.py --out report.html
+  python runners/report.py --study topk --format latex
+  python runners/report.py --results results/table.csv --format timm --out benchmark.csv"""
+
+
+def read_command(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; a malformed one ends the process with code 2 and one line."""
+    parser = Parser(
+        prog="report.py",
+        description="Write what a sweep found as one HTML page, or as a table.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--results",
+        metavar="PATH",
+        type=Path,
+        default=Path("results/runs"),
+        help="results folder, or a table saved as CSV (default: results/runs)",
+    )
+    add("--study", metavar="NAME", help="rows of this study alone")
+    add("--format", choices=FORMATS, default="html", help="timm: the columns of its benchmark.py (default: html)")
+    add("--out", metavar="FILE", type=Path, help="default: report.html; other formats: standard output")
+    add("--mixed-devices", action="store_true", help="take rows of several devices, and keep them apart")
+    options = parser.parse_args(argv)
+    if options.out is None and options.format == "html":
+        options.out = Path("report.html")
+    return options
+
+
+def check_writable(path: Path) -> None:
+    """Make sure that a file can be written, and leave an older one alone.
+
+    Raises:
+        ValueError: a folder has its name, or its folder is missing or not writable.
+    """
+    if path.is_dir():
+        raise ValueError(f"--out {path} is a folder; name a file")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ValueError(f"--out {path} cannot be written: {error.strerror or error}") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file beside its place and move it there: a full disk leaves the older one.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise ValueError(f"--out {path} cannot be written: {error.strerror or error}") from error
+
+
+def write(options: argparse.Namespace) -> str:
+    """Return the report that the command line asks for.
+
+    Raises:
+        ValueError: rows that cannot be read or shown; the message says what would do.
+    """
+    from runners import export, selection
+    from runners.page import to_html
+
+    rows = selection.read_rows(options.results)
+    if options.study:
+        rows = selection.of_study(rows, options.study)
+    selection.check_devices(rows, options.mixed_devices)
+    if options.format in COMPARING:
+        selection.check_comparable(rows)
+    if options.format == "html":
+        return to_html(rows, str(options.results), options.study)
+    writers: dict[str, Callable[[pd.DataFrame], str]] = {
+        "markdown": export.to_markdown,
+        "latex": export.to_latex,
+        "timm": export.to_timm,
+        "csv": export.to_csv,
+    }
+    return writers[options.format](rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0, or 2 with one line for bad input."""
+    options = read_command(sys.argv[1:] if argv is None else argv)
+    try:
+        if options.out:
+            check_writable(options.out)
+        text = write(options)
+        if options.out:
+            write_whole(options.out, text)
+    except ValueError as error:
+        print(f"report.py: error: {error}", file=sys.stderr)
+        return 2
+    if options.out:
+        print(options.out)
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,204 @@
+"""Intervals, fits, ties and fronts: what the figures and the report say of repeats.
+
+Plain numbers and tidy frames in, plain numbers out. Repeats are seeds; a paired test compares what two settings
+reached with the same seed, so that what a seed does to both drops out.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean of n repeats with the t-interval that holds their expectation; a single repeat has no interval."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A power law y = scale * x**exponent with the interval of its exponent; two points have no interval."""
+
+    exponent: float
+    low: float | None
+    high: float | None
+    scale: float
+    n: int
+
+
+def mean_interval(values: Iterable[float], confidence: float = CONFIDENCE) -> Interval:
+    """Mean and t-interval of independent repeats; missing values are left out.
+
+    Raises:
+        ValueError: no value is left.
+    """
+    from statsmodels.stats.weightstats import DescrStatsW
+
+    found = _finite(values)
+    if not found.size:
+        raise ValueError("no values to take the mean of")
+    if found.size == 1:
+        return Interval(float(found[0]), None, None, 1)
+    low, high = DescrStatsW(found).tconfint_mean(1 - confidence)
+    return Interval(float(found.mean()), float(low), float(high), int(found.size))
+
+
+def fit_exponent(x: Iterable[float], y: Iterable[float], confidence: float = CONFIDENCE) -> Fit:
+    """Fit y = scale * x**exponent by least squares on the logarithms (statsmodels' OLS), with a t-interval.
+
+    Raises:
+        ValueError: fewer than two different x, a value that is missing or not positive, or unequal lengths.
+    """
+    import statsmodels.api as sm
+
+    xs, ys = (np.asarray(list(values), dtype=float) for values in (x, y))
+    if xs.shape != ys.shape:
+        raise ValueError(f"a fit needs as many x as y, got {xs.size} and {ys.size}")
+    if np.unique(xs).size < 2:
+        raise ValueError(f"an exponent needs at least two different x, got {np.unique(xs).size}")
+    if not (np.isfinite(xs).all() and np.isfinite(ys).all() and (xs > 0).all() and (ys > 0).all()):
+        raise ValueError("an exponent needs positive finite x and y")
+    fitted = sm.OLS(np.log(ys), sm.add_constant(np.log(xs))).fit()
+    intercept, exponent = (float(value) for value in fitted.params)
+    low = high = None
+    if xs.size > 2:
+        low, high = (float(end) for end in fitted.conf_int(1 - confidence)[1])
+    return Fit(exponent, low, high, float(np.exp(intercept)), int(xs.size))
+
+
+def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[bool]:
+    """Whether each point is on the front: no other costs at most as much, gains at least as much and betters one."""
+    points = list(zip(costs, gains, strict=True))
+    return [not any(c <= cost and g >= gain and (c < cost or g > gain) for c, g in points) for cost, gain in points]
+
+
+def paired_p(higher: "pd.Series[float]", lower: "pd.Series[float]", *, exact: bool = False) -> float | None:
+    """One-sided p of a paired t-test that one is above the other, both indexed by repeat; None under two pairs.
+
+    Differences without any spread are no evidence among few noisy repeats, and give 1. With `exact` the values are
+    counts, which do not vary: the sign alone decides, 0 or 1.
+    """
+    from statsmodels.stats.weightstats import DescrStatsW
+
+    difference = _finite((higher - lower).dropna())
+    if difference.size < 2:
+        return None
+    if np.ptp(difference) == 0:
+        return float(not (exact and difference[0] > 0))
+    return float(DescrStatsW(difference).ttest_mean(0, alternative="larger")[1])
+
+
+def tied_with_best(
+    frame: "pd.DataFrame",
+    metric: str,
+    by: str,
+    *,
+    repeat: str = "seed",
+    higher_is_better: bool = True,
+    exact: bool = False,
+    confidence: float = CONFIDENCE,
+) -> tuple[Hashable, list[Hashable]]:
+    """Return the best group by the mean of `metric`, and the other groups that are not significantly worse.
+
+    Worse is a one-sided paired t-test over the repeats that both have, Holm's correction over all groups; a group
+    that shares fewer than two repeats with the best cannot be told from it, and is tied. Rows without a value are
+    left out. `exact`: see `paired_p`; for MACs and other counts.
+
+    Raises:
+        ValueError: a column is missing, no row has a value, or a group has two rows of one repeat.
+    """
+    values = by_repeat(frame, metric, by, repeat) * (1 if higher_is_better else -1)
+    best = values.mean().idxmax()
+    others = [group for group in values.columns if group != best]
+    found = [paired_p(values[best], values[group], exact=exact) for group in others]
+    worse = _holm([1.0 if p is None else p for p in found], confidence)
+    return best, [group for group, is_worse in zip(others, worse, strict=True) if not is_worse]
+
+
+def pareto_standing(
+    frame: "pd.DataFrame", cost: str, gain: str, by: str, *, repeat: str = "seed", confidence: float = CONFIDENCE
+) -> "pd.Series[str]":
+    """Standing of each group on (cost, gain): `front`, `off`, `tied` or `untested`, indexed by group.
+
+    `front` is the front of the means. Off it is a group that another betters significantly in both: a lower cost
+    and a higher gain, each by a one-sided paired t-test over repeats, so the larger p of the two counts
+    (intersection-union test), times the number of groups that better its means (Bonferroni). A cost that does not
+    vary, or was measured once, is taken as it is. What is not on the front and not significantly off it is `tied`;
+    `untested` if it shares fewer than two gains with every group that betters it. Groups that lack a cost or a gain
+    are left out.
+
+    Raises:
+        ValueError: as `tied_with_best`.
+    """
+    import pandas as pd
+
+    costs, gains = (by_repeat(frame, column, by, repeat) for column in (cost, gain))
+    groups = [group for group in gains.columns if group in costs.columns]
+    means = [(float(costs[group].mean()), float(gains[group].mean())) for group in groups]
+    on_front = pareto_front(*zip(*means, strict=True)) if means else []
+    standing = {}
+    for group, is_front, (c, g) in zip(groups, on_front, means, strict=True):
+        rivals = [r for r, (rc, rg) in zip(groups, means, strict=True) if rc <= c and rg >= g and (rc, rg) != (c, g)]
+        tests = [_dominance_p(costs, gains, rival, group) for rival in rivals]
+        known = [p for p in tests if p is not None]
+        if is_front:
+            standing[group] = "front"
+        elif not known:
+            standing[group] = "untested"
+        else:
+            standing[group] = "off" if min(known) * len(rivals) < 1 - confidence else "tied"
+    return pd.Series(standing, dtype="str")
+
+
+def by_repeat(frame: "pd.DataFrame", metric: str, by: str, repeat: str = "seed") -> "pd.DataFrame":
+    """Values of a column with a row per repeat and a column per group; rows without a value are left out.
+
+    Raises:
+        ValueError: a column is missing, no row has a value, or a group has two rows of one repeat.
+    """
+    missing = [name for name in (metric, by, repeat) if name not in frame.columns]
+    if missing:
+        raise ValueError(f"the table has no column {', '.join(missing)}")
+    rows = frame[[by, repeat, metric]].dropna()
+    if rows.empty:
+        raise ValueError(f"no row has a value of {metric}")
+    doubled = rows[rows.duplicated([by, repeat])]
+    if len(doubled):
+        group, seed = doubled.iloc[0][[by, repeat]]
+        raise ValueError(f"{group} has several rows of {repeat} {seed}, which a paired test cannot tell apart")
+    return rows.pivot(index=repeat, columns=by, values=metric).astype(float)
+
+
+def _dominance_p(costs: "pd.DataFrame", gains: "pd.DataFrame", rival: Hashable, group: Hashable) -> float | None:
+    """Probability of what was seen if `rival` did not better `group` in both; None without two common gains."""
+    gain = paired_p(gains[rival], gains[group])
+    cost = paired_p(costs[group], costs[rival], exact=True)
+    # equal counts are no worse; and the means have already decided for a cost that was measured once
+    if cost is None or (costs[group] - costs[rival]).dropna().eq(0).all():
+        cost = 0.0
+    return None if gain is None else max(gain, cost)
+
+
+def _holm(p_values: Sequence[float], confidence: float) -> list[bool]:
+    from statsmodels.stats.multitest import multipletests
+
+    return [bool(r) for r in multipletests(p_values, 1 - confidence, method="holm")[0]] if p_values else []
+
+
+def _finite(values: Iterable[float]) -> NDArray[np.float64]:
+    import pandas as pd
+
+    found = np.array([np.nan if pd.isna(value) else float(value) for value in values], dtype=np.float64)
+    return found[np.isfinite(found)]

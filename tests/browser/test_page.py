@@ -1,0 +1,214 @@
+"""The report in a real chromium: it opens from a file, sorts, filters, tells cells, and asks nobody for anything."""
+
+import shutil
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from sample_results import HOSTILE, write_sample
+
+from runners import selection
+from runners.page import to_html
+from runners.table import load
+
+CHROMIUM = shutil.which("chromium")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install -y chromium"),
+]
+
+MANY = 10_000
+BUILD_S, OPEN_S, FILTER_S = 20, 1, 1
+
+# time from the event to the next frame, by the page's own clock
+FILTER = """async (text) => {
+    const input = document.getElementById("search");
+    const start = performance.now();
+    input.value = text;
+    input.dispatchEvent(new Event("input", { bubbles: true }));
+    await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+    return (performance.now() - start) / 1000;
+}"""
+
+READY = """() => performance.getEntriesByName("table")[0].startTime / 1000"""
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Debian's chromium refuses its sandbox to root, as which containers run
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    write_sample(folder)
+    path = folder / "report.html"
+    path.write_text(to_html(selection.read_rows(folder), str(folder)))
+    return path
+
+
+@pytest.fixture(params=[380, 1440], ids=["380 px", "1440 px"])
+def page(request, chromium, report):
+    """The open page; at the end it must have been silent and alone."""
+    page = chromium.new_page(viewport={"width": request.param, "height": 900})
+    complaints, requests = [], []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda sent: requests.append(sent.url))
+    page.goto(report.as_uri())
+    yield page
+    assert complaints == []
+    assert requests == [report.as_uri()]
+    page.close()
+
+
+def column(page, name: str) -> list[str]:
+    """Texts of a column, of the rows on screen."""
+    heads = page.locator("#rows thead .name").all_text_contents()
+    return page.locator(f"#rows tbody tr.row td:nth-child({heads.index(name) + 1})").all_text_contents()
+
+
+def heading(page, name: str):
+    return page.locator("#rows thead button").filter(has=page.get_by_text(name, exact=True))
+
+
+def show_charts(page) -> None:
+    page.locator(".chart").first.scroll_into_view_if_needed()
+    page.wait_for_selector(".chart .main-svg", timeout=60_000)
+
+
+def test_the_page_opens_and_nothing_is_wider_than_it(page):
+    assert page.title() == "Attention mechanisms"
+    assert page.locator("#shown").text_content() == "1–37 of 37"  # noqa: RUF001
+    show_charts(page)
+    for chart in page.locator(".chart").all():
+        chart.scroll_into_view_if_needed()
+        chart.locator(".main-svg").first.wait_for(timeout=60_000)
+    width, viewport = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert width <= viewport
+    assert page.evaluate("document.querySelector('.box').scrollWidth >= document.querySelector('.box').clientWidth")
+
+
+def test_it_sorts_both_ways_with_what_is_missing_last(page):
+    heading(page, "train_step_ms").click()
+    up = column(page, "train_step_ms")
+    numbers = [float(text) for text in up if text != "–"]  # noqa: RUF001
+    assert numbers == sorted(numbers)
+    assert len(numbers) == 33
+    assert up[33:] == ["–"] * 4  # noqa: RUF001
+    heading(page, "train_step_ms").click()
+    assert [float(text) for text in column(page, "train_step_ms")[:33]] == numbers[::-1]
+    assert page.locator('th[aria-sort="descending"] .name').all_text_contents() == ["train_step_ms"]
+    heading(page, "configuration").click()
+    assert list(dict.fromkeys(column(page, "configuration"))) == [
+        *("axial", "bra topk=1", "bra topk=4", "bra topk=8", "bra topk=16", "swin", "vanilla")
+    ]
+
+
+def test_it_filters_by_words_and_by_choice(page):
+    page.fill("#search", "swin seeds 2")
+    assert set(column(page, "configuration")) == {"swin"}
+    page.fill("#search", "")
+    page.select_option('[data-filter="attention"]', "bra")
+    page.select_option('[data-filter="resolution"]', "128x128")
+    assert len(column(page, "seed")) == 12
+    assert "filtered from 37" in page.locator("#shown").text_content()
+    page.select_option('[data-filter="status"]', "oom")
+    assert set(column(page, "configuration")) == {"bra topk=16"}
+    page.fill("#search", "no such thing")
+    assert page.locator("#shown").text_content() == "no rows, filtered from 37"
+
+
+def test_a_row_opens_with_its_command_and_its_error_as_text(page):
+    page.select_option('[data-filter="status"]', "oom")
+    page.locator("#rows .open").first.click()
+    card = page.locator(".card")
+    assert card.locator("code").text_content() == (
+        "python runners/sweep.py --attn bra --topk 16 --resolution 128 --seeds 0"
+    )
+    assert HOSTILE in card.locator("dl").text_content()
+    assert page.locator("#rows script, #rows img").count() == 0
+    page.locator("#rows .open").first.click()
+    assert page.locator(".card").count() == 0
+
+
+def test_every_column_can_be_shown(page):
+    before = page.locator("#rows thead th").count()
+    page.check("#all-columns")
+    assert "error_message" in page.locator("#rows thead .name").all_text_contents()
+    assert page.locator("#rows thead th").count() > before
+
+
+def test_hover_tells_the_cell(page):
+    show_charts(page)
+    chart = page.locator(".chart").first
+    chart.scroll_into_view_if_needed()
+    box = chart.locator(".points path.point").last.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    label = chart.locator(".hoverlayer .hovertext")
+    label.wait_for(timeout=10_000)
+    text = label.text_content()
+    assert "MACs (1e9)" in text
+    assert "3 seeds" in text
+
+
+def test_a_failed_cell_is_a_cross_on_a_rail_and_says_why(page):
+    show_charts(page)
+    chart = page.locator(".chart").first
+    chart.get_by_label("Conditions").select_option("128x128 px")
+    chart.get_by_label("Across").select_option("infer_latency_ms")
+    cross = chart.locator(".scatterlayer .trace").last.locator("path.point")
+    assert cross.count() == 1
+    box = cross.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    label = chart.locator(".hoverlayer .hovertext")
+    label.wait_for(timeout=10_000)
+    assert "bra topk=16" in label.text_content()
+    assert "failed: oom" in label.text_content()
+    assert "</script>" in label.text_content()
+
+
+# --- 10,000 rows
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Path:
+    """A table of that size, with the columns of real rows and every command and condition different."""
+    folder = tmp_path_factory.mktemp("many")
+    write_sample(folder, sides=(64,))
+    sample = load(folder)
+    parts = []
+    for copy in range(-(-MANY // len(sample))):
+        side = 64 + 32 * (copy % 50)
+        part = sample.assign(height_px=side, width_px=side, resolution=f"{side}x{side}", steps=400 + copy // 50)
+        parts.append(part.assign(cell_key=part["cell_key"] + str(copy), command=part["command"] + f" --steps {copy}"))
+    pd.concat(parts).head(MANY).to_csv(folder / "many.csv", index=False)
+    return folder / "many.csv"
+
+
+def test_ten_thousand_rows_are_built_opened_and_filtered_in_time(many, chromium, tmp_path):
+    start = time.monotonic()
+    text = to_html(selection.read_rows(many), "many.csv")
+    built = time.monotonic() - start
+    path = tmp_path / "report.html"
+    path.write_text(text)
+    page = chromium.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(path.as_uri())
+    opened = page.evaluate(READY)
+    filtered = max(page.evaluate(FILTER, text) for text in ("swin", "vanilla", "seeds 2 steps 77", ""))
+    shown = page.locator("#shown").text_content()
+    print(f"\nbuilt in {built:.1f} s, {len(text) / 1e6:.1f} MB; open in {opened:.2f} s, filtered in {filtered:.2f} s")
+    page.close()
+    assert shown == "1–50 of 10,000"  # noqa: RUF001
+    assert built < BUILD_S
+    assert opened < OPEN_S
+    assert filtered < FILTER_S
