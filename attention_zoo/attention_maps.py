@@ -27,7 +27,7 @@ from attention_zoo.partitioned import PartitionAttention, Places, padded_places,
 from attention_zoo.pooled import PooledAttention
 from attention_zoo.pyramid import Pyramid
 from attention_zoo.regions import Partition, blank, coordinates, from_heads, to_heads
-from attention_zoo.routing import pool_regions
+from attention_zoo.routing import pool_regions, region_means
 from attention_zoo.sliding import Sliding
 
 
@@ -120,7 +120,8 @@ def routes(attention: BRA, x: Tensor) -> Tensor:
         return routes(attention, cut.pad(x))
     valid = cut.valid(x.device)
     q, k, _ = blank(cut.split(attention.qkv(x)), valid).split(_widths(attention), dim=-1)
-    return attention.affinity(q, k, valid).topk(attention.topk(cut)).indices
+    mean_q, mean_k = (region_means(part, valid) for part in (q, k))
+    return attention.affinity(mean_q, mean_k, valid).topk(attention.topk(cut)).indices
 
 
 def _widths(attention: Attention) -> list[int]:
@@ -254,7 +255,8 @@ def _read_pooled_regions(attention: BRA, x: Tensor, queries: Tensor, regions: Te
     valid, qkv = cut.valid(x.device), attention.qkv(x)
     q, k, v = blank(cut.split(qkv), valid).split(_widths(attention), dim=-1)  # (B, R, T, C)
     here = cut.locate(queries // cut.width, queries % cut.width)
-    affinity = attention.affinity(q, k, valid)[:, :, here].gather(3, regions)
+    mean_q, mean_k = (region_means(part, valid) for part in (q, k))
+    affinity = attention.affinity(mean_q, mean_k, valid)[:, :, here].gather(3, regions)
     share = (affinity * attention.scale).softmax(-1) if config.soft_routing else torch.ones_like(affinity)
     regions, share = (part.expand(-1, heads, -1, -1) for part in (regions, share))
 

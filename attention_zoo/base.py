@@ -67,7 +67,7 @@ class Attention(nn.Module):
         known = ["auto", *(("reference",) if type(self).forward is Attention.forward else ()), *self.impls]
         if config.impl not in known:
             raise ValueError(f"impl={config.impl}: {type(self).__name__} has {', '.join(known)}")
-        self.impl = config.impl
+        self.impl: str = config.impl
         self.dim, self.num_heads, self.qk_dim = dim, num_heads, qk_dim
         self.scale: float = config.qk_scale or (qk_dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, 2 * qk_dim + dim, bias=config.qkv_bias)

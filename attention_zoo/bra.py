@@ -234,7 +234,7 @@ class BRA(PartitionAttention):
     def _gather_rows(self, q: Tensor, k: Tensor, v: Tensor, cut: Partition) -> Tensor:
         """Each region attends to its own copy of the rows of the regions that it reads: -> (B, R, T, C)."""
         valid = cut.valid(q.device)
-        routes = self._routes(*(map_means(part.detach(), cut) for part in (q, k)), cut)
+        routes = self._routes(map_means(q.detach(), cut), map_means(k.detach(), cut), cut)
         readable = None if self.pad_rule == "projected" else valid
         regions = blank(cut.split(q), valid)
         return attend_rows(
@@ -245,8 +245,8 @@ class BRA(PartitionAttention):
         """The same with routes of each head or by flex, with weights of the routes or pooled keys: -> (B, H, W, C)."""
         valid = cut.valid(q.device)
         q, k, v = (blank(cut.split(part), valid) for part in (q, k, v))
-        means = [region_means(part if self.config.diff_routing else part.detach(), valid) for part in (q, k)]
-        chosen = self.affinity(*means, valid).topk(self.topk(cut), sorted=False)
+        mean_q, mean_k = (region_means(part if self.config.diff_routing else part.detach(), valid) for part in (q, k))
+        chosen = self.affinity(mean_q, mean_k, valid).topk(self.topk(cut), sorted=False)
         # the logits of the softmax over routes carry the scale of the attention, as published
         weights = (chosen.values * self.scale).softmax(-1) if self.config.soft_routing else None
         readable = None if self.pad_rule == "projected" else valid
@@ -269,7 +269,8 @@ class BRA(PartitionAttention):
         read_padding = self.pad_rule == "projected" and cut.is_padded
         bias = None
         if self.topk(cut) < cut.count:
-            routes = self._routes(*map_means(qk.detach(), cut).chunk(2, dim=-1), cut)
+            mean_q, mean_k = map_means(qk.detach(), cut).chunk(2, dim=-1)
+            routes = self._routes(mean_q, mean_k, cut)
             closed = qk.new_full((*routes.shape[:2], cut.count, cut.count), float("-inf")).scatter(3, routes, 0.0)
             region = token_regions(cut.filled() if read_padding else cut, qk.device)
             bias = closed.index_select(3, region).index_select(2, region)

@@ -65,8 +65,14 @@ class Kept:
         return Kept, (self.size,)
 
 
+def is_tracing() -> bool:
+    """Whether torch.jit records what runs."""
+    found: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return found
+
+
 def _may_keep(made_of: tuple[Tensor, ...]) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or is_tracing():
         return False
     # under a mode of fake tensors even a new one is fake
     if type(torch.empty(0)) is not Tensor:

@@ -135,10 +135,10 @@ class CSWin(Attention):
         bias = None if bias is None else bias.unflatten(0, (3, -1))[:, branch.channels].flatten()
         if torch.is_grad_enabled() or x.device.type != "cpu":
             y = self._stripes(F.linear(reorder(rows, order.rows, order.back), weight, bias), branch)
-            return reorder(y, order.back, order.rows).unflatten(0, x.shape[:3])
+            return reorder(y, order.back, order.rows).reshape(*x.shape[:3], -1)
         pieces = order.rows.split(tokens_of_a_piece(len(weight), branch.cut.tokens, x))
         y = torch.cat([self._stripes(F.linear(rows.index_select(0, piece), weight, bias), branch) for piece in pieces])
-        return y.index_select(0, order.back).unflatten(0, x.shape[:3])
+        return y.index_select(0, order.back).reshape(*x.shape[:3], -1)
 
     def _stripes(self, qkv: Tensor, branch: Branch) -> Tensor:
         """Mix whole stripes of one branch, tokens in order: (M T, 3 C') -> (M T, C')."""

@@ -237,10 +237,11 @@ class DAT(Attention):
         if q.device.type == "cpu" and not torch.compiler.is_compiling():
             # every image has a bias of its own, which a CPU uses while it is in its cache
             images = max(1, _BIAS_BYTES // (q.element_size() * q.shape[1] * q.shape[2] * k.shape[2]))
-        mixed = [
-            attend(*some, self.scale, self.bias(near, height, width).to(q.dtype))
-            for *some, near in zip(*(part.split(images) for part in (q, k, v, points)), strict=True)
-        ]
+        mixed = []
+        for q_some, k_some, v_some, near in zip(*(part.split(images) for part in (q, k, v, points)), strict=True):
+            bias = self.bias(near, height, width)
+            assert bias is not None
+            mixed.append(attend(q_some, k_some, v_some, self.scale, bias.to(q.dtype)))
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
     def _span(self, count: int) -> int:

@@ -73,7 +73,7 @@ def stage_mixers(layout: Layout, attn: str, config: dict[str, Any]) -> Stages:
             if FULL in (lepe, kernel):
                 raise ValueError("full belongs into the schedule of a field of the mechanism, not of LePE")
             # a mechanism's other ways to compute are not those of full attention
-            impl = "reference" if here.get("impl") == "reference" else "auto"
+            impl: Any = "reference" if here.get("impl") == "reference" else "auto"
             mixer = Mixer(Vanilla, VanillaConfig(lepe=lepe, lepe_kernel=kernel, impl=impl))
         else:
             mixer = Mixer(cls, cls.Config(**{name: value for name, value in here.items() if value != FULL}))

@@ -133,7 +133,8 @@ class _Packed(torch.autograd.Function):
         torch.softmax(weights, -1, out=weights)
         ctx.save_for_backward(parts, weights)
         ctx.heads, ctx.scale, ctx.counts = heads, scale, counts
-        return torch.bmm(weights, v).unflatten(0, (count, heads)).transpose(1, 2)
+        mixed: Tensor = torch.bmm(weights, v).unflatten(0, (count, heads)).transpose(1, 2)
+        return mixed
 
     @staticmethod
     @once_differentiable

@@ -116,7 +116,7 @@ def _run(case: Case, x: Tensor, affinities: list[Tensor], impl: str | None) -> T
     for mixer in module.modules():
         if isinstance(mixer, BRA):
             _record(mixer, affinities)
-        if isinstance(mixer, Attention) and impl in implementations(mixer):
+        if isinstance(mixer, Attention) and impl is not None and impl in implementations(mixer):
             mixer.impl = impl
     if is_model:
         logits: Tensor = module(x)

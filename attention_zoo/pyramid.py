@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attention_zoo.base import Attention, Macs
 from attention_zoo.blocks import Block, Downsample, map_norm
+from attention_zoo.caching import is_tracing
 from attention_zoo.config import FULL, AttentionConfig
 from attention_zoo.layouts import Layout
 from attention_zoo.registry import build
@@ -139,7 +140,7 @@ class Pyramid(nn.Module):
 
         A trace or a compiled graph would unroll the parts.
         """
-        is_open = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+        is_open = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing()
         stride = self.layout.stem_px if stage == 0 else 2
         image_bytes = x.element_size() * self.layout.dims[stage] * (x.shape[2] // stride) * (x.shape[3] // stride)
         chunks = min(len(x), math.ceil(len(x) * image_bytes / CHUNK_BYTES))

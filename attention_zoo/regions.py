@@ -128,7 +128,8 @@ class Partition:
 
         For a cut without shift and steps.
         """
-        return x.unflatten(2, (self.across, self.cols)).unflatten(1, (self.down, self.rows))
+        tiles: Tensor = x.unflatten(2, (self.across, self.cols)).unflatten(1, (self.down, self.rows))
+        return tiles
 
     def locate(self, row: Tensor, col: Tensor) -> Tensor:
         """Region of the tokens at these coordinates of the map, by arithmetic alone; those of padding are valid too."""

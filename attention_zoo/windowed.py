@@ -62,7 +62,8 @@ class RegionAttention(PartitionAttention):
         return packed_attention(regions, self.scale, self.bias_of_kinds(cut, qkv), counts).reshape(-1, self.dim)
 
     def _piece_by_piece(self, x: Tensor, cut: Partition, order: Order) -> Tensor:
-        rows, mixed = x.reshape(-1, self.dim), None
+        rows = x.reshape(-1, self.dim)
+        mixed: Tensor | None = None
         tokens = tokens_of_a_piece(3 * self.dim, cut.tokens, x)
         for index, piece in enumerate(order.rows.split(tokens)):
             regions = tokens // cut.tokens

@@ -19,6 +19,13 @@ CONFIGS = {
 CASES = [(name, config) for name in attention_zoo.names() for config in CONFIGS.get(name, [{}])]
 
 
+@pytest.fixture(autouse=True)
+def compiled_anew():
+    # mechanisms share the forward of their base class, which may be compiled a few times in a process only
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(6, 12), (5, 7)], ids=lambda s: f"{s[0]}x{s[1]}")
 @pytest.mark.parametrize(("name", "config"), CASES, ids=str)
 def test_compiles_to_one_graph(small, name, config, size):
