@@ -83,10 +83,15 @@ class Axes:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A question, what is expected, and the cells that answer it (the union of its axes)."""
+    """A question, what is expected, and the cells that answer it (the union of its axes).
+
+    `slurm` holds what its jobs ask of SLURM unless the command line says otherwise: options of sbatch by their long
+    names, such as `(("time", "2:00:00"), ("gpus-per-node", "1"))`.
+    """
 
     name: str
     question: str
     expectation: str
     axes: tuple[Axes, ...]
     measures: tuple[str, ...] = ("flops", "throughput", "memory", "accuracy")
+    slurm: tuple[tuple[str, str], ...] = ()

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ablations.study import Cell, cell_key
 from runners.environment import device_id, pick_device
-from runners.execute import PROTOCOLS, Job, blank_record, run_job
+from runners.execute import PROTOCOLS, Job, blank_record, place, run_job
 from runners.failures import oom_kills
 from runners.lease import Lease, acquire, holder
 from runners.options import MEASURES
@@ -86,8 +86,10 @@ class Sweep:
         """Enter all cells into the store; say which are done, which failed before, and how to retry those."""
         todo, failed, done = [], Counter[str](), 0
         for cell in self.plan.cells:
-            key = self.store.add_cell(cell, self.study, self.measures)
             device, options = self._device_id(cell), self.options
+            key = self.store.add_cell(cell, self.study, self.measures, device)
+            if options.force:
+                self.store.forget_states(key)
             state = pending(self.store, key, self.measures, device, retry=options.retry, force=options.force)
             failed.update(record.status for record in state.failed)
             done += not state.run and not state.failed
@@ -154,7 +156,7 @@ class Sweep:
     ) -> None:
         at = self.store.read_progress(job.key).get("measure")
         measure = at if at in left else left[0]
-        blank = blank_record(job, measure, self.device)
+        blank = blank_record(job, measure, place(self.device, job.cell.threads))
         record = replace(blank, status=status, error_type="JobDied", error_message=reason, log_path=str(log))
         self.store.write_record(job.key, record)
         self._free_lease(job.key)

@@ -72,6 +72,16 @@ def commit(checkout: Path = CHECKOUT) -> dict[str, Any]:
     return {"git_sha": sha, "git_dirty": None if changes is None else changes != ""}
 
 
+@functools.cache
+def code(checkout: Path = CHECKOUT) -> dict[str, Any]:
+    """`commit` of this program and `source_sha256` of its files, which tells two uncommitted states apart."""
+    digest = hashlib.sha256()
+    for path in sorted(path for package in PACKAGES for path in (checkout / package).rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(checkout)}\n{len(content)}\n".encode() + content)
+    return {**commit(checkout), "source_sha256": digest.hexdigest()}
+
+
 def device_id(device: "torch.device", threads: int | None = None) -> str:
     """File-name-safe word that is the same on equal machines and differs between types of device.
 
@@ -114,14 +124,23 @@ def cpu_model() -> str:
     return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine()
 
 
+def check_device(name: str) -> None:
+    """Check a `--device` value for its form; only the machine that is to use it knows whether it is there.
+
+    Raises:
+        ValueError: another name.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError(f"--device must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
+
+
 def pick_device(name: str = "auto") -> "torch.device":
     """Device behind a `--device` value: auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N or mps.
 
     Raises:
         ValueError: another name, or a device that is not here.
     """
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise ValueError(f"--device must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
+    check_device(name)
     import torch
 
     cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ablations.study import Cell
 from runners import ceilings, complexity, latency, peak_memory, train
 from runners.build import build_baseline, build_model, counted_cell, first_core_macs, identity
 from runners.datasets import make_data
+from runners.distributed import ALONE, Group
 from runners.environment import apply_threads, device_id, environment, memory_limit, pick_device
 from runners.failures import status_of
 from runners.lease import Held, acquire
@@ -44,6 +46,7 @@ class Job:
 
     `attempts` names the measures, in order, and the number that each one's record should get: a measure whose next
     number is another has been done by somebody else in the meantime.
+    `part` is set where two jobs of one cell run side by side and measure different things.
     """
 
     out: Path
@@ -52,69 +55,125 @@ class Job:
     attempts: Mapping[str, int]
     device: str = "auto"
     memory_limit_mib: int | None = None
+    part: str = ""
 
 
-def run_job(job: Job, log: Path | None = None) -> None:
+@dataclass(frozen=True)
+class Place:
+    """Where a job runs: the name of its kind of device, and what can move a number there."""
+
+    device_id: str
+    environment: Mapping[str, Any]
+
+
+class End(Enum):
+    """How a job ended that was not killed: a fresh process must do what a `POISONED` one left."""
+
+    DONE = "done"
+    HELD = "another process holds the cell"
+    POISONED = "the CUDA context of this process is lost"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A job at work; of several processes `group.rank` 0 alone has runs, the others `follow`."""
+
+    store: Store
+    job: Job
+    device: torch.device
+    place: Place
+    group: Group
+
+    def say(self, **progress: Any) -> None:
+        mine = {"slurm_job": self.place.environment.get("slurm_job"), "updated_at": _now()}
+        self.store.write_progress(self.job.key, {**progress, **mine}, self.job.part)
+
+
+def place(device: torch.device, threads: int | None, more: Mapping[str, Any] | None = None) -> Place:
+    """Describe this process; `more` joins its environment."""
+    return Place(device_id(device, threads), {**environment(device), **(more or {})})
+
+
+def run_job(job: Job, log: Path | None = None, *, more: Mapping[str, Any] | None = None, group: Group = ALONE) -> End:
     """Run the measures in order under the cell's lease; returns at once if another live process holds it.
+
+    `more` joins the environment of each record.
 
     Raises:
         StoreError: the results folder can no longer be used.
     """
     store = open_store(job.out, create=False)
-    lease = acquire(store.lease_path(job.key))
+    lease = acquire(store.lease_path(job.key, job.part))
     if isinstance(lease, Held):
-        return
+        return End.HELD
     with lease:
+        store.write_lost(job.key, None)
         apply_threads(job.cell.threads)
         device = pick_device(job.device)
+        run = _Run(store, job, device, place(device, job.cell.threads, more), group)
         for measure, attempt in job.attempts.items():
-            blank = replace(blank_record(job, measure, device), log_path=str(log) if log else None)
-            if store.next_attempt(job.key, measure, blank.device_id, blank.protocol) != attempt:
+            if store.next_attempt(job.key, measure, run.place.device_id, PROTOCOLS[measure]) != attempt:
                 continue
-            record = _run_measure(store, job, blank, device)
+            blank = replace(blank_record(job, measure, run.place), log_path=str(log) if log else None)
+            record = _run_measure(run, blank)
             store.write_record(job.key, record)
             if device.type == "cuda" and record.status == "error" and "CUDA error" in (record.error_message or ""):
-                # the process's CUDA context is lost; what is left stays pending for a fresh one
-                return
+                return End.POISONED
+    return End.DONE
 
 
-def blank_record(job: Job, measure: str, device: torch.device) -> Record:
+def follow(out: Path, cells: Mapping[str, Cell], device: str, group: Group) -> None:
+    """Help rank 0 to train, cell by cell as it asks for it, until it has no more; what it records is its own.
+
+    Raises:
+        RuntimeError: rank 0 is gone.
+    """
+    store = open_store(out, create=False)
+    for key in group.orders():
+        cell = cells[key]
+        apply_threads(cell.threads)
+        here = pick_device(device)
+        run = _Run(store, Job(out=out, key=key, cell=cell, attempts={}), here, place(here, cell.threads), group)
+        try:
+            _train(run, None)
+        except Exception:  # rank 0 makes a row of it
+            print(traceback.format_exc(), flush=True)
+
+
+def blank_record(job: Job, measure: str, place: Place) -> Record:
     """Everything of a record that is known before its measure has run."""
+    now = _now()
     return Record(
         measure=measure,
         protocol=PROTOCOLS[measure],
-        device_id=device_id(device, job.cell.threads),
+        device_id=place.device_id,
         status="ok",
         attempt=job.attempts[measure],
-        values=_identity(job.cell),
-        environment=environment(device),
-        started_at=_now(),
-        ended_at=_now(),
+        values={
+            **identity(job.cell),
+            "threads": job.cell.threads or place.environment.get("threads"),
+            "deterministic": place.environment.get("deterministic"),
+        },
+        environment=place.environment,
+        started_at=now,
+        ended_at=now,
         command=command_for(job.cell, [measure]),
     )
-
-
-def _identity(cell: Cell) -> dict[str, Any]:
-    return {
-        **identity(cell),
-        "threads": cell.threads or torch.get_num_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-    }
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _run_measure(store: Store, job: Job, blank: Record, device: torch.device) -> Record:
+def _run_measure(run: _Run, blank: Record) -> Record:
     """Measure, or say in the record why not; never raises for what a cell does wrong."""
-    store.write_progress(job.key, {"measure": blank.measure, "pid": os.getpid(), "updated_at": _now()})
+    run.say(measure=blank.measure, pid=os.getpid())
     blank = replace(blank, started_at=_now())
     try:
         # counting allocates nothing of the model's, and the memory measure hands the limit to its own processes
         limited = blank.measure in ("throughput", "accuracy")
-        with memory_limit(device, job.memory_limit_mib if limited else None):
-            values, samples = MEASURES[blank.measure](store, job, device)
+        with memory_limit(run.device, run.job.memory_limit_mib if limited else None):
+            values, samples = MEASURES[blank.measure](run)
     except Exception as error:  # one bad measure must not lose the others
         print(traceback.format_exc(), flush=True)
         return replace(
@@ -131,8 +190,8 @@ Found = tuple[dict[str, Any], dict[str, Any]]
 """Columns of a measure, and the raw samples behind them."""
 
 
-def _flops(store: Store, job: Job, device: torch.device) -> Found:
-    cell = job.cell
+def _flops(run: _Run) -> Found:
+    cell = run.job.cell
     counted = counted_cell(cell)
     executed = None if counted == cell else build_model(cell)
     model = build_model(counted)
@@ -140,8 +199,8 @@ def _flops(store: Store, job: Job, device: torch.device) -> Found:
     return values | {"first_core_gmacs": first_core_macs(model, cell.height_px, cell.width_px) / 1e9}, {}
 
 
-def _throughput(store: Store, job: Job, device: torch.device) -> Found:
-    cell = job.cell
+def _throughput(run: _Run) -> Found:
+    cell = run.job.cell
     generator = torch.Generator().manual_seed(cell.seed)
     images = torch.randn(cell.batch_size, 3, cell.height_px, cell.width_px, generator=generator)
     model = build_model(cell)
@@ -149,7 +208,7 @@ def _throughput(store: Store, job: Job, device: torch.device) -> Found:
         model,
         build_baseline(cell),
         images,
-        device=device,
+        device=run.device,
         precision=cell.precision,
         compile_model=cell.compile,
         budget_s=SPEED_BUDGET_S,
@@ -161,43 +220,49 @@ def _throughput(store: Store, job: Job, device: torch.device) -> Found:
     return values | bounds, samples
 
 
-def _memory(store: Store, job: Job, device: torch.device) -> Found:
-    cell = job.cell
+def _memory(run: _Run) -> Found:
+    cell = run.job.cell
     values = peak_memory.measure_memory(
         functools.partial(build_model, cell),
         (cell.batch_size, 3, cell.height_px, cell.width_px),
         num_classes=10,
-        device=device,
+        device=run.device,
         precision=cell.precision,
         threads=cell.threads or torch.get_num_threads(),
-        memory_limit_mib=job.memory_limit_mib,
+        memory_limit_mib=run.job.memory_limit_mib,
     )
     return values, {}
 
 
-def _accuracy(store: Store, job: Job, device: torch.device) -> Found:
-    cell = job.cell
-    data = make_data(cell.data, cell.height_px, cell.width_px, cell.batch_size)
+def _accuracy(run: _Run) -> Found:
     last = 0.0
 
     def report(step: int, steps: int, loss: float) -> None:
         nonlocal last
         if time.monotonic() - last > PROGRESS_S:
             last = time.monotonic()
-            progress = {"measure": "accuracy", "step": step, "steps": steps, "loss": loss, "updated_at": _now()}
-            store.write_progress(job.key, progress)
+            run.say(measure="accuracy", step=step, steps=steps, loss=loss)
 
-    values = train.train_and_evaluate(
-        build_model(cell, data.num_classes),
-        data,
-        steps=cell.steps,
-        seed=cell.seed,
-        device=device,
-        precision=cell.precision,
-        compile_model=cell.compile,
-        progress=report,
-    )
-    return values, {}
+    run.group.lead(run.job.key)
+    return _train(run, report)
+
+
+def _train(run: _Run, progress: train.Progress | None) -> Found:
+    cell = run.job.cell
+    with run.group.joined(run.device):
+        data = make_data(cell.data, cell.height_px, cell.width_px, cell.batch_size)
+        return train.train_and_evaluate(
+            build_model(cell, data.num_classes),
+            data,
+            steps=cell.steps,
+            seed=cell.seed,
+            device=run.device,
+            precision=cell.precision,
+            compile_model=cell.compile,
+            progress=progress,
+            state_path=run.store.state_path(run.job.key, run.place.device_id),
+            group=run.group,
+        )
 
 
 MEASURES = {"flops": _flops, "throughput": _throughput, "memory": _memory, "accuracy": _accuracy}

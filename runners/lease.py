@@ -3,7 +3,8 @@
 A lease is a small file, created with O_EXCL, that names its owner: machine, pid and the pid's start time.
 On the owner's own machine the process table decides whether it lives, so `kill -9` frees a lease at once and
 a reused pid does not hold it. From any other machine the owner counts as live while its heartbeat, the file's
-modification time, is younger than `STALE_S`. A dead lease is taken over under a lock (flock) on a side file.
+modification time, is younger than `STALE_S`. A dead lease is taken over under a lock (flock) on a side file. Where
+the file system has no locks, whoever creates the one claim file that this dead lease can have takes it over.
 """
 
 import contextlib
@@ -113,12 +114,15 @@ def acquire(path: Path) -> Lease | Held:
     Raises:
         OSError: the file cannot be written.
     """
-    with _locked(path):
+    with _locked(path) as locked:
+        looked_at = _identity(path)  # before it is judged
         current = holder(path)
         if current is not None and current.state != "dead":
             return current
-        if current is not None:
+        if current is not None and locked:
             path.unlink(missing_ok=True)
+        elif current is not None and not _remove_by_claim(path, looked_at):
+            return Held(state="unknown", host="", pid=0, heartbeat_age_s=0.0)
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
         except FileExistsError:  # another node was first, on a file system whose locks stay on one node
@@ -169,17 +173,51 @@ def _is_alive(pid: int, started: float) -> bool | None:
         return False
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Inode and time of a lease, which no later one shares with a dead one; None if it is gone."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _remove_by_claim(path: Path, dead: tuple[int, int] | None) -> bool:
+    """Remove a dead lease without a lock; of all that try, for this very file, one succeeds.
+
+    A claim whose owner died before it removed the lease gives way after `STALE_S`.
+    """
+    if dead is None:
+        return False
+    claim = path.with_name(f"{path.name}.{dead[0]:x}-{dead[1]:x}.claim")
+    try:
+        os.close(os.open(claim, os.O_CREAT | os.O_EXCL, 0o666))
+    except FileExistsError:
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - claim.stat().st_mtime > STALE_S:
+                claim.unlink()
+        return False
+    mine = _identity(path) == dead
+    if mine:
+        path.unlink()
+    # only now: who comes later finds that the dead file is gone
+    claim.unlink(missing_ok=True)
+    return mine
+
+
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock beside a lease; the kernel drops it with the process, and the empty file stays."""
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold the lock beside a lease, or say that there are none; the kernel drops it with the process."""
     descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_CREAT | os.O_RDWR, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:
-            # file systems without locks (some Lustre mounts): O_EXCL alone still guards a free lease
+            # file systems without locks (some Lustre mounts)
             if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
                 raise
-        yield
+            yield False
+            return
+        yield True
     finally:
         os.close(descriptor)

@@ -18,6 +18,7 @@ EXAMPLES = """examples:
   python runners/sweep.py --attn bra --topk 1,4,8,16
   python runners/sweep.py --attn bra,vanilla --resolution 64,96x128 --measure flops,memory --dry-run
   python runners/sweep.py --attn swin --set swin.window=2,4 --seeds 0,1,2
+  python runners/sweep.py --attn all --topk 1,4,8,16 --cluster slurm --partition gpu --gpus-per-node 1 --time 2:00:00
   python runners/sweep.py --study list"""
 
 
@@ -92,16 +93,28 @@ def _setting(text: str) -> tuple[str, tuple[str, ...]]:
     return match[1], _axis(str)(match[2])
 
 
-def _minutes(text: str) -> float:
-    """Read a time limit: minutes, or H:MM:SS as SLURM writes it."""
+def minutes(text: str) -> float:
+    """Read a time limit of a command line."""
+    try:
+        return read_minutes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def read_minutes(text: str) -> float:
+    """Read a time limit: minutes, or H:MM:SS as SLURM writes it.
+
+    Raises:
+        ValueError: it is neither.
+    """
     clock = re.fullmatch(r"(\d+):(\d\d):(\d\d)", text)
     if clock:
-        minutes = int(clock[1]) * 60 + int(clock[2]) + int(clock[3]) / 60
+        limit = int(clock[1]) * 60 + int(clock[2]) + int(clock[3]) / 60
     else:
-        minutes = float(text) if re.fullmatch(r"\d{1,7}(\.\d+)?", text) else 0
-    if not minutes > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time: minutes above 0, or H:MM:SS")
-    return minutes
+        limit = float(text) if re.fullmatch(r"\d{1,7}(\.\d+)?", text) else 0
+    if not limit > 0:
+        raise ValueError(f"{text!r} is not a time: minutes above 0, or H:MM:SS")
+    return limit
 
 
 def make_parser() -> Parser:
@@ -162,11 +175,16 @@ def make_parser() -> Parser:
     add("--device", metavar="D", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     add(
         "--cluster",
-        type=_choice("local", "debug"),
+        type=_choice("local", "slurm", "debug"),
         default="local",
-        help="local: a process per cell; debug: in this one",
+        help="local: a process per cell; slurm: job arrays, returns at once; debug: in this process",
     )
-    add("--time", metavar="MIN", type=_minutes, help="limit per cell, minutes or H:MM:SS (default: none)")
+    add(
+        "--time",
+        metavar="MIN",
+        type=minutes,
+        help="limit per cell, with slurm per job: minutes or H:MM:SS (default: none; slurm: 60)",
+    )
     add("--memory-limit", metavar="MIB", type=_integer(64, "a limit in MiB"), help="data memory of a measured process")
     add("--out", metavar="DIR", type=Path, default=Path("results/runs"), help="results folder (default: results/runs)")
     add("--dry-run", action="store_true", help="print the cells and an estimate; run nothing, write nothing")
@@ -178,7 +196,95 @@ def make_parser() -> Parser:
         help=f"run again what ended as {', '.join(STATUSES)}",
     )
     add("--force", action="store_true", help="run everything again as a further attempt; older ones stay on disk")
+    add_slurm_flags(parser)
     return parser
+
+
+SLURM_FLAGS = ("partition", "account", "qos", "constraint", "mem", "nodes", "gpus_per_node", "cpus_per_task")
+"""Flags that are options of sbatch under the same name."""
+
+JOB_FLAGS = ("name", "slurm", "exclusive", "max_parallel", "cells_per_job", "max_requeues")
+"""Other flags that mean something to `--cluster slurm` alone."""
+
+
+def add_slurm_flags(parser: argparse.ArgumentParser, *, name: bool = True) -> None:
+    """Declare what a job asks of SLURM, how cells become jobs and, with `name`, what the study is called."""
+    group = parser.add_argument_group("jobs (--cluster slurm)")
+    add = group.add_argument
+    if name:
+        add("--name", metavar="N", type=_name, help="name of the study in status, retry, ... (default: from the cells)")
+    add("--partition", metavar="P", type=_word, help="as in sbatch, like the seven below")
+    add("--account", metavar="A", type=_word, help="who pays")
+    add("--qos", metavar="Q", type=_word, help="quality of service")
+    add("--constraint", metavar="C", type=_word, help="features that a node must have")
+    add("--mem", metavar="SIZE", type=_memory, help="memory per node, such as 16G")
+    add("--nodes", metavar="N", type=_integer(1, "a number of nodes"), help="nodes that train one cell (default: 1)")
+    add("--gpus-per-node", metavar="N", type=_integer(1, "a number of GPUs"), help="GPUs, with a process each")
+    add(
+        "--cpus-per-task",
+        metavar="N",
+        type=_integer(1, "a number of processors"),
+        help="processors of each process (default: --threads)",
+    )
+    add(
+        "--slurm",
+        metavar="K[=V]",
+        type=_sbatch_option,
+        action="append",
+        help="any other option of sbatch, such as reservation=night or comment=mine",
+    )
+    add("--exclusive", action="store_true", help="measure throughput in jobs of its own, alone on their node")
+    add("--max-parallel", metavar="N", type=_integer(1, "a number of jobs"), help="jobs at the same time")
+    add(
+        "--cells-per-job",
+        metavar="N",
+        type=_integer(1, "a number of cells"),
+        help="cells one after another (default: 1)",
+    )
+    add(
+        "--max-requeues",
+        metavar="N",
+        type=_integer(0, "a number of times"),
+        help="time limits after which a training goes on in a further run of its job (default: while it gets further)",
+    )
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name: up to 64 letters, digits and _ . + -")
+    return text
+
+
+def _word(text: str) -> str:
+    if not re.fullmatch(r"[^\s'\"]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name: it has spaces or quotes, or is empty")
+    return text
+
+
+def _memory(text: str) -> str:
+    if not re.fullmatch(r"\d{1,9}[KMGT]?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: a number, in MB or with K, M, G or T behind it")
+    return text
+
+
+def _sbatch_option(text: str) -> tuple[str, str]:
+    match = re.fullmatch(r"([a-z][a-z0-9-]*)(?:=([^\n]+))?", text.replace("_", "-", text.partition("=")[0].count("_")))
+    if not match:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not OPTION or OPTION=VALUE with a long name, such as comment=mine"
+        )
+    if match[1] in RESERVED:
+        raise argparse.ArgumentTypeError(f"{text!r}: {match[1]} {RESERVED[match[1]]}")
+    return match[1], match[2] or ""
+
+
+RESERVED = {
+    **dict.fromkeys(("time", "exclusive"), "has a flag of its own"),
+    **{name.replace("_", "-"): "has a flag of its own" for name in SLURM_FLAGS},
+    **dict.fromkeys(("array", "job-name", "output", "error", "signal", "open-mode", "requeue"), "is set by the sweep"),
+    **dict.fromkeys(("wait", "test-only", "wrap", "no-requeue", "ntasks-per-node", "ntasks"), "is set by the sweep"),
+}
+"""Options of sbatch that `--slurm` does not take, and why."""
 
 
 def read_command(argv: list[str]) -> argparse.Namespace:
@@ -190,4 +296,8 @@ def read_command(argv: list[str]) -> argparse.Namespace:
             f"--regions {','.join(options.regions)} and --region-size {','.join(options.region_size)} "
             f"are two spellings of one thing; give --regions (per side) or --region-size (tokens per side)"
         )
+    if options.cluster != "slurm":
+        for name in (*SLURM_FLAGS, *JOB_FLAGS):
+            if getattr(options, name) not in (None, False):
+                parser.error(f"--{name.replace('_', '-')} needs --cluster slurm, got --cluster {options.cluster}")
     return options

@@ -104,6 +104,11 @@ class Display:
         self._bar.update(self._task, completed=len(self._estimates), description="done")
 
 
+def count(number: int, noun: str) -> str:
+    """Write a number of things: 1 cell, 2 cells."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def format_value(value: Any) -> str:
     """Write a number with four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Plan a sweep, run its cells one at a time, and print the table: `python runners/sweep.py --help`."""
+"""Plan a sweep, run its cells or hand them to SLURM, and print the table: `python runners/sweep.py --help`."""
 
 import os
 import sys
@@ -11,10 +11,14 @@ import dataclasses
 import shlex
 from argparse import Namespace
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from ablations import Axes, Study, load_study, study_names
+from ablations import Axes, Study, cell_key, load_study, study_names
 from runners.options import MEASURES, read_command
+
+if TYPE_CHECKING:
+    from runners.plan import Plan
+    from runners.store import Store
 
 NARROW = ("topk", "regions", "region_size")
 """Settings with a flag of their own; every other one is reached by --set."""
@@ -50,8 +54,32 @@ def print_studies() -> None:
         print(f"{name}\n  question: {study.question}\n  expected: {study.expectation}")
 
 
+def submit(plan: "Plan", store: "Store", measures: tuple[str, ...], study: Study | None, options: Namespace) -> int:
+    """Hand the missing cells to SLURM and say what to type next.
+
+    Raises:
+        ValueError: anything for which nothing was submitted.
+    """
+    from runners.launch import Order, launch
+    from runners.request import make_request, study_name
+    from runners.screen import print_submission
+
+    cells = {cell_key(cell): (cell, measures) for cell in plan.cells}
+    order = Order(
+        study=study_name(options.name or (study.name if study else None), cells, measures),
+        cells=cells,
+        request=make_request(options, study.slurm if study else ()),
+        device=options.device,
+        memory_limit_mib=options.memory_limit,
+        retry=options.retry,
+        force=options.force,
+    )
+    print_submission(launch(store, order, print), order.study, store.out)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 if every cell is done, 1 if some failed, 2 for bad input, 130 after Ctrl-C."""
+    """Run the command line; 0 if every cell is done or submitted, 1 if some failed, 2 for bad input, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = read_command(arguments)
     if options.study == "list":
@@ -65,19 +93,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     measures = tuple(measure for measure in MEASURES if measure in measures)
 
     # torch takes seconds to import; nothing above this line needs it
-    from runners.environment import pick_device
+    from runners.environment import check_device, pick_device
     from runners.plan import make_plan
     from runners.store import open_store
 
     try:
         plan = make_plan(axes_of(options, study))
-        pick_device(options.device)
+        check_device(options.device)
+        if options.cluster != "slurm":  # there the nodes decide
+            pick_device(options.device)
         if options.dry_run:
             from runners.screen import print_plan
 
             print_plan(plan, measures)
             return 0
         store = open_store(options.out, create=True)
+        if options.cluster == "slurm":
+            return submit(plan, store, measures, study, options)
     except ValueError as error:
         fail(error)
 

@@ -82,20 +82,36 @@ def _rows(store: Store, key: str) -> list[dict[str, Any]]:
         return []
     lease = store.holder(key)
     unmeasured = "pending" if lease is None else "lost" if lease.state == "dead" else "running"
+    lost = store.read_lost(key) if unmeasured == "pending" else None
+    if lost:
+        unmeasured = "lost"
     identity = {"cell_key": key, "study": ";".join(store.studies(key)), **_describe(cell)}
     shared = _latest_shared(store, key, names)
     devices: dict[str | None, dict[str, RecordName]] = {}
     for name in names:  # sorted: the last attempt of the highest protocol comes last and stays
         if name.measure != DEVICE_INDEPENDENT:
             devices.setdefault(name.device_id, {})[name.measure] = name
+    wanted = store.wanted(key)
+    for device_id in wanted:
+        if device_id and set(wanted[device_id]) - {DEVICE_INDEPENDENT}:
+            devices.setdefault(device_id, {})
     if not devices:
-        devices[shared[0].device_id if shared else None] = {}
+        devices[shared[0].device_id if shared else next(filter(None, wanted), None)] = {}
     rows = []
     for device_id, measured in devices.items():
         records = shared + [store.read_record(key, name, samples=False) for name in measured.values()]
-        row = identity | _join(device_id, records) | _judge(store.wanted(key), unmeasured, records)
+        row = identity | _join(device_id, records) | _judge(_asked(wanted, device_id), unmeasured, records)
+        if lost and row["status"] == "lost":
+            row |= lost
         rows.append(row if cell is not None else row | _CELL_LOST)
     return rows
+
+
+def _asked(wanted: Mapping[str | None, list[str]], device_id: str | None) -> list[str]:
+    """Measures asked for on a device; those asked for on any, if nobody has said on which."""
+    if device_id in wanted:
+        return wanted[device_id]
+    return wanted.get(None, []) if set(wanted) <= {None} else []
 
 
 def _latest_shared(store: Store, key: str, names: Sequence[RecordName]) -> list[Record]:

@@ -45,7 +45,15 @@ def hold(path: Path, held: "multiprocessing.synchronize.Event") -> None:
     time.sleep(60)
 
 
-def compete(path: Path, barrier: Barrier, won: "multiprocessing.SimpleQueue[int]", rounds: int) -> None:
+def no_locks(descriptor: int, operation: int) -> None:
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+def compete(
+    path: Path, barrier: Barrier, won: "multiprocessing.SimpleQueue[int]", rounds: int, locks: bool = True
+) -> None:
+    if not locks:
+        fcntl.flock = no_locks
     for round_ in range(rounds):
         barrier.wait(60)
         lease = acquire(path)
@@ -202,9 +210,6 @@ def test_a_full_disk_leaves_no_lease(path, monkeypatch):
 
 
 def test_without_file_locks_o_excl_still_guards(path, monkeypatch):
-    def no_locks(descriptor: int, operation: int) -> None:
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with acquire(path) as lease:
         assert isinstance(acquire(path), Held)
@@ -214,11 +219,12 @@ def test_without_file_locks_o_excl_still_guards(path, monkeypatch):
         assert lease.is_mine()
 
 
-def test_eight_contenders_give_one_owner_in_every_round(path):
-    contenders, rounds = 8, 60
+@pytest.mark.parametrize(("locks", "rounds"), [(True, 60), (False, 30)], ids=["with locks", "without locks"])
+def test_eight_contenders_give_one_owner_in_every_round(path, locks, rounds):
+    contenders = 8
     write_owner(path, started=0.0)
     barrier, won = SPAWN.Barrier(contenders), SPAWN.SimpleQueue()
-    processes = [SPAWN.Process(target=compete, args=(path, barrier, won, rounds)) for _ in range(contenders)]
+    processes = [SPAWN.Process(target=compete, args=(path, barrier, won, rounds, locks)) for _ in range(contenders)]
     for process in processes:
         process.start()
     for process in processes:

@@ -35,6 +35,13 @@ MALFORMED = {
     "--memory-limit 1": ["--memory-limit", "'1'", "at least 64"],
     "--precision fp8": ["--precision", "'fp8'", "bf16"],
     "--nonsense": ["--nonsense"],
+    "--partition gpu": ["--partition", "--cluster slurm", "local"],
+    "--cluster slurm --mem lots": ["--mem", "'lots'", "K, M, G or T"],
+    "--cluster slurm --slurm Comment=x": ["--slurm", "'Comment=x'", "OPTION=VALUE"],
+    "--cluster slurm --slurm array=0-3": ["--slurm", "array", "set by the sweep"],
+    "--cluster slurm --slurm cpus_per_task=3": ["--slurm", "cpus-per-task", "flag of its own"],
+    "--cluster slurm --nodes 0": ["--nodes", "'0'", "at least 1"],
+    "--cluster slurm --name a/b": ["--name", "'a/b'", "letters"],
 }
 
 

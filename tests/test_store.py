@@ -53,7 +53,7 @@ def test_studies_and_wanted_measures_add_up(store):
     assert files(store.out) == before
     store.add_cell(CELL, "pareto", ["flops"])
     assert store.studies(KEY) == ["pareto", "topk"]
-    assert store.wanted(KEY) == ["accuracy", "flops"]
+    assert store.wanted(KEY) == {None: ["accuracy", "flops"]}
 
 
 def test_a_new_field_with_a_default_finds_the_old_cells(store):
@@ -173,7 +173,7 @@ def test_what_file_systems_and_desktops_leave_behind_is_ignored(store):
         (store.out / "cells" / stray / ".nfs0123").touch()
     (store.out / "cells" / "notes.txt").write_text("mine")
     assert store.cells() == {KEY: CELL}
-    assert (store.studies(KEY), store.wanted(KEY)) == (["topk"], ["accuracy"])
+    assert (store.studies(KEY), store.wanted(KEY)) == (["topk"], {None: ["accuracy"]})
 
 
 def test_progress_is_replaced_and_may_be_absent(store):

@@ -56,7 +56,7 @@ def make_model(dropout=0.1):
 
 def run(model=None, data=None, **changes):
     arguments = {"steps": 40, "seed": 0, "device": CPU, **changes}
-    return train_and_evaluate(model or make_model(), data or Stripes(), **arguments)
+    return train_and_evaluate(model or make_model(), data or Stripes(), **arguments)[0]
 
 
 def test_training_learns_and_fills_the_columns():
@@ -67,8 +67,12 @@ def test_training_learns_and_fills_the_columns():
     assert row["train_samples_per_sec"] == pytest.approx(16 * 40 / row["train_seconds"])
     assert set(row) == {
         *("acc1", "acc5", "n_eval", "val_loss", "train_loss", "steps", "train_seconds", "train_samples_per_sec"),
-        *("ceiling_percent", "chance_percent"),
+        *("resumed", "world_size", "learning_rate_rule", "ceiling_percent", "chance_percent"),
     }
+    assert (row["resumed"], row["world_size"]) == (0, 1)
+    assert row["learning_rate_rule"] == (
+        "0.001 at any batch size, linear warm-up over 0.1 of the steps, cosine to 0.02 of it"
+    )
 
 
 def without_times(row):

@@ -1,0 +1,41 @@
+"""End the jobs of a study: `python runners/cancel.py --help`."""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    sys.path[0] = os.getcwd()
+
+from collections.abc import Sequence
+
+from runners.progress import count
+from runners.verbs import cells_of, run_verb, verb_parser
+
+EXAMPLES = """  python runners/cancel.py topk
+  python runners/cancel.py topk --pending     jobs that run go on"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 when the jobs were told to end.
+
+    Raises:
+        ValueError: no results there, an unknown study, or SLURM does not answer.
+    """
+    parser = verb_parser("cancel", "End the jobs that wait or run; what they recorded stays, retry goes on.", EXAMPLES)
+    parser.add_argument("--pending", action="store_true", help="only jobs that wait")
+    options = parser.parse_args(argv)
+
+    from runners import slurm
+    from runners.fates import look
+    from runners.store import open_store
+
+    store = open_store(options.out, create=False)
+    cells_of(store, options.study)
+    jobs = look(store).jobs(options.study, pending_only=options.pending)
+    slurm.cancel(jobs)
+    print(f"cancelled {count(len(jobs), 'job')}" if jobs else "no job waits or runs")
+    return 0
+
+
+if __name__ == "__main__":
+    run_verb("cancel", main)

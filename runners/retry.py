@@ -1,0 +1,111 @@
+"""Submit again what failed or was lost: `python runners/retry.py --help`."""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    sys.path[0] = os.getcwd()
+
+import re
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from runners.options import MEASURES, STATUSES, add_slurm_flags, minutes
+from runners.verbs import cells_of, run_verb, verb_parser
+
+if TYPE_CHECKING:
+    from runners.launch import Order
+    from runners.store import Store
+
+EXAMPLES = """  python runners/retry.py topk
+  python runners/retry.py topk --status timeout --time 8:00:00
+  python runners/retry.py topk --status oom --mem 64G"""
+
+# the others would end the same way again
+DEFAULT = ("lost", "killed", "timeout", "oom", "error")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 when everything is submitted or there is nothing to do.
+
+    Raises:
+        ValueError: no results there, an unknown study, or SLURM refuses.
+    """
+    parser = verb_parser(
+        "retry",
+        "Submit what is not ok again, with the settings of its last submission; flags change them.",
+        EXAMPLES,
+    )
+    parser.add_argument(
+        "--status",
+        metavar="S[,S]",
+        type=_statuses,
+        default=DEFAULT,
+        help=f"what to run again, of {', '.join(('lost', *STATUSES))} (default: {','.join(DEFAULT)})",
+    )
+    parser.add_argument("--time", metavar="MIN", type=minutes, help="another limit per job, minutes or H:MM:SS")
+    add_slurm_flags(parser, name=False)
+    options = parser.parse_args(argv)
+
+    from runners import slurm
+    from runners.store import open_store
+
+    store = open_store(options.out, create=False)
+    cells_of(store, options.study)
+    slurm.require()
+
+    from runners.fates import look
+    from runners.launch import launch
+    from runners.screen import print_submission
+
+    look(store)  # what the dead left becomes records, by which the orders are chosen
+    orders = list(_orders(store, options.study, options.status, options))
+    if not orders:
+        print(f"nothing that was submitted from {store.out} ended as {', '.join(options.status)}")
+    for order in orders:
+        print_submission(launch(store, order, print), order.study, store.out)
+    return 0
+
+
+def _orders(store: "Store", study: str | None, statuses: Sequence[str], options: Namespace) -> "Iterator[Order]":
+    """One order per study: its cells that have such a status, and all measures that were ever asked of them."""
+    from ablations.study import Cell
+    from runners import submissions
+    from runners.launch import Order
+    from runners.request import make_request
+    from runners.table import load
+
+    table = load(store.out)
+    told = table[["status", *(f"{measure}_status" for measure in MEASURES)]]
+    failed = set(table.loc[told.isin(list(statuses)).any(axis=1), "cell_key"])
+    latest: dict[str, submissions.Submission] = {}
+    measures: dict[str, dict[str, list[str]]] = {}
+    for submission in submissions.read_all(store, study):
+        latest[submission.study] = submission
+        for key, asked in submission.measures.items():
+            mine = measures.setdefault(submission.study, {}).setdefault(key, [])
+            mine += [measure for measure in asked if measure not in mine]
+    for name, last in latest.items():
+        chosen = {key: asked for key, asked in measures[name].items() if key in failed and store.read_cell(key)}
+        if chosen:
+            yield Order(
+                study=name,
+                cells={key: (Cell.from_dict(store.read_cell(key) or {}), tuple(m)) for key, m in chosen.items()},
+                request=make_request(options, before=last.request),
+                device=last.device,
+                memory_limit_mib=last.memory_limit_mib,
+                retry=tuple(statuses),
+            )
+
+
+def _statuses(text: str) -> tuple[str, ...]:
+    found = tuple(re.split(r"\s*,\s*", text.strip()))
+    for status in found:
+        if status not in ("lost", *STATUSES):
+            raise ArgumentTypeError(f"{status!r} is not one of {', '.join(('lost', *STATUSES))}")
+    return found
+
+
+if __name__ == "__main__":
+    run_verb("retry", main)

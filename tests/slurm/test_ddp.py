@@ -1,0 +1,64 @@
+"""One cell trained by two nodes of a real SLURM cluster, through the sweep's own command."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runners.store import Store, open_store
+from runners.table import load
+from slurm.cluster import Cluster, wait_until
+
+pytestmark = pytest.mark.slurm
+
+ROOT = Path(__file__).parents[2]
+CELL = ["--attn", "bra", "--resolution", "32", "--steps", "20", "--batch-size", "64", "--threads", "1"]
+
+
+def sweep(cluster: Cluster, out: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "runners/sweep.py", *CELL, "--out", str(out), *arguments],
+        cwd=ROOT,
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def accuracy(out: Path) -> Any:
+    """The accuracy record of the one cell of a folder, None while there is none."""
+    store: Store = open_store(out, create=False)
+    (key,) = store.cell_keys()
+    found = [record for record in store.records(key) if record.measure == "accuracy"]
+    return found[-1] if found else None
+
+
+def test_two_nodes_follow_the_loss_curve_of_one_process(cluster: Cluster, short_folder: Path) -> None:
+    together, alone = short_folder / "together", short_folder / "alone"
+    sweep(cluster, together, "--measure", "flops,accuracy", "--cluster", "slurm", "--nodes", "2")
+    sweep(cluster, alone, "--measure", "flops,accuracy")
+    wait_until(lambda: accuracy(together), timeout=240)
+    wait_until(cluster.is_idle)
+    two, one = accuracy(together), accuracy(alone)
+    assert (two.status, two.error_message) == ("ok", None)
+    assert len(two.samples["loss"]) == 20
+    assert two.samples["loss"] == pytest.approx(one.samples["loss"], rel=1e-5)
+    (row,) = load(together).to_dict("records")
+    assert (row["status"], row["world_size"], row["batch_size"], row["resumed"]) == ("ok", 2, 64, 0)
+    assert "at any batch size" in row["learning_rate_rule"]
+    assert not list(together.rglob("training.*")), "the saved state outlived the training"
+
+
+def test_a_batch_smaller_than_the_job_is_a_row_with_its_reason(cluster: Cluster, short_folder: Path) -> None:
+    out = short_folder / "few"
+    sweep(cluster, out, "--batch-size", "1", "--measure", "accuracy", "--cluster", "slurm", "--nodes", "2")
+    wait_until(lambda: accuracy(out), timeout=240)
+    wait_until(cluster.is_idle)
+    record = accuracy(out)
+    assert record.status == "error"
+    assert "a global batch of 1 images cannot be shared out to 2 processes" in record.error_message

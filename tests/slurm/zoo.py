@@ -1,0 +1,87 @@
+"""The programs of runners/ as a user of the cluster types them, and what they left on disk."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from runners.lease import holder
+from runners.table import load
+from slurm.cluster import Cluster, wait_until
+
+ROOT = Path(__file__).parents[2]
+# a training step of 25 ms; one thread, so that numbers are equal wherever they come from
+TINY = ["--attn", "vanilla", "--resolution", "32", "--batch-size", "4", "--threads", "1", "--measure", "flops,accuracy"]
+MEASURED = ["acc1", "acc5", "val_loss", "train_loss", "gmacs", "params_m"]
+
+
+def environment(cluster: Cluster) -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**cluster.environment, "PYTHONPATH": path}
+
+
+def run(cluster: Cluster, verb: str, *arguments: str, out: Path, code: int | None = 0) -> str:
+    """Output of `runners/VERB.py`, which must end with `code`."""
+    command = [sys.executable, f"runners/{verb}.py", *arguments, "--out", str(out)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(cluster), capture_output=True, text=True, timeout=600, check=False
+    )
+    assert code in (None, done.returncode), f"{verb} {arguments}: {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def submit(cluster: Cluster, *arguments: str, out: Path, code: int = 0) -> str:
+    return run(cluster, "sweep", *TINY, *arguments, "--cluster", "slurm", out=out, code=code)
+
+
+def wait_for_queue(cluster: Cluster, timeout: float = 600) -> None:
+    """Wait until no job waits or runs."""
+    wait_until(cluster.is_idle, timeout)
+
+
+def rows(out: Path) -> pd.DataFrame:
+    """The table by attention and seed."""
+    return load(out).set_index(["attention", "seed"]).sort_index()
+
+
+def records(out: Path) -> list[str]:
+    return sorted(path.name for path in out.glob("cells/*/records/*.json"))
+
+
+def key_of(out: Path, seed: int) -> str:
+    """Key of the cell of a seed."""
+    for path in out.glob("cells/*/cell.json"):
+        if json.loads(path.read_text())["cell"].get("seed", 0) == seed:
+            return path.parent.name
+    raise AssertionError(f"no cell of seed {seed}")
+
+
+def training(out: Path, seed: int, step: int = 1) -> int:
+    """Wait until the cell of a seed is in training and return the process."""
+    folder = out / "cells" / wait_until(lambda: out.exists() and key_of(out, seed))
+
+    def pid() -> int | None:
+        held = holder(folder / "lease.json")
+        try:
+            progress = json.loads((folder / "progress.json").read_text())
+        except FileNotFoundError:
+            return None
+        return held.pid if held and held.state == "live" and (progress.get("step") or 0) >= step else None
+
+    found: int = wait_until(pid, 120)
+    return found
+
+
+def job_of(cluster: Cluster, out: Path, seed: int) -> str:
+    """Number of the job that runs the cell of a seed."""
+    progress = json.loads((out / "cells" / key_of(out, seed) / "progress.json").read_text())
+    return str(progress["slurm_job"])
+
+
+def tasks_of(cluster: Cluster, study: str) -> list[str]:
+    """Every task of a study's arrays that SLURM has ever run."""
+    lines = cluster.run("sacct", "--allocations", "--noheader", "--parsable2", "--format", "JobID,JobName")
+    return [job for job, name in (line.split("|") for line in lines.splitlines()) if name.startswith(f"{study}.")]

@@ -1,0 +1,210 @@
+"""What SLURM and a log say of a job, as a status; and requests that are refused before SLURM is asked.
+
+The programs squeue and sacct are replaced by ones that print what real ones printed; tests/slurm has the real ones.
+"""
+
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from ablations.study import Cell, cell_key
+from runners import slurm, submissions
+from runners.fates import judge, look
+from runners.files import StoreError
+from runners.launch import Order, check_shared
+from runners.options import read_command
+from runners.request import make_request, study_name
+from runners.slurm import JobState, SlurmError
+from runners.store import open_store
+from runners.submissions import Request, Submission, TaskNote, Work
+
+ROOT = Path(__file__).parents[1]
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+
+TIME_LIMIT = "slurmstepd: error: *** STEP 12.0 ON n1 CANCELLED AT 2026-11-22T18:14:22 DUE TO TIME LIMIT ***\n"
+NODE = "slurmstepd: error: *** JOB 4 ON n2 CANCELLED AT 2026-11-22T18:14:22 DUE TO NODE FAILURE, SEE LOG ***\n"
+CANCELLED = "slurmstepd: error: *** JOB 5 ON n1 CANCELLED AT 2026-11-22T18:14:22 ***\n"
+MEMORY = "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have been OOM Killed.\n"
+KILLED = "srun: error: n1: task 0: Killed\n"
+TRACEBACK = (
+    "Traceback (most recent call last):\nValueError: no such thing\nsrun: error: n1: task 0: Exited with exit code 1\n"
+)
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """programs(squeue="...", ...) -> these print that, and no other program of SLURM is found; None fails."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    def make(**outputs: str | None) -> None:
+        for name in ("squeue", "sacct", "sbatch", "scancel", "scontrol", "sinfo"):
+            output = outputs.get(name)
+            lines = ["echo error: not here >&2", "exit 1"] if output is None else ["cat <<'END'", output, "END"]
+            (folder / name).write_text("\n".join(["#!/bin/sh", *lines, ""]))
+            (folder / name).chmod(0o755)
+
+    return make
+
+
+def test_who_is_in_the_queue_lives_whatever_accounting_believes(programs) -> None:
+    programs(
+        squeue="7_0|a.1|PENDING|BeginTime|\n7_1|a.1|COMPLETED|None|n1\n9|a.2|RUNNING|None|n2",
+        sacct="7_0|a.1|NODE_FAIL|0:0|None|n1\n7_1|a.1|COMPLETED|0:0|None|n1\n7_2|a.1|RUNNING|0:0|None|n2",
+    )
+    states = slurm.poll(["a.1", "a.2"], NOW)
+    assert {task: state.state for task, state in states.items()} == {
+        ("a.1", 0): "PENDING",
+        ("a.1", 1): "COMPLETED",
+        ("a.2", 0): "RUNNING",
+    }
+    assert states["a.1", 0].is_pending and states["a.1", 0].is_alive and not states["a.1", 1].is_alive
+
+
+def test_tasks_that_never_started_and_steps_out_of_memory_are_told_apart(programs) -> None:
+    sacct = "7_[1-2,4%3]|a.1|CANCELLED by 0|0:0|None|None assigned\n7_0|a.1|FAILED|9:0|None|n1"
+    programs(squeue="", sacct=f"{sacct}\n7_0.batch|batch|FAILED|9:0||n1\n7_0.0|python|OUT_OF_MEMORY|0:125||n1")
+    states = slurm.poll(["a.1"], NOW)
+    assert {index: state.state for (_, index), state in states.items()} == {
+        **dict.fromkeys((1, 2, 4), "CANCELLED"),
+        0: "OUT_OF_MEMORY",
+    }
+
+
+def test_without_accounting_the_queue_alone_speaks_and_without_a_controller_nobody_is_judged(programs) -> None:
+    programs(squeue="7_0|a.1|TIMEOUT|TimeLimit|n1")
+    assert slurm.poll(["a.1"], NOW)["a.1", 0].state == "TIMEOUT"
+    programs(sacct="")
+    with pytest.raises(SlurmError, match="not here"):
+        slurm.poll(["a.1"], NOW)
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "log", "expected"),
+    [
+        ("OUT_OF_MEMORY", "0:125", "", "oom OutOfMemory"),
+        ("FAILED", "9:0", MEMORY + KILLED, "oom OutOfMemory"),
+        ("TIMEOUT", "0:0", "", "timeout TimeLimit"),
+        ("NODE_FAIL", "0:0", "", "killed NodeFailure"),
+        ("CANCELLED", "0:0", "", "killed Cancelled"),
+        ("PREEMPTED", "0:0", "", "killed Preempted"),
+        ("FAILED", "0:9", "", "killed Killed"),
+        ("FAILED", "9:0", KILLED, "killed Killed"),
+        ("FAILED", "1:0", TRACEBACK, "error JobDied"),
+        ("FAILED", "127:0", "python: not found\n", "error JobDied"),
+        ("COMPLETED", "0:0", "", "lost JobLost"),
+        (None, "", "", "lost JobLost"),
+        (None, "", TIME_LIMIT, "timeout TimeLimit"),
+        (None, "", NODE, "killed NodeFailure"),
+        (None, "", CANCELLED, "killed Cancelled"),
+        (None, "", MEMORY, "oom OutOfMemory"),
+        (None, "", KILLED, "killed Killed"),
+        (None, "", TRACEBACK, "error JobDied"),
+        # an earlier run of the same job is another story
+        ("FAILED", "1:0", f"{MEMORY}Starting with JobEnvironment()\n{TRACEBACK}", "error JobDied"),
+    ],
+)
+def test_a_dead_job_has_a_reason(state: str | None, code: str, log: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text(log)
+    fate = judge(JobState("12_3", state, exit_code=code, nodes="n1") if state else None, path)
+    assert f"{fate.status} {fate.error_type}" == expected
+    if state:
+        assert "12_3" in fate.message and "n1" in fate.message
+
+
+def dead_submission(out: Path, *, began: bool) -> Submission:
+    """A task of two cells; if it began, it died in the training of the first."""
+    store = open_store(out, create=True)
+    cells = [Cell(seed=0), Cell(seed=1)]
+    works = tuple(
+        Work(key=store.add_cell(cell, "s", ["flops", "accuracy"]), measures=("flops", "accuracy")) for cell in cells
+    )
+    submission = Submission(
+        name="s.1", study="s", tasks=(works,), request=Request(), submitted_at=submissions.now(), job="7"
+    )
+    submissions.write(store, submission)
+    if began:
+        note = TaskNote(
+            job="7",
+            restarts=0,
+            environment={"host": "n1", "threads": 2},
+            device_ids={work.key: "cpu-x" for work in works},
+            attempts={work.key: {"flops": 1, "accuracy": 1} for work in works},
+            protocols={"flops": 1, "accuracy": 1},
+            started_at=submissions.now(),
+        )
+        submissions.write_note(store, "s.1", 0, note)
+        store.write_progress(works[0].key, {"measure": "accuracy", "slurm_job": "7"})
+    return submission
+
+
+@pytest.mark.parametrize("began", [True, False])
+def test_whoever_looks_first_writes_down_what_became_of_every_cell(programs, tmp_path: Path, began: bool) -> None:
+    from runners.table import load
+
+    programs(squeue="", sacct="7|s.1|TIMEOUT|0:0|None|n1")
+    dead_submission(tmp_path / "out", began=began)
+    store = open_store(tmp_path / "out", create=False)
+    for _ in range(2):  # the second look finds everything settled
+        assert not look(store).alive
+    table = load(store.out).set_index("seed").sort_index()
+    assert table["status"].tolist() == ["timeout" if began else "lost", "lost"]
+    assert table["error_message"].str.contains("time limit").all()
+    names = [name.file for name in store.record_names(cell_key(Cell()))]
+    assert names == (["accuracy.cpu-x.v1.a1.json"] if began else [])
+    assert submissions.unsettled(store, submissions.read_all(store)[0]) == []
+
+
+def test_a_folder_that_other_machines_have_of_their_own_is_refused() -> None:
+    check_shared(Path("/tmp/x"), {"here"}, "here")
+    check_shared(Path("/home/me/x"), {"n1", "n2"}, "here")
+    with pytest.raises(StoreError, match="/tmp of n1 is another folder"):
+        check_shared(Path("/tmp/x"), {"n1", "here"}, "here")
+
+
+def test_a_request_takes_the_command_line_before_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = (("time", "2:00:00"), ("partition", "gpu"), ("gpus-per-node", "2"))
+    line = ["--cluster", "slurm", "--partition", "cpu", "--slurm", "reservation=night", "--nodes", "2"]
+    request = make_request(read_command(line), defaults)
+    assert (request.time_min, request.world_size) == (120, 4)
+    assert request.sbatch_options(8) == {
+        "partition": "cpu",
+        "reservation": "night",
+        "time": 120,
+        "nodes": 2,
+        "ntasks-per-node": 2,
+        "gpus-per-node": 2,
+        "cpus-per-task": 8,
+    }
+    again = make_request(read_command(["--cluster", "slurm", "--time", "30"]), defaults, before=request)
+    assert (again.time_min, again.options, again.gpus_per_node) == (30, request.options, 2)
+    with pytest.raises(ValueError, match="nodes=many"):
+        make_request(read_command(["--cluster", "slurm"]), (("nodes", "many"),))
+
+
+def test_the_same_cells_have_the_same_name() -> None:
+    assert study_name(None, ["b", "a"], ["flops"]) == study_name(None, ["a", "b"], ["flops"])
+    assert study_name(None, ["a"], ["flops"]) != study_name(None, ["a"], ["memory"])
+    assert study_name("mine", [], []) == "mine"
+    assert Order(study="s", cells={}, request=Request()).device == "auto"
+
+
+def test_without_slurm_the_sweep_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "runners/sweep.py", "--cluster", "slurm", "--out", str(tmp_path / "out")]
+    environment = {"PATH": "/nonexistent", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "no sbatch on the PATH" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["status", "collect", "retry", "cancel", "clean"])
+def test_a_verb_without_results_is_one_line(verb: str, tmp_path: Path) -> None:
+    command = [sys.executable, f"runners/{verb}.py", "--out", str(tmp_path / "none")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "no results in" in done.stderr
