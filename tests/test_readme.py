@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.strip().splitlines()]
 SWEEPS = [part for line in COMMANDS for part in line.split(" && ") if part.startswith("python runners/sweep.py")]
+SWEEPS = [command for command in SWEEPS if "--cluster slurm" not in command]  # tests/slurm has those
 SHORTENED = ["--steps", "2", "--batch-size", "4", "--threads", "1", "--measure", "flops,accuracy"]
 
 
