@@ -214,8 +214,8 @@ def _throughput(run: _Run) -> Found:
         budget_s=SPEED_BUDGET_S,
     )
     bounds: dict[str, Any] = {
-        **ceilings.measure_ceilings(device, cell.precision),
-        "traffic_mib": ceilings.forward_traffic_mib(model, images, device, cell.precision),
+        **ceilings.measure_ceilings(run.device, cell.precision),
+        "traffic_mib": ceilings.forward_traffic_mib(model, images, run.device, cell.precision),
     }
     return values | bounds, samples
 

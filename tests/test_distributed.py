@@ -150,6 +150,7 @@ def cell_run(group):
     return run(group, build_model(cell), make_data(cell.data, 32, 32, 64))
 
 
+@pytest.mark.slow
 def test_two_ranks_follow_the_loss_curve_of_one_process(spread, one_thread):
     found = spread(cell_run)
     assert_one_run(found)

@@ -201,6 +201,7 @@ def test_two_sweeps_at_once_measure_each_cell_once(tmp_path: Path) -> None:
     assert len(records(tmp_path)) == 4
 
 
+@pytest.mark.slow
 def test_a_users_mechanism_is_measured_like_any_other(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from dataclasses import dataclass\n"
