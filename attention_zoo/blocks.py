@@ -44,7 +44,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens, then channels."""
         if self.pos_embed is not None:
-            x = added(self.pos_embed(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), x)
+            # summed before it is turned: in place on a view, a backward pass would copy its gradient
+            channels_first = x.permute(0, 3, 1, 2)
+            x = added(self.pos_embed(channels_first), channels_first).permute(0, 2, 3, 1)
         tokens = self.attn(self.norm1(x))
         x = x + self.drop_path(self.gamma1 * tokens if self.is_scaled else tokens)
         channels = self._mlp(x)

@@ -16,6 +16,7 @@ from attention_zoo.caching import is_tracing
 from attention_zoo.config import FULL, AttentionConfig
 from attention_zoo.layouts import Layout
 from attention_zoo.registry import build
+from attention_zoo.remade import checkpointed
 from attention_zoo.vanilla import Vanilla
 
 
@@ -165,7 +166,7 @@ class Pyramid(nn.Module):
             mixed: Tensor = self.stages[stage](x)
             return mixed
         for block in cast(nn.Sequential, self.stages[stage]):
-            x = checkpoint(block, x, use_reentrant=False)
+            x = checkpoint(block, x, use_reentrant=False, context_fn=lambda: (checkpointed(), checkpointed()))
         return x
 
     def _position(self, stage: int, x: Tensor) -> Tensor:

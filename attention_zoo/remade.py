@@ -2,11 +2,26 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+
+from attention_zoo.caching import holds_values
+
+_IS_CHECKPOINTED = ContextVar("_IS_CHECKPOINTED", default=False)
+
+
+@contextmanager
+def checkpointed() -> Iterator[None]:
+    """Leave to torch.utils.checkpoint what runs inside: it keeps nothing, and must see all that would be saved."""
+    token = _IS_CHECKPOINTED.set(True)
+    try:
+        yield
+    finally:
+        _IS_CHECKPOINTED.reset(token)
 
 
 @contextmanager
@@ -15,7 +30,8 @@ def not_kept(made: dict[Tensor, Callable[[], Tensor]]) -> Iterator[None]:
 
     A tensor may be saved as a view of the same size. A compiler decides for itself what to keep.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    is_recorded = torch.compiler.is_compiling() or not all(map(holds_values, made))
+    if not torch.is_grad_enabled() or is_recorded or _IS_CHECKPOINTED.get():
         yield
         return
     makers = {(tensor.data_ptr(), tensor.numel()): make for tensor, make in made.items() if tensor.numel()}

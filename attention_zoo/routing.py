@@ -152,19 +152,19 @@ def attend_rows(
         # a key is gathered for every region that reads it, so a backward pass gathers again what it does not keep
         made = [(gather(x, near), functools.partial(gather, x.detach(), near)) for x in (k, v)]
         keys, values = (
-            to_heads(rows.reshape(len(queries), -1, x.shape[-1]), num_heads)
+            to_heads(rows.reshape(len(queries), routes.shape[-1] * tokens, x.shape[-1]), num_heads)
             for (rows, _), x in zip(made, (k, v), strict=True)
         )
         with not_kept(dict(made)):
             return from_heads(attend(queries, keys, values, scale, added))
 
-    gathered_bytes = routes[0].numel() * tokens * (k.shape[-1] + v.shape[-1]) * q.element_size()
-    step = batch
+    gathered_bytes = count * routes.shape[-1] * tokens * (k.shape[-1] + v.shape[-1]) * q.element_size()
+    step = max(1, batch)
     if q.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
         step = max(1, GATHERED_BYTES // gathered_bytes)
-    parts = [attend_images(slice(first, first + step)) for first in range(0, batch, step)]
+    parts = [attend_images(slice(first, first + step)) for first in range(0, max(1, batch), step)]
     y = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return y.reshape(batch, count, tokens, -1)
+    return y.reshape(batch, count, tokens, v.shape[-1])
 
 
 def pool_regions(

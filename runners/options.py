@@ -69,7 +69,8 @@ def _per_stage(what: str, words: tuple[str, ...] = ()) -> Callable[[str], str]:
     return read
 
 
-def _resolution(text: str) -> tuple[int, int]:
+def resolution(text: str) -> tuple[int, int]:
+    """Read the sides of an input of a command line, in pixels."""
     match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text)
     sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not all(MIN_PX <= side <= MAX_PX for side in sides):
@@ -147,7 +148,7 @@ def make_parser() -> Parser:
         help="any other config field, such as swin.window=2,4 or bra.lepe=on,off",
     )
     add("--layout", metavar="L[,L]", type=_axis(str), help="shared host: small, stl (default: small)")
-    add("--resolution", metavar="PX|HxW", type=_axis(_resolution), help="input in pixels (default: the layout's own)")
+    add("--resolution", metavar="PX|HxW", type=_axis(resolution), help="input in pixels (default: the layout's own)")
     add("--seeds", metavar="N[,N]", type=_axis(_integer(0, "a seed")), help="seeds, each a cell (default: 0)")
     add(
         "--data", metavar="D[,D]", type=_axis(str), help="digit-vote, digit-recall, fashion-mnist (default: digit-vote)"

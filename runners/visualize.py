@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from runners.options import MAX_PX, MIN_PX, Parser
+from runners.options import Parser, resolution
 from runners.photos import PHOTOGRAPHS, PROBES, Shown, open_image
 
 if TYPE_CHECKING:
@@ -46,14 +46,6 @@ def _place(text: str) -> tuple[int, int]:
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not Y,X: row and column of a pixel from 0, such as 112,80")
     return int(match[1]), int(match[2])
-
-
-def _resolution(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text)
-    sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not all(MIN_PX <= side <= MAX_PX for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r} is not PX or HxW with sides of {MIN_PX} to {MAX_PX} pixels")
-    return sides
 
 
 def _numbers(what: str) -> Callable[[str], tuple[int, ...]]:
@@ -101,9 +93,7 @@ def make_parser() -> Parser:
     built_in = ", ".join((*PHOTOGRAPHS, *PROBES))
     add = parser.add_argument_group("picture").add_argument
     add("--image", metavar="FILE", default="china", help=f"an image file, or built in: {built_in} (default: china)")
-    add(
-        "--resolution", metavar="PX|HxW", type=_resolution, help="scaled and cropped to this (default: the model's own)"
-    )
+    add("--resolution", metavar="PX|HxW", type=resolution, help="scaled and cropped to this (default: the model's own)")
     add("--query", metavar="Y,X", type=_place, help="pixel of the image as it is shown, from 0,0 (default: the middle)")
     add("--stage", metavar="N[,N]", type=_numbers("stage"), default=(), help="stages (default: all)")
     add(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import attention_zoo
 from attention_zoo import create, create_model
@@ -106,3 +107,25 @@ def test_bra_by_flex_is_bra(size):
     x = torch.randn(2, *size, 32)
     with torch.inference_mode():
         torch.testing.assert_close(attention(x), attention.reference(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpointed_block_keeps_neither_its_widest_map_nor_what_made_it():
+    model = create_model("small", attn="bra", num_classes=10)
+    held = []
+    for block in model.blocks()[0]:
+        block.mlp[0].register_forward_hook(lambda _, __, y: held.append(StorageWeakRef(y.untyped_storage())))
+    x = torch.randn(2, 3, 64, 64)
+    model(x).sum()
+    for is_checkpointed in (False, True):
+        held.clear()
+        model.set_grad_checkpointing(is_checkpointed)
+        loss = model(x).sum()
+        assert {ref.expired() for ref in held} == {is_checkpointed}
+        loss.backward()
+
+
+@pytest.mark.parametrize("impl", ["gather", "dense"])
+def test_no_images_are_no_error(impl):
+    attention = create("bra", dim=12, num_heads=2, regions=2, topk=1, impl=impl)
+    with torch.inference_mode():
+        assert attention(torch.zeros(0, 4, 6, 12)).shape == (0, 4, 6, 12)
