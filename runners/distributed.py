@@ -29,7 +29,7 @@ from runners.failures import ChildFailed, status_of
 TIMEOUT_S = 600.0
 """How long a rank waits for another, at the start of a training and in any step of it."""
 LEAVE_S = 10.0
-"""How long rank 0, which hosts the store, waits at the end for the others to have read its last word."""
+"""How long rank 0, which hosts the store, waits for the others to have read its last word, or why it failed."""
 
 _FOREVER = timedelta(days=365)
 _END = "end"
@@ -112,8 +112,14 @@ class Group:
         mine = {"rank": self.rank, "status": status_of(error), "message": f"{type(error).__name__}: {error}"}
         try:
             first = json.loads(meeting.compare_set("failure", "", json.dumps(mine)))
+            meeting.set(f"read/{self.rank}", "")
         except RuntimeError:  # rank 0 is gone, and the store with it
             return error
+        if self.rank == 0 and not _PEER_GONE.search(first["message"]):
+            # a rank that computes notices at its next collective; one that never does is not waited for long
+            with contextlib.suppress(RuntimeError):
+                distributed.destroy_process_group()
+                meeting.wait([f"read/{other}" for other in range(1, self.world_size)], timedelta(seconds=LEAVE_S))
         if first["message"] != mine["message"]:
             return ChildFailed(f"rank {first['rank']} of {self.world_size}: {first['message']}", first["status"])
         if _PEER_GONE.search(str(error)):
