@@ -23,7 +23,7 @@ from attention_zoo.base import Attention, Macs
 from attention_zoo.caching import holds_values
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
-from attention_zoo.packed import order_of, packed_attention, reorder, tokens_of_a_piece
+from attention_zoo.packed import packed_attention
 from attention_zoo.partitioned import (
     PartitionConfig,
     attend_in_regions,
@@ -123,31 +123,26 @@ class CSWin(Attention):
             qkv = self.qkv(x).unflatten(-1, (3, self.dim))
             mixed = torch.cat([self._mix(qkv[..., branch.channels], branch) for branch in branches], -1)
         else:
-            mixed = torch.cat([self._mix_in_order(x, branch) for branch in branches], -1)
+            mixed = torch.cat([self._mix_in_stripes(x, branch) for branch in branches], -1)
         projected: Tensor = self.proj(mixed)
         return projected
 
-    def _mix_in_order(self, x: Tensor, branch: Branch) -> Tensor:
-        """Values of one branch with their LePE, its tokens put in the order of the stripes before their projection."""
-        order = order_of(branch.cut, len(x), x.device)
-        rows, weight, bias = x.reshape(-1, self.dim), self.qkv.weight, self.qkv.bias
+    def _mix_in_stripes(self, x: Tensor, branch: Branch) -> Tensor:
+        """Values of one branch with their LePE, cut into stripes before it is projected."""
+        weight, bias = self.qkv.weight, self.qkv.bias
         weight = weight.unflatten(0, (3, -1))[:, branch.channels].flatten(0, 1)
         bias = None if bias is None else bias.unflatten(0, (3, -1))[:, branch.channels].flatten()
-        if torch.is_grad_enabled() or x.device.type != "cpu":
-            y = self._stripes(F.linear(reorder(rows, order.rows, order.back), weight, bias), branch)
-            return reorder(y, order.back, order.rows).reshape(*x.shape[:3], -1)
-        pieces = order.rows.split(tokens_of_a_piece(len(weight), branch.cut.tokens, x))
-        y = torch.cat([self._stripes(F.linear(rows.index_select(0, piece), weight, bias), branch) for piece in pieces])
-        return y.index_select(0, order.back).reshape(*x.shape[:3], -1)
+        qkv = F.linear(branch.cut.split(x), weight, bias)
+        return branch.cut.join(self._stripes(qkv, branch).unflatten(0, (len(x), -1)))
 
     def _stripes(self, qkv: Tensor, branch: Branch) -> Tensor:
-        """Mix whole stripes of one branch, tokens in order: (M T, 3 C') -> (M T, C')."""
+        """Mix whole stripes of one branch: (B, R, T, 3 C') -> (B R, T, C')."""
         cut, heads = branch.cut, branch.heads.stop - branch.heads.start
         stripes = qkv.reshape(-1, cut.tokens, 3, heads, self.dim // self.num_heads)
         y = packed_attention(stripes, self.scale, None, (len(stripes),)).flatten(2)
         if self.lepe is not None:
             y = y + self._convolve(self.lepe, stripes[:, :, 2].flatten(2), branch)
-        return y.flatten(0, 1)
+        return y
 
     def _mix(self, qkv: Tensor, branch: Branch) -> Tensor:
         """Values of one branch with their LePE: (B, H, W, 3, C') -> (B, H, W, C')."""

@@ -238,10 +238,9 @@ class DAT(Attention):
             # every image has a bias of its own, which a CPU uses while it is in its cache
             images = max(1, _BIAS_BYTES // (q.element_size() * q.shape[1] * q.shape[2] * k.shape[2]))
         mixed = []
-        for q_some, k_some, v_some, near in zip(*(part.split(images) for part in (q, k, v, points)), strict=True):
+        for some_q, some_k, some_v, near in zip(*(part.split(images) for part in (q, k, v, points)), strict=True):
             bias = self.bias(near, height, width)
-            assert bias is not None
-            mixed.append(attend(q_some, k_some, v_some, self.scale, bias.to(q.dtype)))
+            mixed.append(attend(some_q, some_k, some_v, self.scale, None if bias is None else bias.to(q.dtype)))
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
     def _span(self, count: int) -> int:

@@ -5,7 +5,6 @@ index that undoes shift, step and cut together. Regions that a seam parts alike 
 so that one bias serves a whole run of them.
 """
 
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +19,6 @@ from attention_zoo.regions import Partition
 _ORDERS, _KINDS = Kept(32), Kept(32)
 _MOST_KEPT = 1 << 17
 """Tokens of an order above which it is made anew rather than kept, 1 MiB."""
-_PIECE_BYTES = 4 << 20
-"""Larger q, k, v leave the cache, and get fresh pages from the system at every call."""
 _MOST_SAVED = 128
 """Tokens of a region above which the weights are computed again in the backward pass rather than saved."""
 
@@ -81,17 +78,6 @@ def order_of(cut: Partition, batch: int, device: torch.device) -> Order:
     return _ORDERS.get((cut, batch, device), make) if is_small else make()
 
 
-def counts_between(counts: tuple[int, ...], start: int, stop: int) -> tuple[int, ...]:
-    """Regions of each kind among those from `start` to `stop`, of all in their order."""
-    ends = list(itertools.accumulate(counts))
-    return tuple(max(0, min(end, stop) - max(end - count, start)) for end, count in zip(ends, counts, strict=True))
-
-
-def tokens_of_a_piece(width: int, tokens: int, like: Tensor) -> int:
-    """Tokens of whole regions, of `tokens` each, whose projections, `width` channels, stay in a CPU's cache."""
-    return max(1, _PIECE_BYTES // (width * tokens * like.element_size())) * tokens
-
-
 class _Reorder(torch.autograd.Function):
     """Rows in another order; the gradient is the same copy the other way, where torch would add row by row."""
 
@@ -133,8 +119,8 @@ class _Packed(torch.autograd.Function):
         torch.softmax(weights, -1, out=weights)
         ctx.save_for_backward(parts, weights)
         ctx.heads, ctx.scale, ctx.counts = heads, scale, counts
-        mixed: Tensor = torch.bmm(weights, v).unflatten(0, (count, heads)).transpose(1, 2)
-        return mixed
+        y: Tensor = torch.bmm(weights, v).unflatten(0, (count, heads)).transpose(1, 2)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -168,7 +154,7 @@ def packed_attention(qkv: Tensor, scale: float, bias: Tensor | None, counts: tup
         return _Packed.apply(qkv, scale, bias, counts)  # type: ignore[no-any-return]
     if bias is None:
         return _fused(qkv, scale, None)
-    mixed = [_fused(part, scale, own[None]) for part, own in zip(qkv.split(counts), bias, strict=True) if len(part)]
+    mixed = [_fused(part, scale, own[None]) for part, own in zip(qkv.split(counts), bias, strict=True)]
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 

@@ -84,6 +84,11 @@ class Partition:
         return self.padded_size != (self.height, self.width)
 
     @property
+    def is_rolled(self) -> bool:
+        """Whether the map is rolled before the cut."""
+        return bool(self.shift_y or self.shift_x)
+
+    @property
     def pad_ratio(self) -> float:
         """Padded tokens over the map's own."""
         return self.count * self.tokens / (self.height * self.width) - 1
@@ -98,6 +103,8 @@ class Partition:
 
     def crop(self, x: Tensor) -> Tensor:
         """Take the map out of the padded one, the inverse of `pad`."""
+        if not self.is_padded:
+            return x
         return x[:, self.top : self.top + self.height, self.left : self.left + self.width]
 
     def filled(self) -> "Partition":
@@ -109,7 +116,7 @@ class Partition:
         """Cut a map: (B, H, W, C) -> (B, R, T, C). What the padding holds is nobody's business: see `blank`."""
         batch, _, _, channels = x.shape
         x = self.pad(x)
-        if self.shift_y or self.shift_x:
+        if self.is_rolled:
             x = x.roll((-self.shift_y, -self.shift_x), (1, 2))
         x = x.reshape(batch, self.down, self.rows, self.step_y, self.across, self.cols, self.step_x, channels)
         return x.permute(0, 1, 3, 4, 6, 2, 5, 7).reshape(batch, self.count, self.tokens, channels)
@@ -119,7 +126,7 @@ class Partition:
         batch, _, _, channels = regions.shape
         x = regions.reshape(batch, self.down, self.step_y, self.across, self.step_x, self.rows, self.cols, channels)
         x = x.permute(0, 1, 5, 2, 3, 6, 4, 7).reshape(batch, *self.padded_size, channels)
-        if self.shift_y or self.shift_x:
+        if self.is_rolled:
             x = x.roll((self.shift_y, self.shift_x), (1, 2))
         return self.crop(x)
 
@@ -149,7 +156,7 @@ class Partition:
 
         None where neither padding nor a shift tells the tokens of a region apart.
         """
-        if not (self.is_padded or self.shift_y or self.shift_x):
+        if not (self.is_padded or self.is_rolled):
             return None
         row, col = coordinates(self.height, self.width, device)
         # counted from 1, so that the zeros of the padding become -1

@@ -14,14 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attention_zoo.base import Attention, Macs, attend
+from attention_zoo.caching import Kept, holds_values, is_tracing
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
 from attention_zoo.partitioned import bias_table, table_bias
 from attention_zoo.regions import coordinates, from_heads
 from attention_zoo.registry import register
+from attention_zoo.tiles import Tiles, attend_in_tiles, tiles_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,7 @@ class Sliding(Attention):
         super().__init__(dim, num_heads, config)
         self.kernel, self.dilation = config.side, config.dilation
         self.bias_table = bias_table(self.kernel, self.kernel, num_heads) if config.bias else None
+        self._biases = Kept(8)
 
     def reach(self, length: int) -> int:
         """Keys that a query has along a side, the one included that the shorter sequences of a dilation lack."""
@@ -85,7 +89,44 @@ class Sliding(Attention):
         return key.clamp(max=length - 1), place[:, None] - near, near < members[:, None]
 
     def fast(self, x: Tensor) -> Tensor:
-        """Gather the neighbours of each query, and attend to them: (B, H, W, C) -> same."""
+        """Attend to the neighbours of each query: (B, H, W, C) -> same."""
+        return self._by_tile(x) if self._runs_in_tiles(x) else self._by_query(x)
+
+    def _runs_in_tiles(self, x: Tensor) -> bool:
+        """Whether tiles serve: on a CPU, where a call runs; one that is recorded shows the products of the paper."""
+        is_recorded = torch.compiler.is_compiling() or is_tracing() or not holds_values(x)
+        return self.dilation == 1 and not is_recorded and x.device.type == "cpu"
+
+    def _by_tile(self, x: Tensor) -> Tensor:
+        """Attend tile by tile, each key copied a few times only."""
+        _, height, width, _ = x.shape
+        weight, bias = self.qkv.weight, self.qkv.bias
+        bias_q, bias_kv = (None, None) if bias is None else bias.split((self.dim, 2 * self.dim))
+        q = F.linear(x, weight[: self.dim], bias_q)
+        kv = F.linear(x, weight[self.dim :], bias_kv)
+        tiles = tiles_of(height, width, self.kernel, x.device)
+        y = attend_in_tiles(q.flatten(1, 2), kv.flatten(1, 2), tiles, self._tile_bias(tiles, x, q.dtype), self.scale)
+        return self.finish(y.reshape(x.shape), kv[..., self.dim :])
+
+    def _tile_bias(self, tiles: Tiles, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Bias of each kind of tile, -inf out of reach: (kinds, heads, T, K)."""
+
+        def make() -> Tensor:
+            far, size = self.kernel - 1, (-1, tiles.queries.shape[1], tiles.keys.shape[1])
+            is_near = ((tiles.dy <= far) & (tiles.dx <= far)).reshape(size)
+            if self.bias_table is None:
+                bias = x.new_zeros(len(is_near), self.num_heads, *size[1:], dtype=dtype)
+            else:
+                dy, dx = (offset.clamp(-far, far) for offset in (tiles.dy, tiles.dx))
+                sides = self.kernel, self.kernel
+                bias = table_bias(self.bias_table, sides, dy, dx).to(dtype).reshape(self.num_heads, *size).movedim(0, 1)
+            return bias.masked_fill(~is_near[:, None], float("-inf")).contiguous()
+
+        sources = () if self.bias_table is None else (self.bias_table,)
+        return self._biases.get((*x.shape[1:3], dtype, x.device), make, sources)
+
+    def _by_query(self, x: Tensor) -> Tensor:
+        """Gather the neighbours of each query, a copy of each key for every query that reads it."""
         _, height, width, _ = x.shape
         q, k, v = self.project(x)
         row, dy, has_row = (part[:, None, :, None] for part in self.neighbours(height, x.device))  # (H, 1, K, 1)

@@ -1,15 +1,14 @@
 """The fast path of attention that is a softmax with a bias inside regions: windows, grids and groups that divide a map.
 
 Tokens are put in the order of their regions before they are projected, so that partition, shift and projection cost one
-copy of the map. Regions are independent from there on, so without gradients a CPU takes them in pieces that stay in its
-cache. What this path does not cover (padding, recorded calls) is left to `PartitionAttention`.
+copy of the map. What this path does not cover (padding, recorded calls) is left to `PartitionAttention`.
 """
 
 import torch
 from torch import Tensor
 
 from attention_zoo.caching import Kept, holds_values
-from attention_zoo.packed import Order, counts_between, kinds_of, order_of, packed_attention, reorder, tokens_of_a_piece
+from attention_zoo.packed import kinds_of, order_of, packed_attention, reorder
 from attention_zoo.partitioned import PartitionAttention, PartitionConfig, region_offsets
 from attention_zoo.regions import Partition
 
@@ -45,31 +44,29 @@ class RegionAttention(PartitionAttention):
         cut = self.partition(*x.shape[1:3])
         if cut.is_padded or torch.compiler.is_compiling() or not holds_values(x):
             return super().fast(x)
-        order = order_of(cut, len(x), x.device)
         if self.lepe is not None:
             qkv = self.qkv(x)
-            y = self._mix_in_order(reorder(qkv.flatten(0, 2), order.rows, order.back), cut, order.counts)
-            return self.finish(reorder(y, order.back, order.rows).reshape(x.shape), qkv[..., 2 * self.dim :])
-        if torch.is_grad_enabled() or x.device.type != "cpu":
-            qkv = self.qkv(reorder(x.reshape(-1, self.dim), order.rows, order.back))
-            y = self.proj(self._mix_in_order(qkv, cut, order.counts))
-            return reorder(y, order.back, order.rows).reshape(x.shape)
-        return self._piece_by_piece(x, cut, order)
+            y = self._put_back(self._mix_in_order(self._in_order(qkv, cut), cut, len(x)), cut, len(x))
+            return self.finish(y, qkv[..., 2 * self.dim :])
+        projected: Tensor = self.proj(self._mix_in_order(self.qkv(self._in_order(x, cut)), cut, len(x)))
+        return self._put_back(projected, cut, len(x))
 
-    def _mix_in_order(self, qkv: Tensor, cut: Partition, counts: tuple[int, ...]) -> Tensor:
-        """Mix regions, tokens in order, so many of each kind: (M T, 3 C) -> (M T, C)."""
+    def _in_order(self, x: Tensor, cut: Partition) -> Tensor:
+        """Tokens of a map, region after region, regions of one kind together: (B, H, W, C') -> (B R T, C')."""
+        if not cut.is_rolled:
+            return cut.split(x).flatten(0, 2)
+        order = order_of(cut, len(x), x.device)
+        return reorder(x.flatten(0, 2), order.rows, order.back)
+
+    def _put_back(self, rows: Tensor, cut: Partition, batch: int) -> Tensor:
+        """Undo `_in_order`."""
+        if not cut.is_rolled:
+            return cut.join(rows.reshape(batch, cut.count, cut.tokens, -1))
+        order = order_of(cut, batch, rows.device)
+        return reorder(rows, order.back, order.rows).reshape(batch, cut.height, cut.width, -1)
+
+    def _mix_in_order(self, qkv: Tensor, cut: Partition, batch: int) -> Tensor:
+        """Mix regions, tokens in order: (B R T, 3 C) -> (B R T, C)."""
         regions = qkv.reshape(-1, cut.tokens, 3, self.num_heads, self.dim // self.num_heads)
+        counts = order_of(cut, batch, qkv.device).counts if cut.is_rolled else (len(regions),)
         return packed_attention(regions, self.scale, self.bias_of_kinds(cut, qkv), counts).reshape(-1, self.dim)
-
-    def _piece_by_piece(self, x: Tensor, cut: Partition, order: Order) -> Tensor:
-        rows = x.reshape(-1, self.dim)
-        mixed: Tensor | None = None
-        tokens = tokens_of_a_piece(3 * self.dim, cut.tokens, x)
-        for index, piece in enumerate(order.rows.split(tokens)):
-            regions = tokens // cut.tokens
-            counts = counts_between(order.counts, index * regions, (index + 1) * regions)
-            y = self.proj(self._mix_in_order(self.qkv(rows.index_select(0, piece)), cut, counts))
-            mixed = y.new_empty(rows.shape) if mixed is None else mixed
-            mixed.index_copy_(0, piece, y)
-        assert mixed is not None
-        return mixed.reshape(x.shape)

@@ -143,3 +143,18 @@ def test_blocks_take_an_odd_kernel_from_the_layout():
 def test_bad_values(config, message):
     with pytest.raises(ValueError, match=message):
         SlidingConfig(**config)
+
+
+@pytest.mark.parametrize("size", [(9, 9), (14, 5), (3, 17), (8, 1), (23, 16)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("config", [{"kernel": 3}, {"kernel": 5, "bias": False}, {"kernel": 7, "lepe": True}], ids=str)
+def test_tiles_are_the_gather(small, evaluate, monkeypatch, size, config):
+    attention, x = small("sliding", *size, **config)
+    monkeypatch.setattr("attention_zoo.tiles._BIAS_BYTES", 20_000)  # several pieces
+    assert attention._runs_in_tiles(x)
+    tiled = evaluate(attention, x)
+    gathered = evaluate(attention, x, "_by_query")
+    for name, value in gathered.items():
+        torch.testing.assert_close(tiled[name], value, rtol=1e-9, atol=1e-10)
+    with torch.inference_mode():
+        torch.testing.assert_close(attention(x), gathered["output"])
+        torch.testing.assert_close(attention(x), gathered["output"])
