@@ -24,15 +24,21 @@
   const spell = (value) => String(Number(value.toPrecision(4)));
   const mean = (point, column) => (column in point.values ? point.values[column][1] : null);
 
+  // a label of plotly's is as wide as its longest line, and cut at the edge of a narrow chart
+  const wrap = (text) => {
+    const width = window.innerWidth < 640 ? 28 : 72;
+    return text.match(new RegExp(`\\S{${width}}|.{1,${width}}(?!\\S)`, "gs")).map((line) => escape(line.trim()));
+  };
+
   const hover = (point) => {
-    const lines = [`<b>${escape(point.name)}</b>`, escape(point.conditions === "all rows" ? `${point.resolution} px` : point.conditions)];
+    const lines = [`<b>${escape(point.name)}</b>`, ...wrap(point.conditions === "all rows" ? `${point.resolution} px` : point.conditions)];
     for (const [column, [low, middle, high]] of Object.entries(point.values)) {
       const range = low === null || low === high ? "" : ` (${spell(low)} to ${spell(high)})`;
-      lines.push(`${escape(headings.get(column))}: ${spell(middle)}${range}`);
+      lines.push(...wrap(`${headings.get(column)}: ${spell(middle)}${range}`));
     }
     if (point.n) lines.push(`${point.n} seed${point.n > 1 ? "s" : ""}`);
     if (point.leads) lines.push("best acc1, or not told from it");
-    if (point.status) lines.push(`failed: ${escape(point.status)}`, ...(point.message ? [escape(point.message.slice(0, 90))] : []));
+    if (point.status) lines.push(...wrap(`failed: ${point.status}`), ...wrap((point.message ?? "-").slice(0, 120)));
     return lines.join("<br>");
   };
 

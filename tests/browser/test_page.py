@@ -175,6 +175,7 @@ def test_a_failed_cell_is_a_cross_on_a_rail_and_says_why(page):
     assert "bra topk=16" in label.text_content()
     assert "failed: oom" in label.text_content()
     assert "</script>" in label.text_content()
+    assert label.bounding_box()["x"] >= 0
 
 
 # --- 10,000 rows
