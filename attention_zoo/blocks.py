@@ -56,9 +56,14 @@ class Block(nn.Module):
         """Mix channels; a backward pass finds the widest map once, before the activation."""
         widen, activate, narrow = self.mlp
         hidden = widen(self.norm2(x))
+        channels: Tensor
+        if not torch.is_grad_enabled():
+            # the widest map of a block twice would leave the cache
+            channels = narrow(torch.ops.aten.gelu_(hidden))
+            return channels
         wide = activate(hidden)
         with not_kept({wide: functools.partial(activate, hidden.detach())}):
-            channels: Tensor = narrow(wide)
+            channels = narrow(wide)
         return channels
 
     def macs(self, height: int, width: int) -> Macs:
