@@ -5,6 +5,7 @@ the cell, so that two who look at once write it once.
 """
 
 import re
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 from ablations.study import Cell
 from runners import slurm, submissions
+from runners.files import StoreError
 from runners.lease import Lease, acquire
 from runners.slurm import JobState, Task
 from runners.store import Store
@@ -126,15 +128,19 @@ def _write_down(
     for work in submission.tasks[index]:
         if not _left(store, work, note):
             continue
-        lease = acquire(store.lease_path(work.key, submission.part))
-        if not isinstance(lease, Lease):
-            # a later job has the cell, or the heartbeat of a process on a dead node is still young
-            done = done and bool(busy.get(work.key))
-            continue
-        with lease:
-            if left := _left(store, work, note):
-                fate = fate or judge(state, log)
-                _write_cell(store, submission, work, left, note, fate, log, busy=work.key in busy)
+        try:
+            lease = acquire(store.lease_path(work.key, submission.part))
+            if not isinstance(lease, Lease):
+                # a later job has the cell, or the heartbeat of a process on a dead node is still young
+                done = done and bool(busy.get(work.key))
+                continue
+            with lease:
+                if left := _left(store, work, note):
+                    fate = fate or judge(state, log)
+                    _write_cell(store, submission, work, left, note, fate, log, busy=work.key in busy)
+        except StoreError as error:
+            print(f"warning: {error}; what became of this cell is written down when it can be", file=sys.stderr)
+            done = False
     return done
 
 

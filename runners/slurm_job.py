@@ -13,6 +13,7 @@ from typing import Any
 
 from ablations.study import Cell
 from runners import slurm, submissions
+from runners.files import StoreError
 from runners.store import Store, open_store
 from runners.submissions import Submission, TaskNote, Work
 
@@ -95,7 +96,11 @@ class ArrayTask:
 
 
 def run_tasks(store: Store, submission: Submission, cells: Mapping[str, Cell], group: Any) -> None:
-    """Run the cells of this process's task, those that another process holds last."""
+    """Run the cells of this process's task, those that another process holds last.
+
+    Raises:
+        StoreError: the folder of some cell cannot be written; the other cells have been run.
+    """
     from runners.execute import End, Job, run_job
     from runners.submit import job_log
 
@@ -104,6 +109,7 @@ def run_tasks(store: Store, submission: Submission, cells: Mapping[str, Cell], g
     submissions.settle(store, submission.name, index, settled=False)
     note = _begin(store, submission, index, cells, more)
     waiting, deadline = list(submission.tasks[index]), time.monotonic() + PATIENCE_S
+    failed: StoreError | None = None
     while waiting:
         held = []
         for work in waiting:
@@ -116,7 +122,12 @@ def run_tasks(store: Store, submission: Submission, cells: Mapping[str, Cell], g
                 memory_limit_mib=submission.memory_limit_mib,
                 part=submission.part,
             )
-            end = run_job(job, job_log(), more=more, group=group)
+            try:
+                end = run_job(job, job_log(), more=more, group=group)
+            except StoreError as error:  # the folder of one cell may be full, or gone, and the others not
+                print(f"error: {error}", flush=True)
+                failed = error
+                continue
             if end is End.POISONED:
                 # records are on disk, so the same command goes on behind them
                 os.execv(sys.executable, sys.orig_argv)
@@ -126,10 +137,12 @@ def run_tasks(store: Store, submission: Submission, cells: Mapping[str, Cell], g
             deadline = time.monotonic() + PATIENCE_S
         elif time.monotonic() > deadline:
             print(f"another process works on {', '.join(work.key for work in held)}; left to it", flush=True)
-            return
+            break
         waiting = held
         if waiting:
             time.sleep(POLL_S)
+    if failed:
+        raise failed
 
 
 def _begin(

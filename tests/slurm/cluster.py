@@ -61,8 +61,8 @@ SlurmdParameters=config_overrides
 {accounting}
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first_port} CPUs=4 RealMemory=8000
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second_port} CPUs=4 RealMemory=8000
-PartitionName=cpu Nodes=n[1-2] Default=YES DefMemPerCPU=1000 MaxTime=60 PriorityTier=1
-PartitionName=urgent Nodes=n[1-2] DefMemPerCPU=1000 MaxTime=60 PriorityTier=10
+PartitionName=cpu Nodes=n[1-2] Default=YES DefMemPerCPU=2000 MaxTime=60 PriorityTier=1
+PartitionName=urgent Nodes=n[1-2] DefMemPerCPU=2000 MaxTime=60 PriorityTier=10
 """
 
 ACCOUNTING = """AccountingStorageType=accounting_storage/slurmdbd

@@ -13,13 +13,16 @@ from slurm.zoo import MEASURED, TINY, job_of, records, rows, run, submit, traini
 pytestmark = pytest.mark.slurm
 
 STEPS = ["--steps", "160"]
+# SLURM looks for jobs to preempt every few seconds: the job must not have ended by then
+LONG = ["--steps", "800"]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(session_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """The rows of seeds 2, 3 and 4 without any fault."""
     out = tmp_path_factory.mktemp("undisturbed")
-    run(session_cluster, "sweep", *TINY, *STEPS, "--seeds", "2,3,4", "--cluster", "debug", out=out)
+    run(session_cluster, "sweep", *TINY, *STEPS, "--seeds", "2,3", "--cluster", "debug", out=out)
+    run(session_cluster, "sweep", *TINY, *LONG, "--seeds", "4", "--cluster", "debug", out=out)
     return rows(out)[MEASURED]
 
 
@@ -65,7 +68,7 @@ def test_each_death_has_its_status_and_retry_completes_the_table(
 
 
 def test_a_preempted_job_goes_on_to_the_same_row(cluster: Cluster, undisturbed: pd.DataFrame, tmp_path: Path) -> None:
-    submit(cluster, *STEPS, "--seeds", "4", "--name", "preempted", "--slurm", "nodelist=n1", out=tmp_path)
+    submit(cluster, *LONG, "--seeds", "4", "--name", "preempted", "--slurm", "nodelist=n1", out=tmp_path)
     first = training(tmp_path, 4, step=20)
     urgent = ["--partition", "urgent", "--exclusive", "--nodelist", "n1", "--output", "/dev/null", "--wrap", "sleep 1"]
     cluster.run("sbatch", *urgent)

@@ -1,0 +1,51 @@
+"""Sixty cells while their processes are killed, their jobs requeued, their records cut and a disk is full."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from runners.table import load
+from slurm.cluster import Cluster
+from slurm.killer import Killer, full_folder
+from slurm.zoo import MEASURED, TINY, key_of, rows, run, submit, wait_for_queue
+
+pytestmark = pytest.mark.slurm
+
+SIXTY = ["--attn", "vanilla,swin,maxvit", "--seeds", ",".join(map(str, range(20))), "--steps", "2"]
+MOST_RETRIES = 8
+
+
+def test_sixty_cells_come_through_a_storm(
+    cluster: Cluster, tmp_path: Path, record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    calm, out = tmp_path / "calm", tmp_path / "out"
+    run(cluster, "sweep", *TINY, *SIXTY, "--cluster", "debug", out=calm)
+    cluster.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
+    submit(cluster, *SIXTY, "--cells-per-job", "5", "--name", "storm", out=out)
+    killer = Killer(cluster, out, seed=0, pause_s=1.5)
+    with full_folder(out / "cells" / key_of(out, 7)):
+        cluster.run("scontrol", "update", "PartitionName=cpu", "State=UP")
+        killer.start()
+        wait_for_queue(cluster)
+        status = run(cluster, "status", "storm", out=out, code=1)
+    run(cluster, "retry", out=out)
+    wait_for_queue(cluster)
+    killer.stop()
+    retries = 1
+    while "60 cells: 60 ok" not in run(cluster, "status", "storm", out=out, code=None):
+        retries += 1
+        assert retries <= MOST_RETRIES, run(cluster, "status", "storm", out=out, code=None)
+        run(cluster, "retry", out=out)
+        wait_for_queue(cluster)
+
+    table = load(out)
+    assert len(table) == table["cell_key"].nunique() == 60
+    assert set(table["status"]) == {"ok"}
+    pd.testing.assert_frame_equal(rows(out)[MEASURED], rows(calm)[MEASURED], check_exact=True)
+    figures = {**killer.done, "retries": retries, "lost": int((table["status"] != "ok").sum())}
+    record_property("storm", figures)
+    with capsys.disabled():
+        print(f"\nstorm: after the first wave {status.strip().splitlines()[-1]}; {figures}")
+    assert killer.done["kill"] >= 5 and killer.done["requeue"] >= 1 and killer.done["cut"] >= 3
