@@ -16,6 +16,7 @@ import json
 import os
 import re
 import socket
+import traceback
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 
@@ -116,7 +117,8 @@ class Group:
         except RuntimeError:  # rank 0 is gone, and the store with it
             return error
         if self.rank == 0 and not _PEER_GONE.search(first["message"]):
-            # a rank that computes notices at its next collective; one that never does is not waited for long
+            # the others notice at their next collective that the connections are closed, once no frame holds a model
+            traceback.clear_frames(error.__traceback__)
             with contextlib.suppress(RuntimeError):
                 distributed.destroy_process_group()
                 meeting.wait([f"read/{other}" for other in range(1, self.world_size)], timedelta(seconds=LEAVE_S))

@@ -22,6 +22,8 @@ from typing import Literal
 
 import psutil
 
+from runners.files import StoreError
+
 HEARTBEAT_S = 15.0
 # several heartbeats, plus what the clocks of two nodes and the attribute cache of NFS may add
 STALE_S = 120.0
@@ -112,8 +114,15 @@ def acquire(path: Path) -> Lease | Held:
     """Take the lease, from a dead owner too, or say who holds it; its folder must exist.
 
     Raises:
-        OSError: the file cannot be written.
+        StoreError: the file cannot be written.
     """
+    try:
+        return _acquire(path)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _acquire(path: Path) -> Lease | Held:
     with _locked(path) as locked:
         looked_at = _identity(path)  # before it is judged
         current = holder(path)

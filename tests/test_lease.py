@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from runners import lease as leases
+from runners.files import StoreError
 from runners.lease import GRACE_S, STALE_S, Held, Lease, acquire, holder
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -204,7 +205,7 @@ def test_a_full_disk_leaves_no_lease(path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StoreError, match=r"cannot write .*lease.json: No space left"):
         acquire(path)
     assert holder(path) is None
 

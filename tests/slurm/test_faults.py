@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slurm
 
 STEPS = ["--steps", "160"]
 # SLURM looks for jobs to preempt every few seconds: the job must not have ended by then
-LONG = ["--steps", "800"]
+LONG = ["--steps", "500"]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from slurm.zoo import MEASURED, TINY, key_of, rows, run, submit, wait_for_queue
 
 pytestmark = pytest.mark.slurm
 
-SIXTY = ["--attn", "vanilla,swin,maxvit", "--seeds", ",".join(map(str, range(20))), "--steps", "2"]
+SIXTY = ["--seeds", ",".join(map(str, range(60))), "--steps", "2", "--measure", "accuracy"]
+LEARNED = [name for name in MEASURED if name not in ("gmacs", "params_m")]
 MOST_RETRIES = 8
 
 
@@ -30,6 +31,7 @@ def test_sixty_cells_come_through_a_storm(
         killer.start()
         wait_for_queue(cluster)
         status = run(cluster, "status", "storm", out=out, code=1)
+        assert "No space left on device; what became of this cell" in status and "Traceback" not in status
     run(cluster, "retry", out=out)
     wait_for_queue(cluster)
     killer.stop()
@@ -43,9 +45,10 @@ def test_sixty_cells_come_through_a_storm(
     table = load(out)
     assert len(table) == table["cell_key"].nunique() == 60
     assert set(table["status"]) == {"ok"}
-    pd.testing.assert_frame_equal(rows(out)[MEASURED], rows(calm)[MEASURED], check_exact=True)
+    pd.testing.assert_frame_equal(rows(out)[LEARNED], rows(calm)[LEARNED], check_exact=True)
     figures = {**killer.done, "retries": retries, "lost": int((table["status"] != "ok").sum())}
     record_property("storm", figures)
     with capsys.disabled():
-        print(f"\nstorm: after the first wave {status.strip().splitlines()[-1]}; {figures}")
+        first_wave = next(line for line in status.splitlines() if "60 cells:" in line)
+        print(f"\nstorm: after the first wave {first_wave}; in all {figures}")
     assert killer.done["kill"] >= 5 and killer.done["requeue"] >= 1 and killer.done["cut"] >= 3
