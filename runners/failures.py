@@ -12,7 +12,8 @@ _OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator: (not enough|can't allocate) memory"
     r"|std::bad_alloc"
     r"|out of memory"
-    r"|could not create a memory object"
+    # oneDNN; what it cannot do it refuses earlier, at the descriptor
+    r"|could not create a memory object|could not (create|execute) a primitive(?! descriptor)"
     r"|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )

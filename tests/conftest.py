@@ -3,6 +3,7 @@
 A test that takes `mechanism` runs for every registered name in every setting of the table.
 """
 
+import os
 from typing import Any, NamedTuple
 
 import hypothesis
@@ -18,6 +19,11 @@ hypothesis.settings.register_profile("zoo", derandomize=True, deadline=None, pri
 hypothesis.settings.load_profile("zoo")
 
 DIM, HEADS = 12, 2
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # workers share the processors; threads that wait for each other would take most of them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 
 
 class Mechanism(NamedTuple):

@@ -33,6 +33,8 @@ def caused(error, cause):
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "oom"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"), "oom"),
         (RuntimeError("could not create a memory object"), "oom"),
+        (RuntimeError("could not execute a primitive"), "oom"),
+        (RuntimeError("could not create a primitive descriptor for the convolution forward propagation"), "error"),
         (MemoryError(), "oom"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "oom"),
         (OutOfMemory("the child says so"), "oom"),

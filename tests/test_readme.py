@@ -21,7 +21,7 @@ SHORTENED = ["--steps", "2", "--batch-size", "4", "--threads", "1", "--measure",
 def test_the_two_commands_come_first() -> None:
     assert COMMANDS[:2] == [
         "pip install -e . && python runners/sweep.py --attn bra --topk 1,4,8,16",
-        "pip install -e '.[test]' && pytest",
+        "pip install -e '.[test]' && pytest -n auto",
     ]
 
 

@@ -117,7 +117,8 @@ def test_a_failed_measure_is_a_row_and_the_others_are_kept(tmp_path: Path) -> No
     done = sweep(tmp_path, *limited)
     assert done.returncode == 1
     (row,) = load(tmp_path).to_dict("records")
-    assert (row["status"], row["memory_status"], row["flops_status"]) == ("oom", "oom", "ok")
+    found = row["status"], row["memory_status"], row["flops_status"]
+    assert found == ("oom", "oom", "ok"), row["error_message"]
     assert "memory" in row["error_message"]
     again = sweep(tmp_path, *limited)
     assert "--retry oom" in again.stdout and again.returncode == 1
