@@ -68,13 +68,21 @@ class Standing:
     def ties(self) -> tuple[str, ...]:
         """What is not significantly worse than the best; nothing where that could not be tested."""
         others = [name for name in self.intervals if name != self.best]
-        if self.metric.exact:
+        if self._is_counted:
             return tuple(name for name in others if self.intervals[name].mean == self.intervals[self.best].mean)
         if not self.tested:
             return ()
         column, higher = self.metric.column, self.metric.higher_is_better
         _, tied = tied_with_best(self._repeats, column, "configuration", higher_is_better=higher)
         return tuple(name for name in others if name in tied)
+
+    @cached_property
+    def _is_counted(self) -> bool:
+        """Whether values are compared as they are: counts, and costs such as memory that were the same every time."""
+        if self.metric.exact or self.metric.higher_is_better:
+            return self.metric.exact
+        values = self._repeats.groupby("configuration")[self.metric.column].agg(["nunique", "count"])
+        return bool(values["nunique"].eq(1).all() and values["count"].gt(1).any())
 
     @cached_property
     def _repeats(self) -> pd.DataFrame:

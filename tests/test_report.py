@@ -119,6 +119,17 @@ def test_a_metric_that_is_counted_is_tied_only_with_its_equals(folder):
     assert set(first.standings["params_m"].leaders) == {"swin", "vanilla"}
 
 
+@pytest.mark.parametrize(("other", "tied"), [((4.0, 4.0), False), ((3.1, 4.9), True)], ids=["counted", "measured"])
+def test_a_cost_that_never_varied_is_tied_only_with_its_equals(tmp_path, other, tied):
+    store = open_store(tmp_path, create=True)
+    for attn, values in {"swin": (3.0, 3.0), "vanilla": other}.items():
+        for seed, peak in enumerate(values):
+            cell = Cell(attn=attn, seed=seed)
+            store.add_cell(cell)
+            store.write_record(cell_key(cell), record(cell, "memory", values={"peak_infer_mib": peak}))
+    assert one_group(load(tmp_path)).standings["peak_infer_mib"].ties == (("vanilla",) if tied else ())
+
+
 def test_without_accuracy_the_lowest_costs_are_said(tmp_path):
     store = open_store(tmp_path, create=True)
     for cell in (Cell(attn="swin"), Cell(attn="vanilla")):

@@ -126,8 +126,15 @@
     const shapes = [];
     if (drawn.some((point) => x.of(point) === null)) shapes.push(rail("x", rails.x));
     if (drawn.some((point) => y.of(point) === null)) shapes.push(rail("y", rails.y));
+    // an interval over few seeds reaches beyond what an accuracy can be, and would flatten the means
+    const range = (name, values) => {
+      if (!/^acc[15]$/.test(name) || !values.length || shapes.length) return {};
+      const low = Math.min(...values), high = Math.max(...values), room = Math.max(3, 0.12 * (high - low));
+      return { range: [Math.max(-1, low - room), Math.min(103, high + room)] };
+    };
     const axis = ({ heading, log, name }) => ({
       title: { text: escape(heading), standoff: 8 }, type: log ? "log" : "linear", automargin: true, gridcolor: "#e6e6e6", zeroline: false, linecolor: "#59636e",
+      ...range(name, placed.map(coordinate(name).of)),
       ...(name === "pixels" ? ticks(chosen) : log ? decades(placed.map(coordinate(name).of)) : {}),
     });
     const narrow = window.innerWidth < 640;
