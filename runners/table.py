@@ -153,9 +153,16 @@ def _join(device_id: str | None, records: Sequence[Record]) -> dict[str, Any]:
         "device_id": device_id,
         "attempts": max((record.attempt for record in records), default=0),
         "started_at": local[-1].started_at if local else None,
-        "command": local[-1].command if local else None,
+        "command": _command(local[-1].command, records) if local else None,
         "log_path": local[-1].log_path if local else None,
     }
+
+
+def _command(latest: str, records: Sequence[Record]) -> str:
+    """The command that measures the whole row: that of its latest record, for the measures of all."""
+    head, flag, _ = latest.rpartition(" --measure ")
+    measures = sorted(record.measure for record in records if record.command.startswith(head))
+    return f"{head}{flag}{','.join(measures)}" if head else latest
 
 
 def _environment(environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -212,6 +212,12 @@ def test_a_failed_attempt_hides_the_values_of_an_earlier_one(store):
     assert (row.status, row.error_type, row.error_message) == ("diverged", "Diverged", "accuracy: loss is nan")
 
 
+def test_the_command_of_a_row_measures_all_of_it(store):
+    for measure in ("memory", "flops", "accuracy"):
+        store.write_record(KEY, record(measure, command=f"python runners/sweep.py --seeds 1 --measure {measure}"))
+    assert only_row(store).command == "python runners/sweep.py --seeds 1 --measure accuracy,flops,memory"
+
+
 def test_what_differs_between_the_measures_of_a_row_is_shown(store):
     later = "2030-01-01T11:00:00.000+00:00"
     there = {**HERE, "host": "n2", "git_dirty": True, "versions": {"torch": "2.15", "timm": "1"}}
