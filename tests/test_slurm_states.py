@@ -160,6 +160,24 @@ def test_whoever_looks_first_writes_down_what_became_of_every_cell(programs, tmp
     assert submissions.unsettled(store, submissions.read_all(store)[0]) == []
 
 
+def test_a_cell_whose_folder_cannot_be_written_hides_no_other(
+    programs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    programs(squeue="", sacct="7|s.1|NODE_FAIL|0:0|None|n1")
+    dead_submission(tmp_path / "out", began=False)
+    store = open_store(tmp_path / "out", create=False)
+    lock = store.lease_path(cell_key(Cell())).with_name("lease.json.lock")
+    lock.mkdir()  # as good as a full disk: no lease can be taken
+    look(store)
+    assert "cannot write" in capsys.readouterr().err
+    lost = {seed: store.read_lost(cell_key(Cell(seed=seed))) for seed in (0, 1)}
+    assert lost[0] is None and lost[1] and "lost its node" in str(lost[1]["error_message"])
+    assert submissions.unsettled(store, submissions.read_all(store)[0]) == [0]
+    lock.rmdir()
+    look(store)
+    assert store.read_lost(cell_key(Cell())) and not submissions.unsettled(store, submissions.read_all(store)[0])
+
+
 def test_a_folder_that_other_machines_have_of_their_own_is_refused() -> None:
     check_shared(Path("/tmp/x"), {"here"}, "here")
     check_shared(Path("/home/me/x"), {"n1", "n2"}, "here")
