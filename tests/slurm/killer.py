@@ -73,6 +73,14 @@ class Killer(threading.Thread):
                     yield process
 
 
+def can_mount(folder: Path) -> bool:
+    """Whether this process may mount a file system; a container often may not."""
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], capture_output=True, check=False).returncode:
+        return False
+    subprocess.run(["umount", str(folder)], check=True)
+    return True
+
+
 @contextlib.contextmanager
 def full_folder(folder: Path) -> Iterator[None]:
     """Put a folder on a file system of its own that holds what it held and not a byte more, for the block."""

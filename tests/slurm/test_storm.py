@@ -8,7 +8,7 @@ import pytest
 
 from runners.table import load
 from slurm.cluster import Cluster
-from slurm.killer import Killer, full_folder
+from slurm.killer import Killer, can_mount, full_folder
 from slurm.zoo import MEASURED, TINY, key_of, rows, run, submit, wait_for_queue
 
 pytestmark = pytest.mark.slurm
@@ -21,6 +21,8 @@ MOST_RETRIES = 8
 def test_sixty_cells_come_through_a_storm(
     cluster: Cluster, tmp_path: Path, record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if not can_mount(tmp_path):
+        pytest.skip("no file system can be mounted here, so no folder of a cell can be full")
     calm, out = tmp_path / "calm", tmp_path / "out"
     run(cluster, "sweep", *TINY, *SIXTY, "--cluster", "debug", out=calm)
     cluster.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
