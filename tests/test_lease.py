@@ -198,6 +198,7 @@ def test_release_after_the_folder_is_gone(path):
         file.unlink()
     path.parent.rmdir()
     lease.release()
+    assert not lease.is_mine() and not path.exists()
 
 
 def test_a_full_disk_leaves_no_lease(path, monkeypatch):

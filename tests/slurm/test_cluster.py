@@ -15,7 +15,7 @@ def test_a_job_runs_over_two_nodes(cluster: Cluster) -> None:
 def test_accounting_knows_a_job_that_failed(cluster: Cluster) -> None:
     cluster.run("sbatch", "--job-name", "fails", "--output", "/dev/null", "--wrap", "exit 3")
     command = ("sacct", "--name", "fails", "--allocations", "--noheader", "--parsable2", "--format", "State,ExitCode")
-    wait_until(lambda: "FAILED|3:0" in cluster.run(*command))
+    assert wait_until(lambda: "FAILED|3:0" in cluster.run(*command))
 
 
 def test_a_cluster_without_accounting_has_none(cluster_without_accounting: Cluster) -> None:
