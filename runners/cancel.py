@@ -25,14 +25,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pending", action="store_true", help="only jobs that wait")
     options = parser.parse_args(argv)
 
-    from runners import slurm
+    from runners import slurm, submissions
     from runners.fates import look
+    from runners.files import StoreError
     from runners.store import open_store
 
     store = open_store(options.out, create=False)
     cells_of(store, options.study)
     jobs = look(store).jobs(options.study, pending_only=options.pending)
-    slurm.cancel(jobs)
+    try:
+        for name, index in jobs:
+            submissions.note_cancel(store, name, index)
+    except StoreError as error:
+        print(f"warning: {error}; the jobs are cancelled, status may call them lost", file=sys.stderr)
+    slurm.cancel(list(jobs.values()))
     print(f"cancelled {count(len(jobs), 'job')}" if jobs else "no job waits or runs")
     return 0
 

@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             table.to_parquet(path, index=False)
     except ImportError as error:
-        raise ValueError(f"--table {path}: parquet needs pyarrow (pip install pyarrow); or give a .csv") from error
+        raise ValueError(
+            f"--table {path}: parquet needs pyarrow (pip install -e '.[parquet]'); or give a .csv"
+        ) from error
     except OSError as error:
         raise ValueError(f"--table {path} cannot be written: {error.strerror or error}") from error
     counts = Counter(table["status"])

@@ -47,11 +47,11 @@ class Look:
     submissions: list[Submission]
     alive: dict[Task, JobState] = field(default_factory=dict)
 
-    def jobs(self, study: str | None, *, pending_only: bool = False) -> list[str]:
-        """Numbers of the jobs of a study, of all where it is None, that wait or run."""
+    def jobs(self, study: str | None, *, pending_only: bool = False) -> dict[Task, str]:
+        """Tasks of a study, of all where it is None, that wait or run, and their numbers."""
         names = {submission.name for submission in self.submissions if study in (None, submission.study)}
-        chosen = [state for (name, _), state in self.alive.items() if name in names]
-        return [state.job for state in chosen if state.is_pending or not pending_only]
+        chosen = {task: state for task, state in self.alive.items() if task[0] in names}
+        return {task: state.job for task, state in chosen.items() if state.is_pending or not pending_only}
 
     def alive_measures(self) -> dict[str, set[str]]:
         """Measures that a job which waits or runs is to make, by cell."""
@@ -136,7 +136,7 @@ def _write_down(
                 continue
             with lease:
                 if left := _left(store, work, note):
-                    fate = fate or judge(state, log)
+                    fate = fate or judge(state, log, told=submissions.was_cancelled(store, submission.name, index))
                     _write_cell(store, submission, work, left, note, fate, log, busy=work.key in busy)
         except StoreError as error:
             print(f"warning: {error}; what became of this cell is written down when it can be", file=sys.stderr)
@@ -195,8 +195,8 @@ def _write_cell(
         store.write_lost(work.key, reason)
 
 
-def judge(state: JobState | None, log: Path | None) -> Fate:
-    """Why a job ended, by SLURM's word if it has one that says so, else by the job's log."""
+def judge(state: JobState | None, log: Path | None, *, told: bool = False) -> Fate:
+    """Why a job ended, by SLURM's word if it has one that says so, else by its log; `told`: we told it to end."""
     text = _end_of(log)
     tail = " | ".join(line.strip() for line in text.strip().splitlines()[-TAIL_LINES:])
     word = state.state if state else ""
@@ -210,7 +210,7 @@ def judge(state: JobState | None, log: Path | None) -> Fate:
         return Fate("killed", "NodeFailure", f"{job} lost its node{where}")
     if word == "PREEMPTED":
         return Fate("killed", "Preempted", f"{job}{where} was preempted and not run again")
-    if word == "CANCELLED" or (not word and _CANCELLED.search(text)):
+    if word == "CANCELLED" or (not word and (told or _CANCELLED.search(text))):
         return Fate("killed", "Cancelled", f"{job}{where} was cancelled")
     if word in ("COMPLETED", "") and not _KILLED.search(text) and "Traceback" not in text:
         what = "ended without a record" if word else "is not known to SLURM any more"

@@ -3,6 +3,7 @@
     <out>/jobs/<name>/submission.json   written before sbatch; <name> is also what SLURM calls the array
                       payload.pkl       what every task of the array starts from
                       task-<i>.json     written by task i when it begins: where it runs, which attempts it makes
+                      cancelled-<i>     empty: `cancel` has told SLURM to end task i
                       settled-<i>       empty: task i has ended, and what became of its cells is on record
                       <job>_<i>_...     submitit's files and the logs
 
@@ -192,6 +193,20 @@ def read_note(store: Store, name: str, index: int) -> TaskNote | None:
         return TaskNote(**content) if content else None
     except TypeError:
         return None
+
+
+def note_cancel(store: Store, name: str, index: int) -> None:
+    """Note that a task is to be cancelled: of an array's task that never started SLURM may keep no trace.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    touch(folder(store, name) / f"cancelled-{index}")
+
+
+def was_cancelled(store: Store, name: str, index: int) -> bool:
+    """Whether `note_cancel` was called for a task."""
+    return (folder(store, name) / f"cancelled-{index}").exists()
 
 
 def settle(store: Store, name: str, index: int, *, settled: bool = True) -> None:

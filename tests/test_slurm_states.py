@@ -8,6 +8,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from ablations.study import Cell, cell_key
@@ -117,6 +118,48 @@ def test_a_dead_job_has_a_reason(state: str | None, code: str, log: str, expecte
         assert "12_3" in fate.message and "n1" in fate.message
 
 
+@pytest.mark.parametrize(("log", "expected"), [(None, "Cancelled"), (TIME_LIMIT, "TimeLimit"), (MEMORY, "OutOfMemory")])
+def test_a_task_that_slurm_forgot_was_cancelled_if_it_was_told_to_end(
+    log: str | None, expected: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "log"
+    if log:
+        path.write_text(log)
+    assert judge(None, path if log else None, told=True).error_type == expected
+    assert judge(JobState("12_3", "NODE_FAIL"), None, told=True).error_type == "NodeFailure"
+
+
+def test_cancel_leaves_a_note_where_slurm_keeps_none(
+    programs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from runners import cancel
+    from runners.table import load
+
+    dead_submission(tmp_path, began=False)
+    programs(squeue="7|s.1|PENDING|Priority|", sacct="", scancel="")
+    assert cancel.main(["s", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "cancelled 1 job\n"
+    programs(squeue="", sacct="")
+    look(open_store(tmp_path, create=False))
+    assert set(load(tmp_path)["error_type"]) == {"Cancelled"}
+
+
+def test_a_full_disk_keeps_no_job_alive(
+    programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from runners import cancel
+
+    def full(*_: object) -> None:
+        raise StoreError("cannot write s.1: No space left on device")
+
+    dead_submission(tmp_path, began=False)
+    programs(squeue="7|s.1|PENDING|Priority|", sacct="", scancel="")
+    monkeypatch.setattr(submissions, "note_cancel", full)
+    assert cancel.main(["s", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert said.out == "cancelled 1 job\n" and "No space left" in said.err
+
+
 def dead_submission(out: Path, *, began: bool) -> Submission:
     """A task of two cells; if it began, it died in the training of the first."""
     store = open_store(out, create=True)
@@ -218,6 +261,17 @@ def test_without_slurm_the_sweep_says_so(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "no sbatch on the PATH" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["night.csv", "night.parquet"])
+def test_collect_writes_the_table_in_either_format(programs, tmp_path: Path, name: str) -> None:
+    from runners import collect
+
+    programs(squeue="", sacct="7|s.1|TIMEOUT|0:0|None|n1")
+    dead_submission(tmp_path, began=True)
+    assert collect.main(["s", "--out", str(tmp_path), "--table", str(tmp_path / name)]) == 0
+    read = pd.read_csv if name.endswith(".csv") else pd.read_parquet
+    assert sorted(read(tmp_path / name)["status"]) == ["lost", "timeout"]
 
 
 @pytest.mark.parametrize("verb", ["status", "collect", "retry", "cancel", "clean"])
