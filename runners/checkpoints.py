@@ -58,8 +58,20 @@ class Identity(NamedTuple):
 def save_checkpoint(
     path: str | Path, model: Pyramid, arch: str, *, attn: str | None = None, **config: int | float | str | bool
 ) -> None:
-    """Write the weights of a model that `create_model(arch, attn=attn, **config)` made, and those arguments."""
-    torch.save({"model": model.state_dict(), FORMAT: {"arch": arch, "attn": attn, "config": config}}, path)
+    """Write the weights of a model that `create_model(arch, attn=attn, **config)` made, and those arguments.
+
+    Raises:
+        ValueError: the file cannot be written; one that was there before stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        torch.save({"model": model.state_dict(), FORMAT: {"arch": arch, "attn": attn, "config": config}}, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch has no other word for a full disk
+        raise ValueError(f"checkpoint {path} cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def is_file_name(model: str) -> bool:
@@ -127,6 +139,8 @@ def _agreed(path: Path, written: Identity, arch: str | None, attn: str | None, c
     for name, wanted, found in (("arch", arch, written.arch), ("attn", attn, own_attn)):
         if wanted not in (None, found):
             raise ValueError(f"{path} holds {written}, not {name}={wanted}; leave {name} out, the file says what it is")
+    if ":" in own_attn and attn is None:
+        raise ValueError(f"{path} holds {written}: to import that module, which can run any code, give attn={own_attn}")
     if config:
         listed = ", ".join(f"{key}={value}" for key, value in config.items())
         raise ValueError(f"{path} holds {written} and takes no other settings, got {listed}")

@@ -50,6 +50,7 @@ COLUMNS = {
     "resumed": Column("Int64", "", "times that the training went on from a saved state"),
     "world_size": Column("Int64", "", "processes that trained together"),
     "learning_rate_rule": Column("string", "", "learning rate of the training steps"),
+    "weights": Column("string", "", "file of the trained weights, from the results folder on; see --save-weights"),
     "gmacs": Column("Float64", "1e9 MAC", "matmul and convolution MACs of one image by the algorithm"),
     "executed_gmacs": Column("Float64", "1e9 MAC", "the same for the implementation that ran"),
     "attention_gmacs": Column("Float64", "1e9 MAC", "share of the token mixers in gmacs, projections included"),

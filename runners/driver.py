@@ -118,6 +118,7 @@ class Sweep:
                 attempts={m: self.store.next_attempt(follower.key, m, device, PROTOCOLS[m]) for m in measures},
                 device=self.options.device,
                 memory_limit_mib=self.options.memory_limit,
+                save_weights=self.options.save_weights,
             )
             if self.options.cluster == "debug":
                 run_job(job)

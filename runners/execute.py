@@ -17,8 +17,10 @@ from typing import Any
 import torch
 
 from ablations.study import Cell
+from attention_zoo.pyramid import Pyramid
 from runners import ceilings, complexity, latency, peak_memory, train
 from runners.build import build_baseline, build_model, counted_cell, first_core_macs, identity
+from runners.checkpoints import save_checkpoint
 from runners.datasets import make_data
 from runners.distributed import ALONE, Group
 from runners.environment import apply_threads, device_id, environment, memory_limit, pick_device
@@ -55,6 +57,7 @@ class Job:
     attempts: Mapping[str, int]
     device: str = "auto"
     memory_limit_mib: int | None = None
+    save_weights: bool = False
     part: str = ""
 
 
@@ -251,8 +254,9 @@ def _train(run: _Run, progress: train.Progress | None) -> Found:
     cell = run.job.cell
     with run.group.joined(run.device):
         data = make_data(cell.data, cell.height_px, cell.width_px, cell.batch_size)
-        return train.train_and_evaluate(
-            build_model(cell, data.num_classes),
+        model = build_model(cell, data.num_classes)
+        values, samples = train.train_and_evaluate(
+            model,
             data,
             steps=cell.steps,
             seed=cell.seed,
@@ -263,6 +267,18 @@ def _train(run: _Run, progress: train.Progress | None) -> Found:
             state_path=run.store.state_path(run.job.key, run.place.device_id),
             group=run.group,
         )
+    return values | (_keep_weights(run, model) if run.job.save_weights else {}), samples
+
+
+def _keep_weights(run: _Run, model: Pyramid) -> dict[str, Any]:
+    """Write the trained weights; that they cannot be written costs them alone, not the accuracy."""
+    cell, path = run.job.cell, run.store.weights_path(run.job.key, run.place.device_id)
+    try:
+        save_checkpoint(path, model, cell.layout, attn=cell.attn, **dict(cell.settings))
+    except ValueError as error:
+        print(f"warning: {error}; the accuracy is recorded without them", flush=True)
+        return {}
+    return {"weights": str(path.relative_to(run.store.out))}
 
 
 MEASURES = {"flops": _flops, "throughput": _throughput, "memory": _memory, "accuracy": _accuracy}

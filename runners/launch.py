@@ -38,6 +38,7 @@ class Order:
     request: Request
     device: str = "auto"
     memory_limit_mib: int | None = None
+    save_weights: bool = False
     retry: tuple[str, ...] = ()
     force: bool = False
 
@@ -226,6 +227,7 @@ def _submit(
         part=part,
         device=order.device,
         memory_limit_mib=order.memory_limit_mib,
+        save_weights=order.save_weights,
         retry=order.retry,
         force=order.force,
         code=code(),

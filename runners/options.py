@@ -187,6 +187,7 @@ def make_parser() -> Parser:
         help="limit per cell, with slurm per job: minutes or H:MM:SS (default: none; slurm: 60)",
     )
     add("--memory-limit", metavar="MIB", type=_integer(64, "a limit in MiB"), help="data memory of a measured process")
+    add("--save-weights", action="store_true", help="keep the trained weights beside the records, for visualize.py")
     add("--out", metavar="DIR", type=Path, default=Path("results/runs"), help="results folder (default: results/runs)")
     add("--dry-run", action="store_true", help="print the cells and an estimate; run nothing, write nothing")
     add(

@@ -36,6 +36,8 @@ OPACITY = (0.5, 0.85)
 """Of the heat, where there is no attention and where there is most."""
 GREY = 0.7
 """Brightness of the image under it, so that no white of a photograph passes for attention."""
+DOT, DOTS = 18, 2000
+"""Area of the heaviest sampling point, and of all in a panel together at most, lest they hide it: square points."""
 REGIONS, KEYS = "routed regions", "keys that the query reads directly"
 
 # inches: longer side of a panel, at least and at most, and gap between; width of a figure, at least
@@ -180,11 +182,12 @@ def draw_panel(ax: "Axes", scene: Scene, panel: Panel) -> None:
         _draw_lines(ax, borders(panel.labels), px, OUTLINE)
     else:
         y, x = np.moveaxis((panel.points + 0.5) * px - 0.5, -1, 0)  # (groups, Ns) each
-        area = np.broadcast_to(1 + 18 * panel.weights / panel.weights.max(), x.shape)
-        ax.scatter(x, y, s=area, facecolor=OUTLINE, edgecolor=CASING, linewidth=0.5, label="points", zorder=3)
+        most = min(DOT, DOTS / x.size)
+        area = np.broadcast_to(0.5 + most * panel.weights / panel.weights.max(), x.shape)
+        ax.scatter(x, y, s=area, facecolor=OUTLINE, edgecolor=CASING, linewidth=0.3, label="points", zorder=3)
     own = np.full(panel.response.shape, -1)
     own[panel.token] = 0
-    _draw_lines(ax, borders(own), px, QUERY)
+    _draw_lines(ax, borders(own), px, QUERY, zorder=3.5)
     _mark_query(ax, scene)
     text = ax.text(0.03, 0.03, f"max {panel.response.max():.2g}", transform=ax.transAxes, fontsize=6.5, color="white")
     text.set_path_effects([withStroke(linewidth=1.6, foreground="black")])
@@ -243,13 +246,17 @@ def borders(labels: NDArray[Any]) -> list[tuple[tuple[int, int], tuple[int, int]
     return upright + [((int(j), int(i)), (int(j) + 1, int(i))) for i, j in down]
 
 
-def _draw_lines(ax: "Axes", lines: Sequence[tuple[tuple[int, int], tuple[int, int]]], px: int, colour: str) -> None:
+def _draw_lines(
+    ax: "Axes", lines: Sequence[tuple[tuple[int, int], tuple[int, int]]], px: int, colour: str, zorder: float = 2
+) -> None:
     from matplotlib.collections import LineCollection
 
     segments = [[(x * px - 0.5, y * px - 0.5) for x, y in line] for line in lines]
     # a dark casing, since the line alone is lost on bright attention
     for shade, width in ((CASING, 2.2), (colour, 1.1)):
-        ax.add_collection(LineCollection(segments, colors=shade, linewidths=width, capstyle="projecting"))
+        ax.add_collection(
+            LineCollection(segments, colors=shade, linewidths=width, capstyle="projecting", zorder=zorder)
+        )
 
 
 def _mark_query(ax: "Axes", scene: Scene) -> None:

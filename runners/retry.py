@@ -95,6 +95,7 @@ def _orders(store: "Store", study: str | None, statuses: Sequence[str], options:
                 request=make_request(options, before=last.request),
                 device=last.device,
                 memory_limit_mib=last.memory_limit_mib,
+                save_weights=last.save_weights,
                 retry=tuple(statuses),
             )
 

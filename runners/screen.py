@@ -47,6 +47,14 @@ def print_plan(plan: Plan, measures: tuple[str, ...]) -> None:
     )
 
 
+def print_unkept(store: Store, plan: Plan) -> None:
+    """Say of how many cells the accuracy was measured without keeping the weights, which no later run has."""
+    keys = [cell_key(cell) for cell in plan.cells]
+    trained = [key for key in keys if any(name.measure == "accuracy" for name in store.record_names(key))]
+    if lacking := sum(not any(store.folder(key).glob("weights.*.pth")) for key in trained):
+        print(f"{count(lacking, 'cell')} trained before without --save-weights; --force trains them again")
+
+
 def print_submission(outcome: "Outcome", study: str, out: Path) -> None:
     """Print what went to SLURM, what did not and why, and what to type next."""
     if outcome.done:

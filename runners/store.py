@@ -74,6 +74,10 @@ class Store:
         """Where a cell's training keeps the state from which it can go on; on another device it starts anew."""
         return self.folder(key) / f"training.{device_id}"
 
+    def weights_path(self, key: str, device_id: str) -> Path:
+        """Where a cell's trained weights are, if they were asked for."""
+        return self.folder(key) / f"weights.{device_id}.pth"
+
     def forget_states(self, key: str) -> None:
         """Remove saved states, so that the next training of a cell starts anew."""
         for path in self.folder(key).glob("training.*"):

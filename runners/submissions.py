@@ -89,6 +89,7 @@ class Submission:
     part: str = ""
     device: str = "auto"
     memory_limit_mib: int | None = None
+    save_weights: bool = False
     retry: tuple[str, ...] = ()
     force: bool = False
     code: Mapping[str, Any] = field(default_factory=dict)

@@ -71,6 +71,7 @@ def submit(plan: "Plan", store: "Store", measures: tuple[str, ...], study: Study
         request=make_request(options, study.slurm if study else ()),
         device=options.device,
         memory_limit_mib=options.memory_limit,
+        save_weights=options.save_weights,
         retry=options.retry,
         force=options.force,
     )
@@ -92,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     measures = options.measure or (study.measures if study else MEASURES)
     measures = tuple(measure for measure in MEASURES if measure in measures)
 
+    if options.save_weights and "accuracy" not in measures:
+        fail(f"--save-weights: nothing is trained for --measure {','.join(measures)}; add accuracy")
+
     # torch takes seconds to import; nothing above this line needs it
     from runners.environment import check_device, pick_device
     from runners.plan import make_plan
@@ -108,6 +112,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print_plan(plan, measures)
             return 0
         store = open_store(options.out, create=True)
+        if options.save_weights and not options.force:
+            from runners.screen import print_unkept
+
+            print_unkept(store, plan)
         if options.cluster == "slurm":
             return submit(plan, store, measures, study, options)
     except ValueError as error:

@@ -33,6 +33,7 @@ MALFORMED = {
     "--steps 5 --epochs 1": ["--epochs", "--steps"],
     "--time 0": ["--time", "'0'", "H:MM:SS"],
     "--memory-limit 1": ["--memory-limit", "'1'", "at least 64"],
+    "--save-weights yes": ["yes"],
     "--precision fp8": ["--precision", "'fp8'", "bf16"],
     "--nonsense": ["--nonsense"],
     "--partition gpu": ["--partition", "--cluster slurm", "local"],

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
+import torch
 
 import attention_zoo
 from runners.lease import holder
@@ -109,6 +110,54 @@ def test_the_same_cell_twice_gives_the_same_accuracy(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         accuracy.append(load(out)[["acc1", "val_loss", "train_loss"]])
     pd.testing.assert_frame_equal(*accuracy, check_exact=True)
+
+
+def test_trained_weights_are_kept_if_asked_and_give_the_accuracy_of_the_row(tmp_path: Path) -> None:
+    from runners.checkpoints import load_model
+    from runners.datasets import make_data
+    from runners.train import evaluate
+
+    trained = [*QUICK, "--set", "bra.lepe_kernel=3", "--measure", "accuracy", "--cluster", "debug"]
+    assert sweep(tmp_path, *trained).returncode == 0
+    assert "weights" not in load(tmp_path) or load(tmp_path)["weights"].isna().all()
+    again = sweep(tmp_path, *trained, "--save-weights")
+    assert "1 cell trained before without --save-weights; --force" in again.stdout
+    done = sweep(tmp_path, *trained, "--save-weights", "--force")
+    assert done.returncode == 0 and "without --save-weights" not in done.stdout
+    (row,) = load(tmp_path).to_dict("records")
+    model, label = load_model(str(tmp_path / row["weights"]))
+    assert "small, bra, lepe_kernel=3, topk=1" in label
+    data = make_data(row["data"], row["height_px"], row["width_px"], row["batch_size"])
+    found = evaluate(model, data, device=torch.device("cpu"), precision="fp32")
+    assert found["acc1"] == row["acc1"]
+    assert found["val_loss"] == pytest.approx(row["val_loss"], rel=1e-5)
+
+
+def test_weights_without_a_training_are_refused(tmp_path: Path) -> None:
+    done = sweep(tmp_path, "--measure", "flops", "--save-weights")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--save-weights: nothing is trained for --measure flops" in done.stderr
+
+
+def test_weights_that_cannot_be_written_cost_no_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ablations.study import Cell
+    from runners.execute import Job, run_job
+    from runners.store import open_store
+
+    def full(*_: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos 64 vs 0")
+
+    store, cell = open_store(tmp_path, create=True), Cell(steps=1, batch_size=2, height_px=32, width_px=32)
+    key = store.add_cell(cell, None, ["accuracy"])
+    monkeypatch.setattr(torch, "save", full)
+    run_job(Job(out=tmp_path, key=key, cell=cell, attempts={"accuracy": 1}, save_weights=True))
+    (row,) = load(tmp_path).to_dict("records")
+    assert row["status"] == "ok" and row["acc1"] >= 0
+    assert "weights" not in row or pd.isna(row["weights"])
+    assert "cannot be written" in capsys.readouterr().out
+    assert not list(tmp_path.glob("cells/*/*.tmp"))
 
 
 @pytest.mark.slow

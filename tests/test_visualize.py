@@ -1,6 +1,7 @@
 """Pictures of what a query reads: what is drawn is what is read, numbers are those of hand, bad input is refused."""
 
 import io
+import os
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -266,6 +267,29 @@ def test_checkpoints_of_published_models_have_the_official_names(tmp_path):
     model, label = load_model(str(tmp_path / "model.safetensors"), arch="biformer_tiny")
     assert label == "biformer_tiny (weights of model.safetensors)"
     assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_checkpoint_imports_no_module_unless_that_is_asked_for(tmp_path):
+    save_checkpoint(tmp_path / "mine.pth", small_model("swin"), "small", attn="attention_zoo.swin:Swin")
+    with pytest.raises(ValueError, match=r"can run any code, give attn=attention_zoo.swin:Swin"):
+        load_model(str(tmp_path / "mine.pth"))
+    assert "Swin" in load_model(str(tmp_path / "mine.pth"), attn="attention_zoo.swin:Swin").label
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    path = tmp_path / "own.pth"
+    save_checkpoint(path, small_model(), "small", attn="bra")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"none/own.pth cannot be written"):
+        save_checkpoint(tmp_path / "none" / "own.pth", small_model(), "small", attn="bra")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(ValueError, match=r"own.pth cannot be written: .*No space left"):
+        save_checkpoint(path, small_model("swin"), "small", attn="swin")
+    assert path.read_bytes() == before and [found.name for found in tmp_path.iterdir()] == ["own.pth"]
 
 
 @pytest.fixture(scope="module")

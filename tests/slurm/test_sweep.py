@@ -18,7 +18,8 @@ TWELVE = ["--attn", "vanilla,swin", "--seeds", "0,1,2,3,4,5", "--steps", "2", "-
 def twelve(session_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of twelve cells in arrays, in a folder that a shell would trip over."""
     out = tmp_path_factory.mktemp("twelve") / "results 'here'"
-    said = submit(session_cluster, *TWELVE, "--cells-per-job", "2", "--max-parallel", "4", out=out)
+    jobs = ["--cells-per-job", "2", "--max-parallel", "4", "--save-weights"]
+    said = submit(session_cluster, *TWELVE, *jobs, out=out)
     # six tasks, and the cluster's arrays have four at most
     assert "8 cells in 4 tasks" in said and "4 cells in 2 tasks" in said
     assert "you can log out now" in said
@@ -43,6 +44,7 @@ def test_a_row_says_how_it_ran(twelve: Path) -> None:
     assert table["slurm_job"].notna().all()
     assert set(table["study"]) == {"twelve"}
     assert set(table["threads"]) == {1}
+    assert all((twelve / weights).is_file() for weights in table["weights"])
 
 
 def test_the_verbs_after_the_end(session_cluster: Cluster, twelve: Path) -> None:
