@@ -79,7 +79,13 @@ class Attention(nn.Module):
         self.proj: nn.Module = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix tokens as `impl` says: (B, H, W, C) -> same."""
+        """Mix tokens as `impl` says: (B, H, W, C) -> same.
+
+        Raises:
+            ValueError: the map has no tokens.
+        """
+        if not (x.shape[1] and x.shape[2]):
+            raise ValueError(f"a map needs a token at least, got {x.shape[1]}x{x.shape[2]} (height x width)")
         return self.reference(x) if self.impl == "reference" else self.fast(x)
 
     def fast(self, x: Tensor) -> Tensor:

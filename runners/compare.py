@@ -167,7 +167,7 @@ def _same_protocol(both: "pd.DataFrame", metric: "Metric") -> "pd.Series[bool]":
 def _interval(
     metric: "Metric", rows: "pd.DataFrame", logs: Sequence[float], samples: Callable[..., list[float] | None]
 ) -> tuple[float | None, float | None]:
-    from runners.statistics import mean_interval
+    from runners.stats import mean_interval
 
     if metric.exact:
         ratio = math.exp(sum(logs) / len(logs))

@@ -11,7 +11,7 @@ import pandas as pd
 
 from runners import selection
 from runners.ranking import METRICS, Group, Standing, groups
-from runners.statistics import Interval
+from runners.stats import Interval
 
 _LATEX = {
     **{char: f"\\{char}" for char in "&%$#_{}"},

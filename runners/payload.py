@@ -10,7 +10,7 @@ import pandas as pd
 from runners import selection
 from runners.figures.style import Look, looks
 from runners.ranking import ACCURACY, COSTS, METRICS, Group, mean_intervals
-from runners.statistics import pareto_front
+from runners.stats import pareto_front
 
 FIRST = (
     *("study", "configuration", "resolution", "seed", "acc1", "gmacs", "params_m", "infer_latency_ms", "train_step_ms"),

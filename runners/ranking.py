@@ -10,7 +10,7 @@ import pandas as pd
 
 from ablations import load_study, study_names
 from runners import selection
-from runners.statistics import CONFIDENCE, Interval, tied_with_best
+from runners.stats import CONFIDENCE, Interval, tied_with_best
 
 
 @dataclass(frozen=True)

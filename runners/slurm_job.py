@@ -160,7 +160,10 @@ def _begin(
     attempts: dict[str, Mapping[str, int]] = {}
     for work in submission.tasks[index]:
         here = device_ids[work.key]
-        store.add_cell(cells[work.key], submission.study, work.measures, here)
+        try:
+            store.add_cell(cells[work.key], submission.study, work.measures, here)
+        except StoreError as error:  # the others' folders may be writable; of this one `run_job` will say the same
+            print(f"warning: {error}", flush=True)
         if before and before.device_ids.get(work.key) == here:
             attempts[work.key] = before.attempts[work.key]
             continue

@@ -212,6 +212,13 @@ def test_lepe_costs_its_own_macs_and_no_others(small, mechanism, size):
     assert dataclasses.replace(on, position=off.position) == off
 
 
+@pytest.mark.parametrize(("height", "width"), [(0, 4), (4, 0)])
+def test_a_map_without_tokens_is_refused(small, mechanism, height, width):
+    attention, x = small(mechanism.name, *PADDED, **mechanism.config)
+    with pytest.raises(ValueError, match=f"needs a token at least, got {height}x{width}"):
+        attention(x[:, :height, :width])
+
+
 def test_a_query_that_may_read_nothing_gets_zero():
     q, k, v = torch.randn(3, 1, 2, 4, 6, dtype=torch.float64).requires_grad_()
     allowed = torch.ones(4, 4, dtype=torch.bool)

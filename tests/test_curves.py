@@ -15,7 +15,7 @@ from runners.figures.__main__ import main
 from runners.figures.frames import labels, results
 from runners.figures.style import looks
 from runners.selection import read_rows
-from runners.statistics import fit_exponent, mean_interval
+from runners.stats import fit_exponent, mean_interval
 
 ROOT = Path(__file__).parents[1]
 (SAMPLE,) = (ROOT / "results").glob("sample_*.csv")

@@ -12,7 +12,7 @@ from sample_results import HOSTILE, values_of, write_sample
 
 from ablations.study import Cell
 from runners import export, ranking
-from runners.statistics import Interval, mean_interval
+from runners.stats import Interval, mean_interval
 from runners.store import open_store
 from runners.table import load
 

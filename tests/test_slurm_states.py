@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,7 +20,7 @@ from runners.launch import Order, check_shared
 from runners.options import read_command
 from runners.request import make_request, study_name
 from runners.slurm import JobState, SlurmError
-from runners.store import open_store
+from runners.store import Store, open_store
 from runners.submissions import Request, Submission, TaskNote, Work
 
 ROOT = Path(__file__).parents[1]
@@ -219,6 +220,27 @@ def test_a_cell_whose_folder_cannot_be_written_hides_no_other(
     lock.rmdir()
     look(store)
     assert store.read_lost(cell_key(Cell())) and not submissions.unsettled(store, submissions.read_all(store)[0])
+
+
+def test_a_task_begins_though_the_folder_of_one_cell_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from runners import slurm_job
+
+    submission = dead_submission(tmp_path, began=False)
+    store = open_store(tmp_path, create=False)
+    add_cell, cells = Store.add_cell, {cell_key(Cell(seed=seed)): Cell(seed=seed) for seed in (0, 1)}
+
+    def full(self: Store, cell: Cell, *rest: Any) -> str:
+        if cell.seed == 0:
+            raise StoreError("cannot write flops.cpu: No space left on device")
+        return add_cell(self, cell, *rest)
+
+    monkeypatch.setattr(Store, "add_cell", full)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    note = slurm_job._begin(store, submission, 0, cells, {})
+    assert note.attempts.keys() == cells.keys() and "No space left" in capsys.readouterr().out
+    assert submissions.read_note(store, "s.1", 0) is not None
 
 
 def test_a_folder_that_other_machines_have_of_their_own_is_refused() -> None:

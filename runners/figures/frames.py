@@ -8,7 +8,7 @@ import pandas as pd
 from pandas import DataFrame, Series
 
 from runners import selection
-from runners.statistics import Interval, mean_interval
+from runners.stats import Interval, mean_interval
 
 FAILED = ("oom", "timeout", "error", "killed", "diverged", "unsupported", "lost")
 """Statuses that a figure draws as a cross; the others were measured, or will be."""

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from runners.figures.complexity import closed_form, core_macs
-from runners.statistics import (
+from runners.stats import (
     fit_exponent,
     mean_interval,
     paired_p,
