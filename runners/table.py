@@ -174,7 +174,7 @@ def _environment(environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name, item in environment.items():
             before, value = merged.get(name), _text(item) if isinstance(item, Mapping) else item
             if isinstance(value, bool):
-                merged[name] = value or before
+                merged[name] = value or bool(before)
             elif before is None or not isinstance(value, str | None):
                 merged[name] = value
             elif value and before != value and value not in str(before).split(";"):

@@ -229,6 +229,14 @@ def test_what_differs_between_the_measures_of_a_row_is_shown(store):
     assert (row.started_at, row.command, row.log_path) == (later, "late", "2")
 
 
+def test_a_flag_that_is_down_in_all_measures_is_down_in_the_row(store):
+    store.write_record(KEY, record("memory", environment={**HERE, "git_sha": "def"}))
+    store.write_record(KEY, record("accuracy"))
+    row = only_row(store)
+    assert set(row.git_sha.split(";")) == {"abc", "def"}
+    assert not pd.isna(row.git_dirty) and not row.git_dirty
+
+
 def test_a_damaged_record_costs_its_own_measure_only(store):
     path = store.write_record(KEY, record(values={"acc1": 90.0}))
     store.write_record(KEY, record("memory", values={"peak_infer_mib": 7.5}))
