@@ -12,8 +12,9 @@ from slurm.zoo import MEASURED, TINY, job_of, records, rows, run, submit, traini
 
 pytestmark = pytest.mark.slurm
 
-STEPS = ["--steps", "160"]
-# SLURM looks for jobs to preempt every few seconds: the job must not have ended by then
+# on a busy machine seconds pass between the look at a training and the blow: it must not have ended by then
+STEPS = ["--steps", "300"]
+# and SLURM looks for jobs to preempt every few seconds only
 LONG = ["--steps", "500"]
 
 
@@ -31,7 +32,7 @@ def test_each_death_has_its_status_and_retry_completes_the_table(
 ) -> None:
     limited = ["--steps", "1800", "--seeds", "9", "--time", "1", "--max-requeues", "0", "--name", "limited"]
     submit(cluster, *limited, "--slurm", "nodelist=n1", out=tmp_path)
-    submit(cluster, *STEPS, "--seeds", "0,1", "--name", "dies", "--slurm", "nodelist=n1", out=tmp_path)
+    submit(cluster, *LONG, "--seeds", "0,1", "--name", "dies", "--slurm", "nodelist=n1", out=tmp_path)
     os.kill(training(tmp_path, 0), signal.SIGKILL)
     training(tmp_path, 1)
     cluster.run("scancel", job_of(cluster, tmp_path, 1))
