@@ -56,7 +56,7 @@ class Identity(NamedTuple):
 
 
 def save_checkpoint(
-    path: str | Path, model: Pyramid, arch: str, *, attn: str | None = None, **config: int | float | str | bool
+    path: str | Path, model: Pyramid, arch: str, /, *, attn: str | None = None, **config: int | float | str | bool
 ) -> None:
     """Write the weights of a model that `create_model(arch, attn=attn, **config)` made, and those arguments.
 

@@ -276,6 +276,15 @@ def test_a_checkpoint_imports_no_module_unless_that_is_asked_for(tmp_path):
     assert "Swin" in load_model(str(tmp_path / "mine.pth"), attn="attention_zoo.swin:Swin").label
 
 
+def test_a_field_of_a_mechanism_may_be_called_like_an_argument(tmp_path):
+    save_checkpoint(tmp_path / "own.pth", small_model(), "small", attn="bra", path="a", model=1, arch="b")
+    assert torch.load(tmp_path / "own.pth", weights_only=True)["attention_zoo"]["config"] == {
+        "path": "a",
+        "model": 1,
+        "arch": "b",
+    }
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
     path = tmp_path / "own.pth"
     save_checkpoint(path, small_model(), "small", attn="bra")

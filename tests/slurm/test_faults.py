@@ -12,9 +12,9 @@ from slurm.zoo import MEASURED, TINY, job_of, records, rows, run, submit, traini
 
 pytestmark = pytest.mark.slurm
 
-# on a busy machine seconds pass between the look at a training and the blow: it must not have ended by then
+# On a busy machine seconds pass between the look at a training and the blow, and SLURM looks for jobs to preempt every
+# few seconds only: a training must not have ended by then.
 STEPS = ["--steps", "300"]
-# and SLURM looks for jobs to preempt every few seconds only
 LONG = ["--steps", "500"]
 
 
