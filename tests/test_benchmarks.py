@@ -28,7 +28,10 @@ NARROW = {"depth": [1, 1, 2, 1], "embed_dim": [32, 64, 64, 64], "num_classes": 1
 
 @pytest.fixture(scope="module")
 def paper_and_ours():
-    """BiFormer of few channels with sharp routes: in the steps of the paper, and ours padded as published."""
+    """BiFormer of few channels with sharp routes: in the steps of the paper, and ours padded as published.
+
+    In float64: outputs are in the thousands, and of one near 0 float32 keeps three digits.
+    """
     arguments = {**PUBLISHED["biformer_tiny"].arguments, **NARROW, "qk_dims": NARROW["embed_dim"]}
     ours, _ = counterpart_model("models.BiFormer", {"ctor": {**arguments, "auto_pad": True}, "H": 112, "W": 112})
     generator = torch.Generator().manual_seed(0)
@@ -39,13 +42,13 @@ def paper_and_ours():
     needed = ("mlp_ratios", "topks", "n_win", "head_dim")
     paper = PaperBiFormer(**NARROW, **{name: arguments[name] for name in needed})
     paper.load_ours(ours)
-    return paper, ours
+    return paper.double(), ours.double()
 
 
 @pytest.mark.parametrize("size_px", [(112, 224), (96, 120)], ids=str)
 def test_the_steps_of_the_paper_give_what_ours_gives(paper_and_ours, size_px):
     paper, ours = (model.eval() for model in paper_and_ours)
-    images = torch.randn(2, 3, *size_px, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(2, 3, *size_px, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with torch.no_grad():
         expected = paper(images)
         assert expected.std() > 0.1
@@ -56,7 +59,8 @@ def test_so_do_their_gradients(paper_and_ours):
     paper, ours = (model.train() for model in paper_and_ours)
     gradients = []
     for model in (paper, ours):
-        images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        images.requires_grad_()
         model(images).square().sum().backward()
         gradients.append(images.grad)
     torch.testing.assert_close(*gradients, atol=1e-4 * float(gradients[0].abs().max()), rtol=1e-3)
