@@ -121,6 +121,14 @@ class Attention(nn.Module):
         bias = None if self.qkv.bias is None else self.qkv.bias[first:last]
         return F.linear(x, self.qkv.weight[first:last], bias)
 
+    def parts(self, x: Tensor, *widths: int) -> list[Tensor]:
+        """Make q, k, v by as many products as there are widths, which sum to theirs: (..., C) -> (..., width) each."""
+        qkv = self.qkv
+        weights, bias = qkv.weight.split_with_sizes(widths), qkv.bias
+        if bias is None:
+            return [F.linear(x, weight) for weight in weights]
+        return [F.linear(x, *part) for part in zip(weights, bias.split_with_sizes(widths), strict=True)]
+
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Make q, k, v: (B, H, W, C) -> three of (B, heads, N, D); v may have another D."""
         qkv = self.qkv(x).flatten(1, 2).split((self.qk_dim, self.qk_dim, self.dim), dim=-1)
@@ -147,7 +155,9 @@ class Attention(nn.Module):
     def finish(self, y: Tensor, v: Tensor) -> Tensor:
         """Close a forward: add LePE of v to the mixed values y, project; maps (B, H, W, C) in and out."""
         if self.lepe is not None:
-            y = y + self.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            lepe = self.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            # in place a backward pass would copy the gradient of the view
+            y = y + lepe if torch.is_grad_enabled() or lepe.dtype != y.dtype else lepe.add_(y)
         projected: Tensor = self.proj(y)
         return projected
 

@@ -135,8 +135,7 @@ class Partition:
 
         For a cut without shift and steps.
         """
-        tiles: Tensor = x.unflatten(2, (self.across, self.cols)).unflatten(1, (self.down, self.rows))
-        return tiles
+        return x.view(x.shape[0], self.down, self.rows, self.across, self.cols, x.shape[3])
 
     def locate(self, row: Tensor, col: Tensor) -> Tensor:
         """Region of the tokens at these coordinates of the map, by arithmetic alone; those of padding are valid too."""

@@ -37,7 +37,7 @@ def region_affinity(q: Tensor, k: Tensor, valid: Tensor | None) -> Tensor:
 
     A region without a token of its own suits none: its column is -inf. `valid` says which tokens are, (R, T).
     """
-    affinity = q @ k.mT
+    affinity = torch.bmm(q, k.mT) if q.dim() == 3 else q @ k.mT
     return affinity if valid is None else affinity.masked_fill(~valid.any(1), float("-inf"))
 
 
@@ -136,35 +136,42 @@ def attend_rows(
         valid: keys that may be read, (R, T), or None for all.
     """
     batch, count, tokens, _ = q.shape
-    images = torch.arange(batch, device=q.device)[:, None, None] * (cut.down * cut.rows * cut.across)
-    pieces = row_pieces(cut, q.device)[routes] + images[..., None]  # (B, R, K, rows)
+    topk = routes.shape[-1]
+    pieces = row_pieces(cut, q.device)[routes]  # (B, R, K, rows)
+    if batch != 1:
+        images = torch.arange(batch, device=q.device) * (cut.down * cut.rows * cut.across)
+        pieces = pieces + images[:, None, None, None]
     bias = None
     if valid is not None:
         bias = torch.zeros((), dtype=q.dtype, device=q.device).where(valid[routes], torch.finfo(q.dtype).min)
         bias = bias.flatten(2)[:, :, None, None, :]  # (B, R, 1, 1, K * T)
 
     def gather(x: Tensor, pieces: Tensor) -> Tensor:
-        return x.reshape(-1, cut.cols * x.shape[-1]).index_select(0, pieces.flatten())
+        return x.reshape(-1, cut.cols * x.shape[3]).index_select(0, pieces)
 
     def attend_images(part: slice) -> Tensor:
-        queries, near = to_heads(q[part].flatten(0, 1), num_heads), pieces[part]
+        queries, near = to_heads(q[part].flatten(0, 1), num_heads), pieces[part].flatten()
         added = None if bias is None else bias[part].flatten(0, 1)
-        # a key is gathered for every region that reads it, so a backward pass gathers again what it does not keep
-        made = [(gather(x, near), functools.partial(gather, x.detach(), near)) for x in (k, v)]
+        rows = [gather(x, near) for x in (k, v)]
         keys, values = (
-            to_heads(rows.reshape(len(queries), routes.shape[-1] * tokens, x.shape[-1]), num_heads)
-            for (rows, _), x in zip(made, (k, v), strict=True)
+            to_heads(made.view(queries.shape[0], topk * tokens, x.shape[3]), num_heads)
+            for made, x in zip(rows, (k, v), strict=True)
         )
-        with not_kept(dict(made)):
+        if not torch.is_grad_enabled():
+            return from_heads(attend(queries, keys, values, scale, added))
+        # a key is gathered for every region that reads it, so a backward pass gathers again what it does not keep
+        with not_kept(
+            {made: functools.partial(gather, x.detach(), near) for made, x in zip(rows, (k, v), strict=True)}
+        ):
             return from_heads(attend(queries, keys, values, scale, added))
 
-    gathered_bytes = count * routes.shape[-1] * tokens * (k.shape[-1] + v.shape[-1]) * q.element_size()
-    step = max(1, batch)
-    if q.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-        step = max(1, GATHERED_BYTES // gathered_bytes)
+    if q.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return attend_images(slice(None)).reshape(batch, count, tokens, v.shape[3])
+    gathered_bytes = count * topk * tokens * (k.shape[3] + v.shape[3]) * q.element_size()
+    step = max(1, GATHERED_BYTES // gathered_bytes)
     parts = [attend_images(slice(first, first + step)) for first in range(0, max(1, batch), step)]
     y = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return y.reshape(batch, count, tokens, v.shape[-1])
+    return y.reshape(batch, count, tokens, v.shape[3])
 
 
 def pool_regions(
