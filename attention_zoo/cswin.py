@@ -133,13 +133,13 @@ class CSWin(Attention):
         weight = weight.unflatten(0, (3, -1))[:, branch.channels].flatten(0, 1)
         bias = None if bias is None else bias.unflatten(0, (3, -1))[:, branch.channels].flatten()
         qkv = F.linear(branch.cut.split(x), weight, bias)
-        return branch.cut.join(self._stripes(qkv, branch).unflatten(0, (len(x), -1)))
+        return branch.cut.join(self._stripes(qkv, branch).unflatten(0, (x.shape[0], -1)))
 
     def _stripes(self, qkv: Tensor, branch: Branch) -> Tensor:
         """Mix whole stripes of one branch: (B, R, T, 3 C') -> (B R, T, C')."""
         cut, heads = branch.cut, branch.heads.stop - branch.heads.start
         stripes = qkv.reshape(-1, cut.tokens, 3, heads, self.dim // self.num_heads)
-        y = packed_attention(stripes, self.scale, None, (len(stripes),)).flatten(2)
+        y = packed_attention(stripes, self.scale, None, (stripes.shape[0],)).flatten(2)
         if self.lepe is not None:
             y = y + self._convolve(self.lepe, stripes[:, :, 2].flatten(2), branch)
         return y
@@ -154,7 +154,7 @@ class CSWin(Attention):
         """Convolve the values of one branch, zeros beyond each stripe: (B, H, W, C') -> same."""
         cut = branch.cut
         stripes = blank(cut.split(v), cut.valid(v.device))  # (B, R, T, C')
-        return cut.join(self._convolve(lepe, stripes.flatten(0, 1), branch).unflatten(0, (len(v), -1)))
+        return cut.join(self._convolve(lepe, stripes.flatten(0, 1), branch).unflatten(0, (v.shape[0], -1)))
 
     def _convolve(self, lepe: nn.Conv2d, stripes: Tensor, branch: Branch) -> Tensor:
         """Convolve stripes of one branch: (M, T, C') -> same."""

@@ -230,17 +230,19 @@ class DAT(Attention):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, points: Tensor | None, height: int, width: int) -> Tensor:
         """Attend under the bias of the points: (B, heads, N, D), two of (B, heads, Ns, D) -> as q."""
-        if points is None or self.config.position not in ("rpb", "log"):
+
+        def attend_to(q: Tensor, k: Tensor, v: Tensor, points: Tensor | None) -> Tensor:
             bias = None if points is None else self.bias(points, height, width)
             return attend(q, k, v, self.scale, None if bias is None else bias.to(q.dtype))
-        images = len(q)
-        if q.device.type == "cpu" and not torch.compiler.is_compiling():
-            # every image has a bias of its own, which a CPU uses while it is in its cache
-            images = max(1, _BIAS_BYTES // (q.element_size() * q.shape[1] * q.shape[2] * k.shape[2]))
-        mixed = []
-        for some_q, some_k, some_v, near in zip(*(part.split(images) for part in (q, k, v, points)), strict=True):
-            bias = self.bias(near, height, width)
-            mixed.append(attend(some_q, some_k, some_v, self.scale, None if bias is None else bias.to(q.dtype)))
+
+        if points is None or self.config.position not in ("rpb", "log"):
+            return attend_to(q, k, v, points)
+        if q.device.type != "cpu" or torch.compiler.is_compiling():
+            return attend_to(q, k, v, points)
+        # every image has a bias of its own, which a CPU uses while it is in its cache
+        images = max(1, _BIAS_BYTES // (q.element_size() * q.shape[1] * q.shape[2] * k.shape[2]))
+        parts = zip(*(part.split(images) for part in (q, k, v, points)), strict=True)
+        mixed = [attend_to(*part) for part in parts]
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
     def _span(self, count: int) -> int:
@@ -305,11 +307,11 @@ class DAT(Attention):
             by_group: Tensor = table(moves.to(next(table.parameters()).dtype))
             return by_group.movedim(-1, 2).flatten(1, 2)
         assert isinstance(table, nn.Parameter)
-        tables = table.to(points.dtype).unflatten(0, (self.groups, -1)).expand(len(points), -1, -1, -1, -1)
+        tables = table.to(points.dtype).unflatten(0, (self.groups, -1)).expand(points.shape[0], -1, -1, -1, -1)
         dy, dx = _for_all_queries(dy / 2, dx / 2)
         at = torch.stack((dx, dy), -1).flatten(2, 3).flatten(0, 1)
         bias = F.grid_sample(tables.flatten(0, 1), at, align_corners=True)
-        return bias.reshape(len(points), self.num_heads, *bias.shape[2:])
+        return bias.reshape(points.shape[0], self.num_heads, *bias.shape[2:])
 
     def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Allow the tokens that a point of any group lies less than one token from: (B, 1, 1, N); depends on x."""

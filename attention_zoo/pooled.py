@@ -69,14 +69,14 @@ class SpatialReduction(nn.Module):
         patches = []
         for top in range(0, cut.down * self.reduction, self.reduction):
             for left in range(0, cut.across * self.reduction, self.reduction):
-                patch = self.sr.bias.expand(len(x), -1)
+                patch = self.sr.bias.expand(x.shape[0], -1)
                 for y in range(top, min(top + self.reduction, height)):
                     for z in range(left, min(left + self.reduction, width)):
                         patch = patch + x[:, y, z] @ self.sr.weight[:, :, y - top, z - left].mT
                 centred = patch - patch.mean(-1, keepdim=True)
                 spread = (centred.square().mean(-1, keepdim=True) + self.norm.eps).sqrt()
                 patches.append(centred / spread * self.norm.weight + self.norm.bias)
-        return torch.stack(patches, 1).reshape(len(x), cut.down, cut.across, -1)
+        return torch.stack(patches, 1).reshape(x.shape[0], cut.down, cut.across, -1)
 
     def macs(self, height: int, width: int) -> int:
         """R^2 C^2 for each of the M patches."""

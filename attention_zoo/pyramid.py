@@ -142,10 +142,12 @@ class Pyramid(nn.Module):
         A trace or a compiled graph would unroll the parts.
         """
         is_open = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing()
+        if is_open or x.device.type != "cpu" or len(x) < 2:
+            return self._run_stage(stage, x)
         stride = self.layout.stem_px if stage == 0 else 2
         image_bytes = x.element_size() * self.layout.dims[stage] * (x.shape[2] // stride) * (x.shape[3] // stride)
         chunks = min(len(x), math.ceil(len(x) * image_bytes / CHUNK_BYTES))
-        if is_open or x.device.type != "cpu" or chunks < 2:
+        if chunks < 2:
             return self._run_stage(stage, x)
         first, *others = x.tensor_split(chunks)
         found = self._run_stage(stage, first)

@@ -41,3 +41,15 @@ def test_compiles_to_one_graph(small, name, config, size):
         torch.autograd.grad(run(x).square().sum(), [x, *attention.parameters()]) for run in (compiled, attention)
     ]
     torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(6, 12), (5, 7)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize(("name", "config"), CASES, ids=str)
+def test_an_exported_graph_takes_any_number_of_images(small, name, config, size):
+    attention, x = small(name, *size, **config)
+    images = torch.export.Dim("images", min=2)
+    exported = torch.export.export(attention.eval(), (x,), dynamic_shapes=({0: images},), strict=False).module()
+    several = torch.randn(5, *x.shape[1:], dtype=x.dtype, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(exported(several), attention(several), rtol=1e-9, atol=1e-10)
