@@ -1,7 +1,8 @@
 """How fast the zoo is beside public models, the paper's own steps, and its matrix products alone.
 
 Everything that is compared runs in turns in one process, with the same threads and the same allocator; see
-benchmarks/pairs.py. Only a quiet machine gives numbers worth saving.
+benchmarks/pairs.py. Each comparison has a process of its own, since the heap that another leaves moves a ratio by a
+tenth. Only a quiet machine gives numbers worth saving.
 """
 
 import sys
@@ -12,7 +13,9 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import multiprocessing
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING
 
 from runners.options import Parser
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from benchmarks.sections import Task
 
 SECTIONS = ("anchors", "memory", "twins", "compiled", "floor", "scaling", "harness")
+STARTS_PROCESSES = ("memory", "harness")
 
 
 def read_command(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -68,7 +72,23 @@ def plan(sections: Sequence[str], rounds: int, match: str) -> "list[Task]":
     return [task for name in sections for task in makers[name](rounds) if match in task.work]
 
 
-def measure(tasks: "Sequence[Task]") -> "list[Measured]":
+def measure_one(task: "Task", rounds: int, threads: int) -> "Measured":
+    """Make one measurement, in a fresh process unless it starts its own."""
+    if task.section in STARTS_PROCESSES:
+        return task.run()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_planned_anew, task.section, task.work, rounds, threads).result()
+
+
+def _planned_anew(section: str, work: str, rounds: int, threads: int) -> "Measured":
+    from runners.environment import apply_threads
+
+    apply_threads(threads)
+    (task,) = (task for task in plan([section], rounds, work) if task.work == work)
+    return task.run()
+
+
+def measure(tasks: "Sequence[Task]", rounds: int, threads: int) -> "list[Measured]":
     """Make every measurement; one that fails is reported as such and costs no other."""
     from rich.progress import (
         BarColumn,
@@ -95,7 +115,7 @@ def measure(tasks: "Sequence[Task]") -> "list[Measured]":
         for task in tasks:
             progress.update(bar, description=f"{task.section}: {task.work}")
             try:
-                measured.append(task.run())
+                measured.append(measure_one(task, rounds, threads))
             except Exception as error:
                 reason = next(iter(str(error).strip().splitlines()), "")
                 measured.append(
@@ -138,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not tasks:
         print(f"report.py: error: --match {options.match}: no work has that in its name", file=sys.stderr)
         return 2
-    measured = measure(tasks)
+    measured = measure(tasks, options.rounds, options.threads)
     show(measured)
     if options.save:
         print(f"saved: {save(measured, Path(__file__).parent)}")

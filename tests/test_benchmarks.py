@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from benchmarks.floor import floor, record
 from benchmarks.models import OUR_SWIN, TIMM_SWIN, Work, build
 from benchmarks.pairs import Spread, share, speed, take_turns
 from benchmarks.paper_steps import PaperBiFormer
-from benchmarks.report import main, read_command
+from benchmarks.report import main, measure, plan, read_command
 from benchmarks.results import measured_in, read, save
 from benchmarks.tables import rows_of
 
@@ -232,3 +233,14 @@ def test_a_saved_report_is_printed_from_any_folder(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith(f"report.py: error: --json {path}: not a saved report (")
     assert error.count("\n") == 1
+
+
+def test_each_comparison_has_a_process_of_its_own():
+    (task,) = [task for task in plan(["twins"], 1, "vanilla on 14x14") if task.work.endswith("forward")]
+    elsewhere = replace(task, work="nowhere planned")
+    threads = torch.get_num_threads()
+    found, lost = measure([task, elsewhere], rounds=1, threads=threads + 1)
+    assert {name: len(samples) for name, samples in found.samples.items()} == {"ours": 1, "timm's": 1}
+    assert found.failed is None
+    assert lost.failed.startswith("ValueError")
+    assert torch.get_num_threads() == threads
