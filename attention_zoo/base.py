@@ -155,9 +155,7 @@ class Attention(nn.Module):
     def finish(self, y: Tensor, v: Tensor) -> Tensor:
         """Close a forward: add LePE of v to the mixed values y, project; maps (B, H, W, C) in and out."""
         if self.lepe is not None:
-            lepe = self.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-            # in place a backward pass would copy the gradient of the view
-            y = y + lepe if torch.is_grad_enabled() or lepe.dtype != y.dtype else lepe.add_(y)
+            y = with_lepe(self.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), y)
         projected: Tensor = self.proj(y)
         return projected
 
@@ -193,6 +191,12 @@ def masked_softmax(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor |
     # the lowest finite number, not -inf: a row of -inf alone would be NaN in forward and backward
     weights = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min).softmax(-1) * allowed
     return weights @ v
+
+
+def with_lepe(lepe: Tensor, y: Tensor) -> Tensor:
+    """Add y to a view of what the LePE convolution returned, in its memory and order: (...) -> same."""
+    # in place a backward pass would copy the gradient of the view
+    return lepe + y if torch.is_grad_enabled() or lepe.dtype != y.dtype else lepe.add_(y)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:

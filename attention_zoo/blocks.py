@@ -35,7 +35,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=layout.block_norm_eps)
         hidden = int(dim * layout.mlp_ratio_of(stage))
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
-        self.drop_path = _drop_path(drop_path_rate) if drop_path_rate else None
+        self.drop_path = _drop_path(drop_path_rate)
         if layout.layer_scale is not None:
             self.gamma1 = nn.Parameter(torch.full((dim,), layout.layer_scale))
             self.gamma2 = nn.Parameter(torch.full((dim,), layout.layer_scale))
@@ -48,13 +48,14 @@ class Block(nn.Module):
             channels_first = x.permute(0, 3, 1, 2)
             x = added(self.pos_embed(channels_first), channels_first).permute(0, 2, 3, 1)
         tokens = self.attn(self.norm1(x))
-        if self.is_scaled:
-            tokens = self.gamma1 * tokens
-        x = x + (tokens if self.drop_path is None else self.drop_path(tokens))
+        x = x + self._dropped(self.gamma1 * tokens if self.is_scaled else tokens)
         channels = self._mlp(x)
-        if self.is_scaled:
-            channels = self.gamma2 * channels
-        return added(channels if self.drop_path is None else self.drop_path(channels), x)
+        return added(self._dropped(self.gamma2 * channels if self.is_scaled else channels), x)
+
+    def _dropped(self, branch: Tensor) -> Tensor:
+        """Drop a branch of some images; at rest without a call, which costs more than it seems to at batch 1."""
+        drop_path = self.drop_path
+        return drop_path(branch) if drop_path.training else branch
 
     def _mlp(self, x: Tensor) -> Tensor:
         """Mix channels; a backward pass finds the widest map once, before the activation."""
@@ -78,6 +79,8 @@ class Block(nn.Module):
 
 
 def _drop_path(rate: float) -> nn.Module:
+    if not rate:
+        return nn.Identity()
     from timm.layers.drop import DropPath  # seconds of import that most cells do not need
 
     layer: nn.Module = DropPath(rate)

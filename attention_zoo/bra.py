@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.base import Macs, attend
+from attention_zoo.base import Macs, attend, with_lepe
 from attention_zoo.config import AttentionConfig
 from attention_zoo.flex import routed_flex_attention
 from attention_zoo.layouts import Layout
@@ -139,7 +139,6 @@ class BRA(PartitionAttention):
         """Routing has no weights, unless it is told to embed."""
         super().__init__(dim, num_heads, config, qk_dim=config.qk_dim)
         self.config = config
-        self.is_plain, self.is_centred, self.rounds_down = config.is_plain, config.is_centred, config.rounds_down
         # the whole width of q and k, not a head's: eq. 5 as the official code computes it
         self.scale = config.qk_scale or self.qk_dim**-0.5
         self.router = nn.Linear(self.qk_dim, self.qk_dim) if config.param_routing else None
@@ -164,12 +163,12 @@ class BRA(PartitionAttention):
         return cut
 
     def _cut(self, height: int, width: int) -> Partition:
-        size, per_side, centred = self.config.region_size, self.config.regions or 7, self.is_centred
+        size, per_side, centred = self.config.region_size, self.config.regions or 7, self.config.is_centred
         if size == "auto":
             return _cheapest_partition(height, width, self.config.topk, self.qk_dim, self.dim, centred)
         if size is not None:
             return Partition.of_size(height, width, min(size, height), min(size, width), centred=centred)
-        if self.rounds_down:
+        if self.config.rounds_down:
             if min(height, width) < per_side:
                 raise ValueError(
                     f"regions={per_side} per side leave no token to a region of a {height}x{width} map when their size "
@@ -188,27 +187,25 @@ class BRA(PartitionAttention):
         Dense wastes products, but a gather copies every key once per region that reads it, and its small problems
         keep a processor busy with overhead. The bounds are from timings on two CPU cores.
         """
-        return self._impl_for(self.partition(height, width)) if self.impl == "auto" else self.impl
+        return self._cheaper(self.partition(height, width)) if self.impl == "auto" else self.impl
 
-    def _impl_for(self, cut: Partition) -> str:
-        if self.impl != "auto":
-            return self.impl
+    def _cheaper(self, cut: Partition) -> str:
         tokens = cut.height * cut.width
         is_small = tokens <= 64 or (tokens <= 1024 and self.topk(cut) >= 0.3 * cut.count)
-        return "dense" if is_small and self.is_plain else "gather"
+        return "dense" if is_small and self.config.is_plain else "gather"
 
     def fast(self, x: Tensor) -> Tensor:
         """Mix tokens along the routes of their regions: (B, H, W, C) -> same."""
         cut = self.partition(*x.shape[1:3])
         if self.pad_rule == "input" and cut.is_padded:
             return cut.crop(self(cut.pad(x)))
-        impl = self._impl_for(cut)
+        impl = self._cheaper(cut) if self.impl == "auto" else self.impl
         # v apart from the others, so that LePE reads its rows without a copy, forward and backward
         if impl == "dense":
             qk, v = self.parts(x, 2 * self.qk_dim, self.dim)
             return self.finish(self._dense(qk, v, cut), v)
         q, k, v = self.parts(x, self.qk_dim, self.qk_dim, self.dim)
-        if impl == "gather" and self.is_plain and not self.config.head_routing:
+        if impl == "gather" and self.config.is_plain and not self.config.head_routing:
             return self._finish_windows(self._gather_rows(q, k, v, cut), v, cut)
         return self.finish(self._attend_regions(q, k, v, cut, impl), v)
 
@@ -218,18 +215,14 @@ class BRA(PartitionAttention):
             return self.finish(cut.join(y), v)
         lepe = cut.tiles(self.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         windows = y.view(y.shape[0], cut.down, cut.across, cut.rows, cut.cols, self.dim).transpose(2, 3)
-        # in place no gradient would pass a view as cheaply; out of place the sum keeps the map's order
-        mixed = lepe + windows if torch.is_grad_enabled() else lepe.add_(windows)
-        projected: Tensor = self.proj(mixed.reshape(v.shape))
+        projected: Tensor = self.proj(with_lepe(lepe, windows).reshape(v.shape))
         return projected
 
     def affinity(self, mean_q: Tensor, mean_k: Tensor, valid: Tensor | None) -> Tensor:
         """How well regions suit each other, (B, 1 or heads, R, R), from mean q and k, (B, R, Cqk)."""
-        if self.router is not None:
-            mean_q, mean_k = self.router(mean_q), self.router(mean_k)
-        if not self.config.head_routing:
-            return region_affinity(mean_q, mean_k, valid)[:, None]
-        return region_affinity(to_heads(mean_q, self.num_heads), to_heads(mean_k, self.num_heads), valid)
+        means = [mean_q, mean_k] if self.router is None else [self.router(mean_q), self.router(mean_k)]
+        mean_q, mean_k = (to_heads(mean, self.num_heads if self.config.head_routing else 1) for mean in means)
+        return region_affinity(mean_q, mean_k, valid)
 
     def _routes(self, mean_q: Tensor, mean_k: Tensor, cut: Partition) -> Tensor:
         """Regions that each region reads, (B, 1 or heads, R, K), from mean q and k: chosen, not learned."""
@@ -307,7 +300,7 @@ class BRA(PartitionAttention):
 
     def reference(self, x: Tensor) -> Tensor:
         """Dense softmax under `connectivity`; with soft routing or pooled keys, plain loops over regions and heads."""
-        if self.is_plain:
+        if self.config.is_plain:
             return super().reference(x)
         cut = self.partition(*x.shape[1:3])
         if self.pad_rule == "input" and cut.is_padded:

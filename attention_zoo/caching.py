@@ -43,12 +43,10 @@ class Kept:
 
     def get(self, key: Hashable, make: Callable[[], T], made_of: tuple[Tensor, ...] = ()) -> T:
         """Return the value of a key; make it anew if it is missing, or if a parameter it was made of has changed."""
-        if _is_recorded() or (made_of and not _may_keep(made_of)):
+        if not _may_keep(made_of):
             return make()
         found = self._values.pop(key, None)
-        if found is None or (
-            made_of and not all(source.is_still(t) for source, t in zip(found[1], made_of, strict=True))
-        ):
+        if found is None or not all(source.is_still(t) for source, t in zip(found[1], made_of, strict=True)):
             # a tensor of inference mode could not be saved for a backward pass later
             with torch.inference_mode(False), torch.no_grad():
                 found = make(), [_Source(tensor) for tensor in made_of]
@@ -73,12 +71,12 @@ def is_tracing() -> bool:
     return found
 
 
-def _is_recorded() -> bool:
-    # under a mode of fake tensors even a new one is fake
-    return torch.compiler.is_compiling() or is_tracing() or type(torch.empty(0)) is not Tensor
-
-
 def _may_keep(made_of: tuple[Tensor, ...]) -> bool:
+    if torch.compiler.is_compiling() or is_tracing():
+        return False
+    # under a mode of fake tensors even a new one is fake
+    if type(torch.empty(0)) is not Tensor:
+        return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in made_of):
         return False
     # inference tensors do not count their changes

@@ -235,9 +235,8 @@ class DAT(Attention):
             bias = None if points is None else self.bias(points, height, width)
             return attend(q, k, v, self.scale, None if bias is None else bias.to(q.dtype))
 
-        if points is None or self.config.position not in ("rpb", "log"):
-            return attend_to(q, k, v, points)
-        if q.device.type != "cpu" or torch.compiler.is_compiling():
+        is_open = q.device.type != "cpu" or torch.compiler.is_compiling()
+        if is_open or points is None or self.config.position not in ("rpb", "log"):
             return attend_to(q, k, v, points)
         # every image has a bias of its own, which a CPU uses while it is in its cache
         images = max(1, _BIAS_BYTES // (q.element_size() * q.shape[1] * q.shape[2] * k.shape[2]))

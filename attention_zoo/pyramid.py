@@ -142,7 +142,7 @@ class Pyramid(nn.Module):
         A trace or a compiled graph would unroll the parts.
         """
         is_open = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing()
-        if is_open or x.device.type != "cpu" or len(x) < 2:
+        if is_open or x.device.type != "cpu":
             return self._run_stage(stage, x)
         stride = self.layout.stem_px if stage == 0 else 2
         image_bytes = x.element_size() * self.layout.dims[stage] * (x.shape[2] // stride) * (x.shape[3] // stride)

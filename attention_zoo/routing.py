@@ -37,7 +37,7 @@ def region_affinity(q: Tensor, k: Tensor, valid: Tensor | None) -> Tensor:
 
     A region without a token of its own suits none: its column is -inf. `valid` says which tokens are, (R, T).
     """
-    affinity = torch.bmm(q, k.mT) if q.dim() == 3 else q @ k.mT
+    affinity = q @ k.mT
     return affinity if valid is None else affinity.masked_fill(~valid.any(1), float("-inf"))
 
 
@@ -137,10 +137,8 @@ def attend_rows(
     """
     batch, count, tokens, _ = q.shape
     topk = routes.shape[-1]
-    pieces = row_pieces(cut, q.device)[routes]  # (B, R, K, rows)
-    if batch != 1:
-        images = torch.arange(batch, device=q.device) * (cut.down * cut.rows * cut.across)
-        pieces = pieces + images[:, None, None, None]
+    images = torch.arange(batch, device=q.device)[:, None, None] * (cut.down * cut.rows * cut.across)
+    pieces = row_pieces(cut, q.device)[routes] + images[..., None]  # (B, R, K, rows)
     bias = None
     if valid is not None:
         bias = torch.zeros((), dtype=q.dtype, device=q.device).where(valid[routes], torch.finfo(q.dtype).min)
@@ -157,8 +155,6 @@ def attend_rows(
             to_heads(made.view(queries.shape[0], topk * tokens, x.shape[3]), num_heads)
             for made, x in zip(rows, (k, v), strict=True)
         )
-        if not torch.is_grad_enabled():
-            return from_heads(attend(queries, keys, values, scale, added))
         # a key is gathered for every region that reads it, so a backward pass gathers again what it does not keep
         with not_kept(
             {made: functools.partial(gather, x.detach(), near) for made, x in zip(rows, (k, v), strict=True)}

@@ -115,6 +115,7 @@ MAX_PROCESSES = 5
 
 @functools.cache
 def _peaks(name: str, batch: int, side_px: int, index: int) -> dict[str, float | None]:
+    """Measure once for each `index`, in new processes."""
     shape = (batch, 3, side_px, side_px)
     return measure_memory(
         functools.partial(build, name), shape, NUM_CLASSES, torch.device("cpu"), threads=torch.get_num_threads()

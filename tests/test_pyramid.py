@@ -250,7 +250,7 @@ def test_initial_weights_have_the_spread_of_the_layout():
 def test_drop_path_grows_with_depth_and_rests_in_eval():
     model = build(attn="vanilla", drop_path_rate=0.4)
     blocks = [block for stage in model.blocks() for block in stage]
-    assert blocks[0].drop_path is None
+    assert isinstance(blocks[0].drop_path, torch.nn.Identity)
     assert all(isinstance(block.drop_path, DropPath) for block in blocks[1:])
     assert [block.drop_path.drop_prob for block in blocks[1:]] == pytest.approx([0.1, 0.2, 0.3, 0.4])
     x = images(64, 64)
