@@ -31,6 +31,11 @@ class Mixer(NamedTuple):
 CHUNK_BYTES = 2 * 2**20
 """Size of a map that stays in a core's cache with what a block makes of it, and below what malloc maps anew."""
 
+
+def _joined(maps: list[Tensor]) -> Tensor:
+    return maps[0] if len(maps) == 1 else torch.cat(maps)
+
+
 Stages = list[list[Mixer]]
 """The mixers of each stage's blocks."""
 
@@ -127,36 +132,35 @@ class Pyramid(nn.Module):
         return self._run(x, [], len(self.stages))[0]
 
     def _run(self, x: Tensor, taken: list[int], count: int) -> tuple[Tensor, list[Tensor]]:
-        """Run the first `count` stages: the last map and those after the stages `taken`, (B, H, W, C)."""
-        maps = []
-        for stage in range(min(count, len(self.stages))):
-            x = self._by_chunks(stage, x)
-            if stage in taken:
-                maps.append(x)
-            x = x.permute(0, 3, 1, 2)
-        return x.permute(0, 2, 3, 1), maps
+        """Run the first `count` stages: the last map and those after the stages `taken`, (B, H, W, C).
 
-    def _by_chunks(self, stage: int, x: Tensor) -> Tensor:
-        """Run a stage, a few images at a time where only what is in the cache is in memory: on a CPU, in inference.
-
-        A trace or a compiled graph would unroll the parts.
+        In inference on a CPU each stage takes as many images at a time as stay in the cache, and asks the stage before
+        for just these, so that no map of the whole batch waits for its stage; only the last map and those taken grow
+        with the batch.
         """
+        sizes = self.layout.maps(*x.shape[2:])
+        kept: dict[int, list[Tensor]] = {stage: [] for stage in sorted(taken) if stage < count}
+
+        def run(images: Tensor, stage: int) -> Tensor:
+            parts = [
+                # no name for what comes before, which would keep it while the next part is made
+                self._run_stage(stage, run(part, stage - 1).permute(0, 3, 1, 2) if stage else part)
+                for part in images.tensor_split(self._parts(images, stage, sizes[stage]))
+            ]
+            if stage in kept:
+                kept[stage] += parts
+            return _joined(parts)
+
+        x = run(x, min(count, len(self.stages)) - 1)
+        return x, [x if len(maps) == 1 and maps[0] is x else _joined(maps) for maps in kept.values()]
+
+    def _parts(self, images: Tensor, stage: int, size: tuple[int, int]) -> int:
+        """In how many parts a stage takes images; a trace or a compiled graph would unroll them."""
         is_open = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing()
-        if is_open or x.device.type != "cpu":
-            return self._run_stage(stage, x)
-        stride = self.layout.stem_px if stage == 0 else 2
-        image_bytes = x.element_size() * self.layout.dims[stage] * (x.shape[2] // stride) * (x.shape[3] // stride)
-        chunks = min(len(x), math.ceil(len(x) * image_bytes / CHUNK_BYTES))
-        if chunks < 2:
-            return self._run_stage(stage, x)
-        first, *others = x.tensor_split(chunks)
-        found = self._run_stage(stage, first)
-        y = found.new_empty(len(x), *found.shape[1:])
-        first_place, *places = y.tensor_split(chunks)
-        first_place.copy_(found)
-        for chunk, place in zip(others, places, strict=True):
-            place.copy_(self._run_stage(stage, chunk))
-        return y
+        if is_open or images.device.type != "cpu":
+            return 1
+        map_bytes = images.element_size() * self.layout.dims[stage] * math.prod(size)
+        return max(1, min(len(images), math.ceil(len(images) * map_bytes / CHUNK_BYTES)))
 
     def _run_stage(self, stage: int, x: Tensor) -> Tensor:
         """Merge, then mix: (B, C, H, W) -> (B, H, W, C)."""

@@ -259,3 +259,24 @@ def test_drop_path_grows_with_depth_and_rests_in_eval():
         assert not torch.equal(model(x), model(x))
     assert torch.equal(model.eval()(x), model(x))
     assert torch.equal(model(x), build(attn="vanilla").eval()(x))
+
+
+@torch.no_grad()
+def test_in_inference_no_map_of_a_whole_batch_waits_for_its_stage(monkeypatch):
+    model = create_model("biformer_tiny", num_classes=10).eval()
+    images = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    whole, maps = model.forward_intermediates(images)
+    taken: list[tuple[int, int]] = []
+    for index, stage in enumerate(model.stages):
+        stage.register_forward_hook(lambda _, args, __, index=index: taken.append((index, len(args[0]))))
+    image_bytes = 4 * 64 * 16 * 16
+    monkeypatch.setattr("attention_zoo.pyramid.CHUNK_BYTES", image_bytes)
+    y, maps_by_parts = model.forward_intermediates(images)
+    # the first stage holds one image at a time, each further one twice as many; the last takes what comes
+    assert [count for stage, count in taken if stage == 0] == [1] * 5
+    assert [count for stage, count in taken if stage == 3] == [5]
+    stages = [stage for stage, _ in taken]
+    assert stages.index(2) < len(stages) - 1 - stages[::-1].index(0)
+    torch.testing.assert_close(y, whole, atol=1e-5, rtol=1e-5)
+    for part, map_ in zip(maps_by_parts, maps, strict=True):
+        torch.testing.assert_close(part, map_, atol=1e-5, rtol=1e-5)
