@@ -5,6 +5,7 @@ that each region reads, one list for all heads or one for each: (B, 1 or heads, 
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -89,7 +90,7 @@ def routed_attention(
 
 
 GATHERED_BYTES = 4 * 2**20
-"""Keys and values of a few images that a core's cache holds; more are gathered after those were attended to."""
+"""Keys and values of a few regions that a core's cache holds; more are gathered after those were attended to."""
 
 _KEPT = Kept(64)
 
@@ -147,9 +148,8 @@ def attend_rows(
     def gather(x: Tensor, pieces: Tensor) -> Tensor:
         return x.reshape(-1, cut.cols * x.shape[3]).index_select(0, pieces)
 
-    def attend_images(part: slice) -> Tensor:
-        queries, near = to_heads(q[part].flatten(0, 1), num_heads), pieces[part].flatten()
-        added = None if bias is None else bias[part].flatten(0, 1)
+    def attend_regions(queries: Tensor, pieces: Tensor, bias: Tensor | None) -> Tensor:
+        near = pieces.flatten()
         rows = [gather(x, near) for x in (k, v)]
         keys, values = (
             to_heads(made.view(queries.shape[0], topk * tokens, x.shape[3]), num_heads)
@@ -159,14 +159,20 @@ def attend_rows(
         with not_kept(
             {made: functools.partial(gather, x.detach(), near) for made, x in zip(rows, (k, v), strict=True)}
         ):
-            return from_heads(attend(queries, keys, values, scale, added))
+            return from_heads(attend(to_heads(queries, num_heads), keys, values, scale, bias))
 
-    if q.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return attend_images(slice(None)).reshape(batch, count, tokens, v.shape[3])
-    gathered_bytes = count * topk * tokens * (k.shape[3] + v.shape[3]) * q.element_size()
-    step = max(1, GATHERED_BYTES // gathered_bytes)
-    parts = [attend_images(slice(first, first + step)) for first in range(0, max(1, batch), step)]
-    y = parts[0] if len(parts) == 1 else torch.cat(parts)
+    queries, pieces = q.flatten(0, 1), pieces.flatten(0, 1)
+    bias = None if bias is None else bias.flatten(0, 1)
+    parts = 1
+    if q.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        gathered_bytes = pieces.numel() * cut.cols * (k.shape[3] + v.shape[3]) * q.element_size()
+        parts = max(1, min(batch * count, math.ceil(gathered_bytes / GATHERED_BYTES)))
+    if parts == 1:
+        y = attend_regions(queries, pieces, bias)
+    else:
+        biases = (None,) * parts if bias is None else bias.tensor_split(parts)
+        split = zip(queries.tensor_split(parts), pieces.tensor_split(parts), biases, strict=True)
+        y = torch.cat([attend_regions(*part) for part in split])
     return y.reshape(batch, count, tokens, v.shape[3])
 
 
