@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from attention_zoo.base import Attention, Macs, attend
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
-from attention_zoo.regions import from_heads, to_heads
+from attention_zoo.regions import from_heads, joined, to_heads
 from attention_zoo.registry import register
 
 STRIDES = {"2022": (8, 4, 1, 1), "2023": (8, 4, 2, 1)}
@@ -242,7 +242,7 @@ class DAT(Attention):
         images = max(1, _BIAS_BYTES // (q.element_size() * q.shape[1] * q.shape[2] * k.shape[2]))
         parts = zip(*(part.split(images) for part in (q, k, v, points)), strict=True)
         mixed = [attend_to(*part) for part in parts]
-        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+        return joined(mixed)
 
     def _span(self, count: int) -> int:
         """Cells of a side in 2022, gaps between their centres in 2023; offsets count in 1 / span."""

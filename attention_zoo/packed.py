@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attention_zoo.caching import Kept
-from attention_zoo.regions import Partition
+from attention_zoo.regions import Partition, joined
 
 _ORDERS, _KINDS = Kept(32), Kept(32)
 _MOST_KEPT = 1 << 17
@@ -155,7 +155,7 @@ def packed_attention(qkv: Tensor, scale: float, bias: Tensor | None, counts: tup
     if bias is None:
         return _fused(qkv, scale, None)
     mixed = [_fused(part, scale, own[None]) for part, own in zip(qkv.split(counts), bias, strict=True)]
-    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+    return joined(mixed)
 
 
 def _fused(qkv: Tensor, scale: float, bias: Tensor | None) -> Tensor:

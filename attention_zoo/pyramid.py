@@ -15,6 +15,7 @@ from attention_zoo.blocks import Block, Downsample, map_norm
 from attention_zoo.caching import is_tracing
 from attention_zoo.config import FULL, AttentionConfig
 from attention_zoo.layouts import Layout
+from attention_zoo.regions import joined
 from attention_zoo.registry import build
 from attention_zoo.remade import checkpointed
 from attention_zoo.vanilla import Vanilla
@@ -30,11 +31,6 @@ class Mixer(NamedTuple):
 
 CHUNK_BYTES = 2 * 2**20
 """Size of a map that stays in a core's cache with what a block makes of it, and below what malloc maps anew."""
-
-
-def _joined(maps: list[Tensor]) -> Tensor:
-    return maps[0] if len(maps) == 1 else torch.cat(maps)
-
 
 Stages = list[list[Mixer]]
 """The mixers of each stage's blocks."""
@@ -139,20 +135,19 @@ class Pyramid(nn.Module):
         with the batch.
         """
         sizes = self.layout.maps(*x.shape[2:])
-        kept: dict[int, list[Tensor]] = {stage: [] for stage in sorted(taken) if stage < count}
+        kept: dict[int, list[Tensor]] = {stage: [] for stage in sorted(taken)}
 
         def run(images: Tensor, stage: int) -> Tensor:
-            parts = [
+            found = joined(
                 # no name for what comes before, which would keep it while the next part is made
                 self._run_stage(stage, run(part, stage - 1).permute(0, 3, 1, 2) if stage else part)
                 for part in images.tensor_split(self._parts(images, stage, sizes[stage]))
-            ]
+            )
             if stage in kept:
-                kept[stage] += parts
-            return _joined(parts)
+                kept[stage].append(found)
+            return found
 
-        x = run(x, min(count, len(self.stages)) - 1)
-        return x, [x if len(maps) == 1 and maps[0] is x else _joined(maps) for maps in kept.values()]
+        return run(x, count - 1), [joined(maps) for maps in kept.values()]
 
     def _parts(self, images: Tensor, stage: int, size: tuple[int, int]) -> int:
         """In how many parts a stage takes images; a trace or a compiled graph would unroll them."""

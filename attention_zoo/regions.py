@@ -1,5 +1,6 @@
 """The one cut of a map into equal regions, and its inverse: windows, stripes, grids and regions are cases of it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -187,6 +188,12 @@ def to_heads(x: Tensor, num_heads: int) -> Tensor:
 def from_heads(x: Tensor) -> Tensor:
     """Merge heads into channels: (B, heads, N, D) -> (B, N, C)."""
     return x.transpose(1, 2).flatten(2)
+
+
+def joined(parts: Iterable[Tensor]) -> Tensor:
+    """Put parts of a batch together again, without a copy if there is one: (b, ...) each -> (B, ...)."""
+    first, *others = parts
+    return torch.cat([first, *others]) if others else first
 
 
 def coordinates(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attention_zoo.base import attend
 from attention_zoo.caching import Kept
-from attention_zoo.regions import Partition, blank, coordinates, from_heads, to_heads
+from attention_zoo.regions import Partition, blank, coordinates, from_heads, joined, to_heads
 from attention_zoo.remade import not_kept
 
 
@@ -167,12 +167,9 @@ def attend_rows(
     if q.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         gathered_bytes = pieces.numel() * cut.cols * (k.shape[3] + v.shape[3]) * q.element_size()
         parts = max(1, min(batch * count, math.ceil(gathered_bytes / GATHERED_BYTES)))
-    if parts == 1:
-        y = attend_regions(queries, pieces, bias)
-    else:
-        biases = (None,) * parts if bias is None else bias.tensor_split(parts)
-        split = zip(queries.tensor_split(parts), pieces.tensor_split(parts), biases, strict=True)
-        y = torch.cat([attend_regions(*part) for part in split])
+    biases = (None,) * parts if bias is None else bias.tensor_split(parts)
+    split = zip(queries.tensor_split(parts), pieces.tensor_split(parts), biases, strict=True)
+    y = joined(attend_regions(*part) for part in split)
     return y.reshape(batch, count, tokens, v.shape[3])
 
 
