@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from attention_zoo.modes import is_tracing
+
 T = TypeVar("T")
 
 
@@ -63,12 +65,6 @@ class Kept:
     def __reduce__(self) -> tuple[type["Kept"], tuple[int]]:
         """Copy and pickle without the values."""
         return Kept, (self.size,)
-
-
-def is_tracing() -> bool:
-    """Whether torch.jit records what runs."""
-    found: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return found
 
 
 def _may_keep(made_of: tuple[Tensor, ...]) -> bool:

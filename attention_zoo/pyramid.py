@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from attention_zoo.base import Attention, Macs
 from attention_zoo.blocks import Block, Downsample, map_norm
-from attention_zoo.caching import is_tracing
 from attention_zoo.config import FULL, AttentionConfig
 from attention_zoo.layouts import Layout
+from attention_zoo.modes import infers_on_cpu
 from attention_zoo.regions import joined
 from attention_zoo.registry import build
 from attention_zoo.remade import checkpointed
@@ -151,8 +151,7 @@ class Pyramid(nn.Module):
 
     def _parts(self, images: Tensor, stage: int, size: tuple[int, int]) -> int:
         """In how many parts a stage takes images; a trace or a compiled graph would unroll them."""
-        is_open = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing()
-        if is_open or images.device.type != "cpu":
+        if self.training or not infers_on_cpu(images):
             return 1
         map_bytes = images.element_size() * self.layout.dims[stage] * math.prod(size)
         return max(1, min(len(images), math.ceil(len(images) * map_bytes / CHUNK_BYTES)))
@@ -364,8 +363,8 @@ class Pyramid(nn.Module):
             is_full = isinstance(mixers[0], Vanilla) and not is_vanilla
             found.append({} if is_full else geometry[0])
         columns = {name for geometry in found for name in geometry}
-        joined = {name: "-".join(str(geometry.get(name, FULL)) for geometry in found) for name in sorted(columns)}
-        return {**joined, "pad_ratio": padded / own}
+        by_stage = {name: "-".join(str(geometry.get(name, FULL)) for geometry in found) for name in sorted(columns)}
+        return {**by_stage, "pad_ratio": padded / own}
 
     def notes(self) -> list[str]:
         """Say what of the mechanism this layout cannot show."""

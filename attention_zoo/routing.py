@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attention_zoo.base import attend
 from attention_zoo.caching import Kept
+from attention_zoo.modes import infers_on_cpu
 from attention_zoo.regions import Partition, blank, coordinates, from_heads, joined, to_heads
 from attention_zoo.remade import not_kept
 
@@ -164,7 +165,7 @@ def attend_rows(
     queries, pieces = q.flatten(0, 1), pieces.flatten(0, 1)
     bias = None if bias is None else bias.flatten(0, 1)
     parts = 1
-    if q.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if infers_on_cpu(q):
         gathered_bytes = pieces.numel() * cut.cols * (k.shape[3] + v.shape[3]) * q.element_size()
         parts = max(1, min(batch * count, math.ceil(gathered_bytes / GATHERED_BYTES)))
     biases = (None,) * parts if bias is None else bias.tensor_split(parts)

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_zoo.base import Attention, Macs, attend
-from attention_zoo.caching import Kept, holds_values, is_tracing
+from attention_zoo.caching import Kept, holds_values
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
+from attention_zoo.modes import is_tracing
 from attention_zoo.partitioned import bias_table, table_bias
 from attention_zoo.regions import coordinates, from_heads
 from attention_zoo.registry import register
