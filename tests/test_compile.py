@@ -53,3 +53,16 @@ def test_an_exported_graph_takes_any_number_of_images(small, name, config, size)
     several = torch.randn(5, *x.shape[1:], dtype=x.dtype, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         torch.testing.assert_close(exported(several), attention(several), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bra", "dat", "swin", "vanilla"])
+def test_stages_compiled_apart_with_frozen_weights_compute_the_same(name):
+    torch.manual_seed(0)
+    model = attention_zoo.create_model("small", attn=name, num_classes=10).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model(images)
+        for part in (*model.downsamples, *model.stages):
+            part.compile(dynamic=False, fullgraph=True, options={"freezing": True})
+        torch.testing.assert_close(model(images), expected, rtol=1e-3, atol=1e-4)
