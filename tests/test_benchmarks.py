@@ -19,7 +19,7 @@ from benchmarks.floor import floor, record
 from benchmarks.models import OUR_SWIN, TIMM_SWIN, Work, build
 from benchmarks.pairs import Spread, share, speed, take_turns
 from benchmarks.paper_steps import PaperBiFormer
-from benchmarks.report import main, measure, plan, read_command
+from benchmarks.report import KEEP_FREED, main, measure, plan, read_command, set_unless_given
 from benchmarks.results import measured_in, read, save
 from benchmarks.tables import rows_of
 
@@ -244,3 +244,16 @@ def test_each_comparison_has_a_process_of_its_own():
     assert found.failed is None
     assert lost.failed.startswith("ValueError")
     assert torch.get_num_threads() == threads
+
+
+def test_a_section_has_its_variables_and_the_user_has_the_last_word(monkeypatch):
+    for name in KEEP_FREED:
+        monkeypatch.delenv(name, raising=False)
+    given, left = KEEP_FREED
+    monkeypatch.setenv(given, "1")
+    show = [sys.executable, "-c", f"import os; print(os.environ[{given!r}], os.environ[{left!r}])"]
+    with set_unless_given(KEEP_FREED):
+        shown = subprocess.run(show, check=True, capture_output=True, text=True).stdout
+    assert shown.split() == ["1", KEEP_FREED[left]]
+    assert os.environ[given] == "1"
+    assert left not in os.environ
