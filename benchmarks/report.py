@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 SECTIONS = ("anchors", "memory", "twins", "compiled", "floor", "scaling", "harness")
 STARTS_PROCESSES = ("memory", "harness")
-KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
-"""Make glibc keep what is freed, up to the size where older ones no longer can."""
+KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+"""Make glibc keep what is freed: nothing mapped apart, nothing given back."""
 VARIABLES = {section: KEEP_FREED for section in ("twins", "compiled", "floor", "scaling")}
 
 
