@@ -107,7 +107,7 @@ class PooledAttention(Attention):
         k, v = self.linear(reduced, self.qk_dim, 2 * self.qk_dim + self.dim).split((self.qk_dim, self.dim), dim=-1)
         q, k, v = (to_heads(part, self.num_heads) for part in (q, k, v))
         y = attend(q, k, v, self.scale)
-        del q, k, v  # in inference what is made next takes their memory, which the cache still holds
+        del q, k, v  # in inference what is made next takes their memory
         projected: Tensor = self.proj(from_heads(y))
         return projected.reshape(x.shape)
 
