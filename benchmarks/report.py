@@ -1,10 +1,10 @@
 """How fast the zoo is beside public models, the paper's own steps, and its matrix products alone.
 
 Everything that is compared runs in turns in one process, with the same threads and the same allocator; see
-benchmarks/pairs.py. Each comparison has a process of its own, since the heap that another leaves moves a ratio by a
-tenth. The anchors run as users run them; in other sections the C library keeps what is freed, since mapping large maps
-anew, or not, as it happens to decide, moved the ratio of two equal blocks between 0.9 and 1.6. Only a quiet machine
-gives numbers worth saving.
+benchmarks/pairs.py. Each comparison has a process of its own, since the heap that another leaves moves a ratio. The
+anchors run as users run them; in other comparisons of times the C library keeps what is freed, since by itself it maps
+large tensors anew or not as it happens to decide, and two equal blocks differ by that. Only a quiet machine gives
+numbers worth saving.
 """
 
 import sys

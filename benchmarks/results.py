@@ -75,9 +75,9 @@ def _machines(environments: Iterable[dict[str, Any]]) -> list[str]:
     for about in environments:
         versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("torch", "timm"))
         commit = f"{about['git_sha']}{' with changes' if about['git_dirty'] else ''}"
-        variables = ", ".join(f"{name}={value}" for name, value in about["variables"].items()) or "none set"
+        variables = ", ".join(f"{name}={value}" for name, value in about["variables"].items()) or "none"
         lines[
             f"{about['cpu_model']}, {about['cores_usable']} cores, {about['threads']} threads; {versions}; "
-            f"commit {commit}; allocator and thread variables: {variables}"
+            f"commit {commit}; allocator and thread variables given to the command: {variables}"
         ] = None
     return list(lines)

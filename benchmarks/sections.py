@@ -84,8 +84,8 @@ def anchors(rounds: int) -> list[Task]:
 def compiled(rounds: int) -> list[Task]:
     """BiFormer-Tiny through torch.compile beside itself without: as one graph by default, and tuned for inference.
 
-    Tuned, each stage is a graph, so that the host between them still takes a batch in parts that stay in the cache,
-    and the weights are frozen.
+    Tuned, each stage and each step between two is a graph with frozen weights, so that the host still takes a batch in
+    parts that stay in the cache.
     """
     plain, tuned = f"compiled {OURS}", f"compiled {OURS}, stages apart and frozen"
 
