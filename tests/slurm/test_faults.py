@@ -8,39 +8,38 @@ import pandas as pd
 import pytest
 
 from slurm.cluster import Cluster, wait_until
-from slurm.zoo import MEASURED, TINY, job_of, records, rows, run, submit, training, wait_for_queue
+from slurm.zoo import MEASURED, TINY, held, hold_saved, job_of, records, rows, run, submit, wait_for_queue
 
 pytestmark = pytest.mark.slurm
 
-# On a busy machine seconds pass between the look at a training and the blow, and SLURM looks for jobs to preempt every
-# few seconds only: a training must not have ended by then.
 STEPS = ["--steps", "300"]
-LONG = ["--steps", "500"]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(session_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """The rows of seeds 2, 3 and 4 without any fault."""
     out = tmp_path_factory.mktemp("undisturbed")
-    run(session_cluster, "sweep", *TINY, *STEPS, "--seeds", "2,3", "--cluster", "debug", out=out)
-    run(session_cluster, "sweep", *TINY, *LONG, "--seeds", "4", "--cluster", "debug", out=out)
+    run(session_cluster, "sweep", *TINY, *STEPS, "--seeds", "2,3,4", "--cluster", "debug", out=out)
     return rows(out)[MEASURED]
 
 
 def test_each_death_has_its_status_and_retry_completes_the_table(
     cluster: Cluster, undisturbed: pd.DataFrame, tmp_path: Path
 ) -> None:
-    limited = ["--steps", "1800", "--seeds", "9", "--time", "1", "--max-requeues", "0", "--name", "limited"]
+    limited = [*STEPS, "--seeds", "9", "--time", "1", "--max-requeues", "0", "--name", "limited"]
     submit(cluster, *limited, "--slurm", "nodelist=n1", out=tmp_path)
-    submit(cluster, *LONG, "--seeds", "0,1", "--name", "dies", "--slurm", "nodelist=n1", out=tmp_path)
-    os.kill(training(tmp_path, 0), signal.SIGKILL)
-    training(tmp_path, 1)
+    held(tmp_path, 9)
+    submit(cluster, *STEPS, "--seeds", "0,1", "--name", "dies", "--slurm", "nodelist=n1", out=tmp_path)
+    os.kill(held(tmp_path, 0), signal.SIGKILL)
+    cancelled = held(tmp_path, 1)
     cluster.run("scancel", job_of(cluster, tmp_path, 1))
+    hold_saved(tmp_path, 1, cancelled)
 
     submit(cluster, *STEPS, "--seeds", "2,3", "--name", "again", "--slurm", "nodelist=n2", out=tmp_path)
-    training(tmp_path, 2, step=5)
+    requeued = held(tmp_path, 2, step=5)
     cluster.run("scontrol", "requeue", job_of(cluster, tmp_path, 2))
-    training(tmp_path, 3, step=5)
+    hold_saved(tmp_path, 2, requeued)
+    held(tmp_path, 3, step=5)
     cluster.fail_node("n2")
     assert "2 pending" in run(cluster, "status", "again", out=tmp_path, code=1)
     cluster.restore_nodes()
@@ -63,16 +62,18 @@ def test_each_death_has_its_status_and_retry_completes_the_table(
     assert len(table) == 5 and set(table["status"]) == {"ok"}
     # the limited run went on from its saved state, under its second attempt
     assert table.loc[("vanilla", 9), "resumed"] >= 1
+    assert table.loc[("vanilla", 2), "resumed"] == 1
     for seed in (2, 3):
         assert table.loc[("vanilla", seed), "attempts"] == 1
         assert table.loc[("vanilla", seed), MEASURED].tolist() == undisturbed.loc[("vanilla", seed)].tolist()
 
 
 def test_a_preempted_job_goes_on_to_the_same_row(cluster: Cluster, undisturbed: pd.DataFrame, tmp_path: Path) -> None:
-    submit(cluster, *LONG, "--seeds", "4", "--name", "preempted", "--slurm", "nodelist=n1", out=tmp_path)
-    first = training(tmp_path, 4, step=20)
+    submit(cluster, *STEPS, "--seeds", "4", "--name", "preempted", "--slurm", "nodelist=n1", out=tmp_path)
+    first = held(tmp_path, 4, step=20)
     urgent = ["--partition", "urgent", "--exclusive", "--nodelist", "n1", "--output", "/dev/null", "--wrap", "sleep 1"]
     cluster.run("sbatch", *urgent)
+    hold_saved(tmp_path, 4, first)
     wait_for_queue(cluster)
     table = rows(tmp_path)
     assert (table["status"].tolist(), table["resumed"].tolist()) == (["ok"], [1])

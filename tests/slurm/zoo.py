@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from runners.table import load
 from slurm.cluster import Cluster, wait_until
 
 ROOT = Path(__file__).parents[2]
-# a training step of 25 ms; one thread, so that numbers are equal wherever they come from
+# a training step of 10 to 25 ms; one thread, so that numbers are equal wherever they come from
 TINY = ["--attn", "vanilla", "--resolution", "32", "--batch-size", "4", "--threads", "1", "--measure", "flops,accuracy"]
 MEASURED = ["acc1", "acc5", "val_loss", "train_loss", "gmacs", "params_m"]
 
@@ -73,6 +74,23 @@ def training(out: Path, seed: int, step: int = 1) -> int:
 
     found: int = wait_until(pid, 120)
     return found
+
+
+def held(out: Path, seed: int, step: int = 1) -> int:
+    """`training`, stopped there: on no machine does it end before the blow that it waits for.
+
+    SLURM lets a process go on (SIGCONT) before it sends a warning or an end.
+    """
+    pid = training(out, seed, step)
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
+def hold_saved(out: Path, seed: int, pid: int) -> None:
+    """Stop it once more when it has saved its state, in the seconds after SIGTERM in which it might still end."""
+    folder = out / "cells" / key_of(out, seed)
+    wait_until(lambda: list(folder.glob("training.*")))
+    os.kill(pid, signal.SIGSTOP)
 
 
 def job_of(cluster: Cluster, out: Path, seed: int) -> str:
