@@ -88,11 +88,12 @@ class Frozen(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         """Compile at the first call."""
         super().__init__()
-        self.compiled = torch.compile(model)
+        # the option alone freezes nothing: the graph's recorder reads the configuration of the process, see below; it
+        # tells this graph from one that is not frozen, which would be used again for an equal model
+        self.compiled = torch.compile(model, options={"freezing": True})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Run the graph."""
-        # an option of torch.compile would come too late: weights are inputs of a graph that was recorded without it
         with torch._inductor.config.patch(freezing=True):
             found: torch.Tensor = self.compiled(x)
         return found
