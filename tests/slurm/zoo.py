@@ -1,5 +1,6 @@
 """The programs of runners/ as a user of the cluster types them, and what they left on disk."""
 
+import contextlib
 import json
 import os
 import signal
@@ -90,7 +91,8 @@ def hold_saved(out: Path, seed: int, pid: int) -> None:
     """Stop it once more when it has saved its state, in the seconds after SIGTERM in which it might still end."""
     folder = out / "cells" / key_of(out, seed)
     wait_until(lambda: list(folder.glob("training.*")))
-    os.kill(pid, signal.SIGSTOP)
+    with contextlib.suppress(ProcessLookupError):  # the seconds may be over already
+        os.kill(pid, signal.SIGSTOP)
 
 
 def job_of(cluster: Cluster, out: Path, seed: int) -> str:
