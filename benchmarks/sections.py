@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch._inductor.config
@@ -82,19 +81,23 @@ def anchors(rounds: int) -> list[Task]:
     return [task(work) for work in (FORWARD_8, FORWARD_1, TRAIN_8)]
 
 
-class Frozen(nn.Module):
-    """A model compiled for inference, with its weights as constants: packed, and norms folded into convolutions."""
+class Compiled(nn.Module):
+    """A model through torch.compile; frozen, its weights are constants: packed, and norms folded into convolutions.
 
-    def __init__(self, model: nn.Module) -> None:
+    Whatever the process is told, as by TORCHINDUCTOR_FREEZING.
+    """
+
+    def __init__(self, model: nn.Module, *, frozen: bool) -> None:
         """Compile at the first call."""
         super().__init__()
-        # the option alone freezes nothing: the graph's recorder reads the configuration of the process, see below; it
-        # tells this graph from one that is not frozen, which would be used again for an equal model
-        self.compiled = torch.compile(model, options={"freezing": True})
+        self.frozen = frozen
+        # the option freezes nothing, since what records a graph reads the configuration of the process; but without
+        # it an equal model's graph of the other kind would be taken for this one's
+        self.compiled = torch.compile(model, fullgraph=True, options={"freezing": frozen})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Run the graph."""
-        with torch._inductor.config.patch(freezing=True):
+        with torch._inductor.config.patch(freezing=self.frozen):
             found: torch.Tensor = self.compiled(x)
         return found
 
@@ -105,8 +108,8 @@ def compiled(rounds: int) -> list[Task]:
 
     def task(work: Work) -> Task:
         def contenders() -> dict[str, Run]:
-            networks = {plain: torch.compile(build(OURS)), frozen: Frozen(build(OURS)), OURS: build(OURS)}
-            return {name: work.prepare(cast(nn.Module, network)) for name, network in networks.items()}
+            networks = {name: Compiled(build(OURS), frozen=name == frozen) for name in (plain, frozen)}
+            return {name: work.prepare(network) for name, network in {**networks, OURS: build(OURS)}.items()}
 
         return timed("compiled", str(work), rounds, contenders, [Claim(name, OURS, 1.0) for name in (plain, frozen)])
 

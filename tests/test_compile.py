@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import attention_zoo
-from benchmarks.sections import Frozen
+from benchmarks.sections import Compiled
 
 CONFIGS = {
     "bra": [{"regions": 3, "topk": 2, "impl": "gather"}, {"regions": 3, "topk": 2, "impl": "dense"}],
@@ -57,17 +57,20 @@ def test_an_exported_graph_takes_any_number_of_images(small, name, config, size)
 
 
 @pytest.mark.slow
-def test_a_model_compiled_with_frozen_weights_computes_the_same():
+@pytest.mark.parametrize("name", ["bra", "dat"])
+def test_a_model_compiled_with_frozen_weights_computes_the_same(name):
     torch.manual_seed(0)
-    model = attention_zoo.create_model("small", attn="bra", num_classes=10).eval()
+    model = attention_zoo.create_model("small", attn=name, num_classes=10).eval()
     images = torch.randn(2, 3, 64, 64)
-    frozen = Frozen(model)
+    frozen, plain = Compiled(model, frozen=True), Compiled(model, frozen=False)
     with torch.inference_mode():
         expected = model(images)
-        torch.compile(model)(images)  # a graph that is not frozen must not be taken for one that is
+        # a graph that is not frozen must not be taken for one that is
+        torch.testing.assert_close(plain(images), expected, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(frozen(images), expected, rtol=1e-3, atol=1e-4)
         for layer in model.modules():
             if isinstance(layer, torch.nn.Linear):
                 layer.weight.data = torch.zeros_like(layer.weight)
         # packed copies were read; else what is reported as frozen is not
         torch.testing.assert_close(frozen(images), expected, rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(plain(images), expected, rtol=1e-3, atol=1e-4)

@@ -61,30 +61,24 @@ def key_of(out: Path, seed: int) -> str:
     raise AssertionError(f"no cell of seed {seed}")
 
 
-def training(out: Path, seed: int, step: int = 1) -> int:
-    """Wait until the cell of a seed is in training and return the process."""
+def held(out: Path, seed: int, step: int = 1) -> int:
+    """Wait until the cell of a seed is in training and stop the process: on no machine does it end before the blow.
+
+    SLURM lets it go on (SIGCONT) before it sends a warning or an end.
+    """
     folder = out / "cells" / wait_until(lambda: out.exists() and key_of(out, seed))
 
     def pid() -> int | None:
-        held = holder(folder / "lease.json")
+        lease = holder(folder / "lease.json")
         try:
             progress = json.loads((folder / "progress.json").read_text())
         except FileNotFoundError:
             return None
-        return held.pid if held and held.state == "live" and (progress.get("step") or 0) >= step else None
+        return lease.pid if lease and lease.state == "live" and (progress.get("step") or 0) >= step else None
 
     found: int = wait_until(pid, 120)
+    os.kill(found, signal.SIGSTOP)
     return found
-
-
-def held(out: Path, seed: int, step: int = 1) -> int:
-    """`training`, stopped there: on no machine does it end before the blow that it waits for.
-
-    SLURM lets a process go on (SIGCONT) before it sends a warning or an end.
-    """
-    pid = training(out, seed, step)
-    os.kill(pid, signal.SIGSTOP)
-    return pid
 
 
 def hold_saved(out: Path, seed: int, pid: int) -> None:
