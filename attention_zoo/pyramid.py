@@ -136,18 +136,23 @@ class Pyramid(nn.Module):
         """
         sizes = self.layout.maps(*x.shape[2:])
         kept: dict[int, list[Tensor]] = {stage: [] for stage in sorted(taken)}
+        last = self._run_to(count - 1, x, sizes, kept)
+        return last, [joined(maps) for maps in kept.values()]
 
-        def run(images: Tensor, stage: int) -> Tensor:
-            found = joined(
-                # no name for what comes before, which would keep it while the next part is made
-                self._run_stage(stage, run(part, stage - 1).permute(0, 3, 1, 2) if stage else part)
-                for part in images.tensor_split(self._parts(images, stage, sizes[stage]))
+    def _run_to(
+        self, stage: int, images: Tensor, sizes: list[tuple[int, int]], kept: dict[int, list[Tensor]]
+    ) -> Tensor:
+        """Run the stages up to this one, and add the maps of those that are `kept`."""
+        found = joined(
+            # no name for what comes before, which would keep it while the next part is made
+            self._run_stage(
+                stage, self._run_to(stage - 1, part, sizes, kept).permute(0, 3, 1, 2) if stage else part
             )
-            if stage in kept:
-                kept[stage].append(found)
-            return found
-
-        return run(x, count - 1), [joined(maps) for maps in kept.values()]
+            for part in images.tensor_split(self._parts(images, stage, sizes[stage]))
+        )
+        if stage in kept:
+            kept[stage].append(found)
+        return found
 
     def _parts(self, images: Tensor, stage: int, size: tuple[int, int]) -> int:
         """In how many parts a stage takes images; a trace or a compiled graph would unroll them."""

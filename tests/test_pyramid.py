@@ -1,5 +1,8 @@
 """The shared host around every mechanism."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -280,3 +283,19 @@ def test_in_inference_no_map_of_a_whole_batch_waits_for_its_stage(monkeypatch):
     torch.testing.assert_close(y, whole, atol=1e-5, rtol=1e-5)
     for part, map_ in zip(maps_by_parts, maps, strict=True):
         torch.testing.assert_close(part, map_, atol=1e-5, rtol=1e-5)
+
+
+@each_name
+def test_what_a_forward_made_goes_without_the_garbage_collector(name):
+    model = build(attn=name).eval()
+    x = images(32, 64)
+    with torch.inference_mode():
+        model.forward_intermediates(x)
+        gc.collect()
+        gc.disable()
+        try:
+            maps = [weakref.ref(map_) for map_ in model.forward_intermediates(x, intermediates_only=True)]
+            assert [ref() for ref in maps] == [None] * 4
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
