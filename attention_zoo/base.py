@@ -154,8 +154,9 @@ class Attention(nn.Module):
 
     def finish(self, y: Tensor, v: Tensor) -> Tensor:
         """Close a forward: add LePE of v to the mixed values y, project; maps (B, H, W, C) in and out."""
-        if self.lepe is not None:
-            y = with_lepe(self.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), y)
+        lepe = self.lepe
+        if lepe is not None:
+            y = with_lepe(lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), y)
         projected: Tensor = self.proj(y)
         return projected
 

@@ -22,7 +22,7 @@ class Block(nn.Module):
     """Pre-norm residual block on (B, H, W, C): token mixer, then MLP.
 
     If the layout says so, a depth-wise convolution before them tells positions, and a learned factor for each channel
-    scales both branches.
+    scales both branches. Sums are made in place: a hook that keeps what a layer inside takes or returns must copy it.
     """
 
     def __init__(self, mixer: Attention, layout: Layout, stage: int, drop_path_rate: float) -> None:
@@ -43,19 +43,21 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens, then channels."""
-        if self.pos_embed is not None:
+        pos_embed = self.pos_embed
+        if pos_embed is not None:
             # summed before it is turned: in place on a view, a backward pass would copy its gradient
             channels_first = x.permute(0, 3, 1, 2)
-            x = added(self.pos_embed(channels_first), channels_first).permute(0, 2, 3, 1)
+            x = added(pos_embed(channels_first), channels_first).permute(0, 2, 3, 1)
         tokens = self.attn(self.norm1(x))
-        x = x + self._dropped(self.gamma1 * tokens if self.is_scaled else tokens)
+        branch = self._dropped(self.gamma1 * tokens if self.is_scaled else tokens)
+        # a backward pass reads what was normalised, and without the convolution it is the caller's
+        x = x + branch if pos_embed is None or torch.is_grad_enabled() else x.add_(branch)
         channels = self._mlp(x)
         return added(self._dropped(self.gamma2 * channels if self.is_scaled else channels), x)
 
     def _dropped(self, branch: Tensor) -> Tensor:
         """Drop a branch of some images; at rest without a call, which costs more than it seems to at batch 1."""
-        drop_path = self.drop_path
-        return drop_path(branch) if drop_path.training else branch
+        return self.drop_path(branch) if self.training else branch
 
     def _mlp(self, x: Tensor) -> Tensor:
         """Mix channels; a backward pass finds the widest map once, before the activation."""
@@ -64,10 +66,10 @@ class Block(nn.Module):
         channels: Tensor
         if not torch.is_grad_enabled():
             # the widest map of a block twice would leave the cache
-            channels = narrow(torch.ops.aten.gelu_(hidden))
+            channels = narrow(torch.ops.aten.gelu_.default(hidden))
             return channels
         wide = activate(hidden)
-        with not_kept({wide: functools.partial(activate, hidden.detach())}):
+        with not_kept((wide, functools.partial(activate, hidden.detach()))):
             channels = narrow(wide)
         return channels
 

@@ -220,19 +220,20 @@ class BRA(PartitionAttention):
 
     def affinity(self, mean_q: Tensor, mean_k: Tensor, valid: Tensor | None) -> Tensor:
         """How well regions suit each other, (B, 1 or heads, R, R), from mean q and k, (B, R, Cqk)."""
-        means = [mean_q, mean_k] if self.router is None else [self.router(mean_q), self.router(mean_k)]
-        mean_q, mean_k = (to_heads(mean, self.num_heads if self.config.head_routing else 1) for mean in means)
-        return region_affinity(mean_q, mean_k, valid)
+        if self.router is not None:
+            mean_q, mean_k = self.router(mean_q), self.router(mean_k)
+        if self.config.head_routing:
+            return region_affinity(to_heads(mean_q, self.num_heads), to_heads(mean_k, self.num_heads), valid)
+        return region_affinity(mean_q, mean_k, valid).unsqueeze(1)
 
-    def _routes(self, mean_q: Tensor, mean_k: Tensor, cut: Partition) -> Tensor:
+    def _routes(self, mean_q: Tensor, mean_k: Tensor, cut: Partition, valid: Tensor | None) -> Tensor:
         """Regions that each region reads, (B, 1 or heads, R, K), from mean q and k: chosen, not learned."""
-        affinity = self.affinity(mean_q, mean_k, cut.valid(mean_q.device))
-        return affinity.topk(self.topk(cut), sorted=False).indices
+        return self.affinity(mean_q, mean_k, valid).topk(self.topk(cut), sorted=False).indices
 
     def _gather_rows(self, q: Tensor, k: Tensor, v: Tensor, cut: Partition) -> Tensor:
         """Each region attends to its own copy of the rows of the regions that it reads: -> (B, R, T, C)."""
         valid = cut.valid(q.device)
-        routes = self._routes(map_means(q.detach(), cut), map_means(k.detach(), cut), cut)
+        routes = self._routes(map_means(q.detach(), cut), map_means(k.detach(), cut), cut, valid)
         readable = None if self.pad_rule == "projected" else valid
         regions = blank(cut.split(q), valid)
         return attend_rows(
@@ -268,17 +269,18 @@ class BRA(PartitionAttention):
         bias = None
         if self.topk(cut) < cut.count:
             mean_q, mean_k = map_means(qk.detach(), cut).chunk(2, dim=-1)
-            routes = self._routes(mean_q, mean_k, cut)
+            routes = self._routes(mean_q, mean_k, cut, cut.valid(qk.device))
             closed = qk.new_full((*routes.shape[:2], cut.count, cut.count), float("-inf")).scatter_(3, routes, 0.0)
             region = token_regions(cut.filled() if read_padding else cut, qk.device)
             bias = closed.index_select(3, region).index_select(2, region)
         if read_padding:
             qk, v = cut.pad(qk), cut.pad(v)
-        batch, height, width, _ = v.shape
-        heads = self.num_heads
-        apart = qk.view(batch, height * width, 2, heads, self.qk_dim // heads)
+        batch, height, width, channels = v.shape
+        tokens, heads = height * width, self.num_heads
+        apart = qk.view(batch, tokens, 2, heads, self.qk_dim // heads)
         queries, keys = apart.permute(2, 0, 3, 1, 4).unbind(0)
-        y = attend(queries, keys, to_heads(v.flatten(1, 2), heads), self.scale, bias)
+        values = v.view(batch, tokens, heads, channels // heads).transpose(1, 2)
+        y = attend(queries, keys, values, self.scale, bias)
         y = y.transpose(1, 2).reshape(v.shape)
         return cut.crop(y) if read_padding else y
 

@@ -145,9 +145,7 @@ class Pyramid(nn.Module):
         """Run the stages up to this one, and add the maps of those that are `kept`."""
         found = joined(
             # no name for what comes before, which would keep it while the next part is made
-            self._run_stage(
-                stage, self._run_to(stage - 1, part, sizes, kept).permute(0, 3, 1, 2) if stage else part
-            )
+            self._run_stage(stage, self._run_to(stage - 1, part, sizes, kept).permute(0, 3, 1, 2) if stage else part)
             for part in images.tensor_split(self._parts(images, stage, sizes[stage]))
         )
         if stage in kept:

@@ -25,16 +25,20 @@ def checkpointed() -> Iterator[None]:
 
 
 @contextmanager
-def not_kept(made: dict[Tensor, Callable[[], Tensor]]) -> Iterator[None]:
-    """Let what runs inside save none of these tensors; a backward pass calls what made them again.
+def not_kept(*made: tuple[Tensor, Callable[[], Tensor]]) -> Iterator[None]:
+    """Let what runs inside save none of these tensors; a backward pass calls what makes each again.
 
     A tensor may be saved as a view of the same size. A compiler decides for itself what to keep.
     """
-    is_recorded = torch.compiler.is_compiling() or not all(map(holds_values, made))
-    if not torch.is_grad_enabled() or is_recorded or _IS_CHECKPOINTED.get():
+    if (
+        not torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or not all(holds_values(tensor) for tensor, _ in made)
+        or _IS_CHECKPOINTED.get()
+    ):
         yield
         return
-    makers = {(tensor.data_ptr(), tensor.numel()): make for tensor, make in made.items() if tensor.numel()}
+    makers = {(tensor.data_ptr(), tensor.numel()): make for tensor, make in made if tensor.numel()}
 
     def pack(saved: Tensor) -> Any:
         make = makers.get((saved.data_ptr(), saved.numel()))

@@ -96,15 +96,19 @@ GATHERED_BYTES = 4 * 2**20
 _KEPT = Kept(64)
 
 
-def row_pieces(cut: Partition, device: torch.device) -> Tensor:
-    """Where the rows of each region are, in pieces of a region's width that a padded map is made of: (R, rows)."""
+def row_pieces(batch: int, cut: Partition, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the rows of each region are, in pieces of a region's width that a padded map is made of.
 
-    def make() -> Tensor:
+    Returns those of one image, (R, rows), and at which piece each image begins, (B, 1).
+    """
+
+    def make() -> tuple[Tensor, Tensor]:
         region = torch.arange(cut.count, device=device)[:, None]
         row = region // cut.across * cut.rows + torch.arange(cut.rows, device=device)
-        return row * cut.across + region % cut.across
+        images = torch.arange(batch, device=device)[:, None] * (cut.count * cut.rows)
+        return row * cut.across + region % cut.across, images
 
-    return _KEPT.get(("rows", cut, device), make)
+    return _KEPT.get(("rows", batch, cut, device), make)
 
 
 def token_regions(cut: Partition, device: torch.device) -> Tensor:
@@ -138,40 +142,40 @@ def attend_rows(
         valid: keys that may be read, (R, T), or None for all.
     """
     batch, count, tokens, _ = q.shape
-    topk = routes.shape[-1]
-    images = torch.arange(batch, device=q.device)[:, None, None] * (cut.down * cut.rows * cut.across)
-    pieces = row_pieces(cut, q.device)[routes] + images[..., None]  # (B, R, K, rows)
+    regions, topk = batch * count, routes.shape[-1]
+    rows, images = row_pieces(batch, cut, q.device)
+    pieces = rows.index_select(0, routes.flatten()).view(batch, count * topk * cut.rows) + images
     bias = None
     if valid is not None:
         bias = torch.zeros((), dtype=q.dtype, device=q.device).where(valid[routes], torch.finfo(q.dtype).min)
-        bias = bias.flatten(2)[:, :, None, None, :]  # (B, R, 1, 1, K * T)
+        bias = bias.view(regions, 1, 1, topk * tokens)
 
     def gather(x: Tensor, pieces: Tensor) -> Tensor:
         return x.reshape(-1, cut.cols * x.shape[3]).index_select(0, pieces)
 
+    def heads(rows: Tensor, x: Tensor) -> Tensor:
+        return rows.view(-1, topk * tokens, num_heads, x.shape[3] // num_heads).transpose(1, 2)
+
     def attend_regions(queries: Tensor, pieces: Tensor, bias: Tensor | None) -> Tensor:
         near = pieces.flatten()
-        rows = [gather(x, near) for x in (k, v)]
-        keys, values = (
-            to_heads(made.view(queries.shape[0], topk * tokens, x.shape[3]), num_heads)
-            for made, x in zip(rows, (k, v), strict=True)
-        )
+        keys, values = gather(k, near), gather(v, near)
         # a key is gathered for every region that reads it, so a backward pass gathers again what it does not keep
         with not_kept(
-            {made: functools.partial(gather, x.detach(), near) for made, x in zip(rows, (k, v), strict=True)}
+            (keys, functools.partial(gather, k.detach(), near)), (values, functools.partial(gather, v.detach(), near))
         ):
-            return from_heads(attend(to_heads(queries, num_heads), keys, values, scale, bias))
+            y = attend(to_heads(queries, num_heads), heads(keys, k), heads(values, v), scale, bias)
+        return from_heads(y)
 
-    queries, pieces = q.flatten(0, 1), pieces.flatten(0, 1)
-    bias = None if bias is None else bias.flatten(0, 1)
+    queries, pieces = q.flatten(0, 1), pieces.view(regions, topk * cut.rows)
     parts = 1
     if infers_on_cpu(q):
         gathered_bytes = pieces.numel() * cut.cols * (k.shape[3] + v.shape[3]) * q.element_size()
-        parts = max(1, min(batch * count, math.ceil(gathered_bytes / GATHERED_BYTES)))
+        parts = max(1, min(regions, math.ceil(gathered_bytes / GATHERED_BYTES)))
+    if parts == 1:
+        return attend_regions(queries, pieces, bias).view(batch, count, tokens, v.shape[3])
     biases = (None,) * parts if bias is None else bias.tensor_split(parts)
     split = zip(queries.tensor_split(parts), pieces.tensor_split(parts), biases, strict=True)
-    y = joined(attend_regions(*part) for part in split)
-    return y.reshape(batch, count, tokens, v.shape[3])
+    return joined(attend_regions(*part) for part in split).view(batch, count, tokens, v.shape[3])
 
 
 def pool_regions(

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from attention_zoo import bra, create
+from attention_zoo import create
 from attention_zoo.bra import BRAConfig
 from attention_zoo.layouts import SMALL
 from attention_zoo.regions import blank
@@ -87,7 +87,7 @@ def test_no_gradient_flows_through_routing(small, evaluate, monkeypatch, impl):
     valid = attention.partition(5, 7).valid(x.device)
     q, k, _ = blank(attention.partition(5, 7).split(attention.qkv(x)), valid).split(12, dim=-1)
     fixed = attention.affinity(region_means(q, valid), region_means(k, valid), valid).detach()
-    monkeypatch.setattr(bra, "region_affinity", lambda *_: fixed)
+    monkeypatch.setattr(attention, "affinity", lambda *_: fixed)
     for name, value in evaluate(attention, x).items():
         assert torch.equal(value, found[name]), name
 
