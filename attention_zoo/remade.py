@@ -1,7 +1,7 @@
 """What a backward pass makes again instead of keeping: results that cost little beside the memory that they hold."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -24,8 +24,7 @@ def checkpointed() -> Iterator[None]:
         _IS_CHECKPOINTED.reset(token)
 
 
-@contextmanager
-def not_kept(*made: tuple[Tensor, Callable[[], Tensor]]) -> Iterator[None]:
+def not_kept(*made: tuple[Tensor, Callable[[], Tensor]]) -> AbstractContextManager[object]:
     """Let what runs inside save none of these tensors; a backward pass calls what makes each again.
 
     A tensor may be saved as a view of the same size. A compiler decides for itself what to keep.
@@ -36,8 +35,7 @@ def not_kept(*made: tuple[Tensor, Callable[[], Tensor]]) -> Iterator[None]:
         or not all(holds_values(tensor) for tensor, _ in made)
         or _IS_CHECKPOINTED.get()
     ):
-        yield
-        return
+        return nullcontext()
     makers = {(tensor.data_ptr(), tensor.numel()): make for tensor, make in made if tensor.numel()}
 
     def pack(saved: Tensor) -> Any:
@@ -52,5 +50,4 @@ def not_kept(*made: tuple[Tensor, Callable[[], Tensor]]) -> Iterator[None]:
             again: Tensor = make()
         return again.as_strided(shape, stride)
 
-    with saved_tensors_hooks(pack, unpack):
-        yield
+    return saved_tensors_hooks(pack, unpack)
