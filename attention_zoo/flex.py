@@ -13,12 +13,17 @@ from torch import Tensor
 
 from attention_zoo.regions import from_heads, to_heads
 
+MOST_SHAPES = 256
+"""Kernels that a process compiles; four stages at a few batch sizes and resolutions are over torch's limit of 8."""
+
 
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention  # it loads the compiler, seconds
 
-    compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    compiled: Callable[..., Tensor] = torch.compile(  # type: ignore[call-overload]  # its annotations lack the limit
+        flex_attention, dynamic=False, fullgraph=True, isolate_recompiles=True, recompile_limit=MOST_SHAPES
+    )
     return compiled
 
 

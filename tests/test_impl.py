@@ -129,3 +129,12 @@ def test_no_images_are_no_error(impl):
     attention = create("bra", dim=12, num_heads=2, regions=2, topk=1, impl=impl)
     with torch.inference_mode():
         assert attention(torch.zeros(0, 4, 6, 12)).shape == (0, 4, 6, 12)
+
+
+@pytest.mark.slow
+def test_flex_takes_more_shapes_than_a_compiler_does_by_itself():
+    with torch.inference_mode():
+        for batch in range(1, 11):
+            *parts, routes = routed(batch, 1, 4, 4, 2, 2, 16)
+            found = routed_flex_attention(*parts, routes, 2, 0.2)
+            torch.testing.assert_close(found, routed_attention(*parts, routes, 2, 0.2), rtol=1e-5, atol=1e-5)
