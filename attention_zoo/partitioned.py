@@ -114,6 +114,7 @@ class PartitionAttention(Attention):
         """Keep the padding rule beside the shared projections."""
         super().__init__(dim, num_heads, config, qk_dim=qk_dim)
         self.pad_rule = config.pad_rule
+        self._partitions: dict[tuple[int, int], Partition] = {}
 
     def cut(self, height: int, width: int) -> Partition:
         """Regions on a map, whatever padding they need."""
@@ -124,12 +125,19 @@ class PartitionAttention(Attention):
         return None
 
     def partition(self, height: int, width: int) -> Partition:
-        """Regions on a map.
+        """Regions on a map; those of a size are made once.
 
         Raises:
             ValueError: the map needs padding that is refused.
         """
-        return check_padding(self.cut(height, width), self.pad_rule)
+        # while a call is recorded, a size may be no number yet
+        is_known = type(height) is int and type(width) is int and not torch.compiler.is_compiling()
+        found = self._partitions.get((height, width)) if is_known else None
+        if found is None:
+            found = check_padding(self.cut(height, width), self.pad_rule)
+            if is_known:
+                self._partitions[height, width] = found
+        return found
 
     def fast(self, x: Tensor) -> Tensor:
         """Mix tokens inside regions: (B, H, W, C) -> same."""

@@ -1,7 +1,7 @@
 """The one cut of a map into equal regions, and its inverse: windows, stripes, grids and regions are cases of it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,16 @@ class Partition:
     step_x: int = 1
     top: int = 0
     left: int = 0
+    padded_size: tuple[int, int] = field(init=False, repr=False, compare=False)
+    """Height and width of the padded map."""
+    is_padded: bool = field(init=False, repr=False, compare=False)
+    """Whether some region holds a token that the map does not have."""
+
+    def __post_init__(self) -> None:
+        """Work out once what every step of a forward asks."""
+        size = self.down * self.rows * self.step_y, self.across * self.cols * self.step_x
+        object.__setattr__(self, "padded_size", size)
+        object.__setattr__(self, "is_padded", size != (self.height, self.width))
 
     @classmethod
     def of_size(
@@ -73,16 +83,6 @@ class Partition:
     def tokens(self) -> int:
         """Tokens in a region, T, padding included."""
         return self.rows * self.cols
-
-    @property
-    def padded_size(self) -> tuple[int, int]:
-        """Height and width of the padded map."""
-        return self.down * self.rows * self.step_y, self.across * self.cols * self.step_x
-
-    @property
-    def is_padded(self) -> bool:
-        """Whether some region holds a token that the map does not have."""
-        return self.padded_size != (self.height, self.width)
 
     @property
     def is_rolled(self) -> bool:

@@ -9,6 +9,7 @@ from conftest import reads_padding
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from attention_zoo import create
 from attention_zoo.regions import Partition, blank, coordinates, from_heads, to_heads
 
 CPU = torch.device("cpu")
@@ -210,3 +211,14 @@ def test_whole_regions_of_padding_change_nothing(small, evaluate, name, config, 
     assert litter.littered >= (wider.count - cut.count) * cut.tokens
     for key, value in clean.items():
         torch.testing.assert_close(found[key], value, rtol=0, atol=1e-10, msg=f"{key} changed")
+
+
+@pytest.mark.parametrize("name", ["bra", "swin"])
+def test_a_mechanism_cuts_a_size_once_and_refuses_it_each_time(name):
+    attention = create(name, dim=32, num_heads=2)
+    assert attention.partition(14, 21) is attention.partition(14, 21)
+    assert attention.partition(21, 14) != attention.partition(14, 21)
+    strict = create(name, dim=32, num_heads=2, padding="error")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="a 9x9 map does not divide into blocks"):
+            strict.partition(9, 9)
