@@ -1,10 +1,11 @@
 """How fast the zoo is beside public models, the paper's own steps, and its matrix products alone.
 
 Everything that is compared runs in turns in one process, with the same threads and the same allocator; see
-benchmarks/pairs.py. Each comparison has a process of its own, since the heap that another leaves moves a ratio. The
-anchors run as users run them; in other comparisons of times the C library keeps what is freed, since by itself it maps
-large tensors anew or not as it happens to decide, and two equal blocks differ by that. Only a quiet machine gives
-numbers worth saving.
+benchmarks/pairs.py. Each comparison has processes of its own, since the heap that another leaves moves a ratio. The
+anchors run as users run them, three rounds in a process: where a process happens to have its weights moves a ratio by
+some percent, however often it is repeated there. In other comparisons of times the C library keeps what is freed, since
+by itself it maps large tensors anew or not as it happens to decide, and two equal blocks differ by that. Only a quiet
+machine gives numbers worth saving.
 """
 
 import sys
@@ -20,6 +21,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from runners.options import Parser
@@ -33,6 +35,8 @@ STARTS_PROCESSES = ("memory", "harness")
 KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 """Make glibc keep what is freed: nothing mapped apart, nothing given back."""
 VARIABLES = {section: KEEP_FREED for section in ("twins", "compiled", "floor", "scaling")}
+ROUNDS_PER_PROCESS = {"anchors": 3}
+"""Most rounds of one process; where a section is not named, all of them."""
 
 
 def read_command(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -80,9 +84,17 @@ def plan(sections: Sequence[str], rounds: int, match: str) -> "list[Task]":
 
 
 def measure_one(task: "Task", rounds: int, threads: int) -> "Measured":
-    """Make one measurement, in a fresh process unless it starts its own."""
+    """Make one measurement, in fresh processes unless it starts its own."""
     if task.section in STARTS_PROCESSES:
         return task.run()
+    most = ROUNDS_PER_PROCESS.get(task.section, rounds)
+    shares = [min(most, rounds - done) for done in range(0, rounds, most)]
+    parts = [_measure_apart(task, share, threads) for share in shares]
+    samples = {name: [value for part in parts for value in part.samples[name]] for name in parts[0].samples}
+    return replace(parts[0], samples=samples)
+
+
+def _measure_apart(task: "Task", rounds: int, threads: int) -> "Measured":
     spawning = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     # the C library reads its variables when a process starts
     with set_unless_given(VARIABLES.get(task.section, {})), spawning as pool:

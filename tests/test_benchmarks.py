@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from attention_zoo.published import PUBLISHED, counterpart_model
-from benchmarks import scaling
+from benchmarks import report, scaling
 from benchmarks.claims import Claim, Measured, judge
 from benchmarks.floor import floor, record
 from benchmarks.models import OUR_SWIN, TIMM_SWIN, Work, build
@@ -244,6 +244,21 @@ def test_each_comparison_has_a_process_of_its_own():
     assert found.failed is None
     assert lost.failed.startswith("ValueError")
     assert torch.get_num_threads() == threads
+
+
+def test_the_rounds_of_an_anchor_are_shared_by_processes(monkeypatch):
+    (task,) = plan(["anchors"], 7, "forward, batch 1")
+    asked = []
+
+    def part(task, rounds, threads):
+        asked.append((rounds, threads))
+        return Measured(section=task.section, work=task.work, samples={"ours": [float(len(asked))] * rounds})
+
+    monkeypatch.setattr(report, "_measure_apart", part)
+    assert report.measure_one(task, 7, 2).samples == {"ours": [1, 1, 1, 2, 2, 2, 3]}
+    assert asked == [(3, 2), (3, 2), (1, 2)]
+    (other,) = [task for task in plan(["twins"], 7, "vanilla on 14x14") if task.work.endswith("forward")]
+    assert report.measure_one(other, 7, 2).samples == {"ours": [4] * 7}
 
 
 def test_a_section_has_its_variables_and_the_user_has_the_last_word(monkeypatch):
