@@ -1,7 +1,9 @@
 """Interleaved timing: what is compared runs in turns in one process, so that all of it meets the same disturbances.
 
-Each round runs every contender once, and every second round in the reverse order, so that none always follows the
-same neighbour. A comparison is made of the ratios within the rounds, never of times far apart. Contenders of a few
+Each round takes a sample of every contender, and every second round in the reverse order, so that none always follows
+the same neighbour. A call that is not timed precedes each sample: who uses a model runs it again and again, and a sample
+would pay for the caches and the heap as its neighbour leaves them, but not where the order makes a contender its own
+neighbour. A comparison is made of the ratios within the rounds, never of times far apart. Contenders of a few
 milliseconds are called several times for one sample.
 """
 
@@ -69,6 +71,7 @@ def take_turns(
     for _ in range(rounds):
         for name in order:
             run = contenders[name]
+            run()
             start = clock()
             for _ in range(calls[name]):
                 run()
