@@ -1,9 +1,9 @@
 """Interleaved timing: what is compared runs in turns in one process, so that all of it meets the same disturbances.
 
 Each round takes a sample of every contender, and every second round in the reverse order, so that none always follows
-the same neighbour. A call that is not timed precedes each sample: who uses a model runs it again and again, and a sample
-would pay for the caches and the heap as its neighbour leaves them, but not where the order makes a contender its own
-neighbour. A comparison is made of the ratios within the rounds, never of times far apart. Contenders of a few
+the same neighbour. A call that is not timed precedes each sample: who uses a model runs it again and again, and a
+sample would pay for the caches and the heap as its neighbour leaves them, but not where the order makes a contender its
+own neighbour. A comparison is made of the ratios within the rounds, never of times far apart. Contenders of a few
 milliseconds are called several times for one sample.
 """
 
