@@ -117,7 +117,7 @@ class PartitionAttention(Attention):
         self._partitions: dict[tuple[int, int], Partition] = {}
 
     def cut(self, height: int, width: int) -> Partition:
-        """Regions on a map, whatever padding they need."""
+        """Regions on a map, whatever padding they need; asked once for each size, so it must follow from that alone."""
         raise NotImplementedError(f"{type(self).__name__} has no cut")
 
     def offset_bias(self, cut: Partition, dy: Tensor, dx: Tensor) -> Tensor | None:
