@@ -46,7 +46,7 @@ def test_a_killed_submitter_loses_and_doubles_nothing(cluster: Cluster, moment: 
     said = submit(cluster, *arguments, out=out)
     assert ("submitted job" in said) == (moment == "before sbatch"), said
     wait_for_queue(cluster)
-    assert len(tasks_of(cluster, study)) == 2
+    assert len(tasks_of(cluster, study, 2)) == 2
     assert rows(out)["status"].tolist() == ["ok", "ok"]
     assert [name.partition(".")[0] + name[-8:] for name in records(out)] == ["flops.a1.json"] * 2
     assert "that are done" in submit(cluster, *arguments, out=out)
@@ -59,7 +59,7 @@ def test_a_killed_status_changes_nothing(cluster: Cluster, tmp_path: Path) -> No
         wait_for_queue(cluster)
         os.kill(watching.pid, signal.SIGKILL)
     assert run(cluster, "status", "watched", out=tmp_path) == "1 cell: 1 ok\n"
-    assert len(tasks_of(cluster, "watched")) == 1
+    assert len(tasks_of(cluster, "watched", 1)) == 1
 
 
 def test_cancel_ends_what_waits_and_runs_and_retry_goes_on(cluster: Cluster, tmp_path: Path) -> None:

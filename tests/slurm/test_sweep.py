@@ -56,7 +56,7 @@ def test_the_verbs_after_the_end(session_cluster: Cluster, twelve: Path) -> None
     assert "skipped 12 cells that are done" in again and "submitted" not in again
     assert "nothing" in run(session_cluster, "retry", out=twelve)
     assert "no job" in run(session_cluster, "cancel", "twelve", out=twelve)
-    assert len(tasks_of(session_cluster, "twelve")) == 6
+    assert len(tasks_of(session_cluster, "twelve", 6)) == 6
     assert "_0_log.out" in run(session_cluster, "clean", "--dry-run", out=twelve)
     run(session_cluster, "clean", out=twelve)
     assert not [path for path in twelve.glob("jobs/twelve.*/*") if path.suffix not in (".json", "")]

@@ -95,7 +95,12 @@ def job_of(cluster: Cluster, out: Path, seed: int) -> str:
     return str(progress["slurm_job"])
 
 
-def tasks_of(cluster: Cluster, study: str) -> list[str]:
-    """Every task of a study's arrays that SLURM has ever run."""
-    lines = cluster.run("sacct", "--allocations", "--noheader", "--parsable2", "--format", "JobID,JobName")
-    return [job for job, name in (line.split("|") for line in lines.splitlines()) if name.startswith(f"{study}.")]
+def tasks_of(cluster: Cluster, study: str, least: int) -> list[str]:
+    """Every task of a study's arrays that SLURM has ever run, once its accounting, which may lag, has the least."""
+
+    def recorded() -> list[str]:
+        lines = cluster.run("sacct", "--allocations", "--noheader", "--parsable2", "--format", "JobID,JobName")
+        return [job for job, name in (line.split("|") for line in lines.splitlines()) if name.startswith(f"{study}.")]
+
+    wait_until(lambda: len(recorded()) >= least)
+    return recorded()
