@@ -13,7 +13,7 @@ from attention_zoo.remade import not_kept
 
 
 def added(y: Tensor, x: Tensor) -> Tensor:
-    """Return y + x in y's memory: for what a convolution or a linear layer returns, which no backward pass reads."""
+    """Return y + x in y's memory: for a y that no backward pass reads, such as what a convolution returns."""
     # under autocast y is narrower than the residual stream, which must stay as wide as it is
     return y.add_(x) if y.dtype == x.dtype else y + x
 
@@ -51,7 +51,7 @@ class Block(nn.Module):
         tokens = self.attn(self.norm1(x))
         branch = self._dropped(self.gamma1 * tokens if self.is_scaled else tokens)
         # a backward pass reads what was normalised, and without the convolution it is the caller's
-        x = x + branch if pos_embed is None or torch.is_grad_enabled() else x.add_(branch)
+        x = x + branch if pos_embed is None or torch.is_grad_enabled() else added(x, branch)
         channels = self._mlp(x)
         return added(self._dropped(self.gamma2 * channels if self.is_scaled else channels), x)
 

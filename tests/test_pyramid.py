@@ -294,7 +294,9 @@ def test_what_a_forward_made_goes_without_the_garbage_collector(name):
         gc.collect()
         gc.disable()
         try:
-            maps = [weakref.ref(map_) for map_ in model.forward_intermediates(x, intermediates_only=True)]
+            found = model.forward_intermediates(x, output_fmt="NHWC", intermediates_only=True)
+            maps = [weakref.ref(map_) for map_ in found]
+            del found
             assert [ref() for ref in maps] == [None] * 4
             assert gc.collect() == 0
         finally:

@@ -102,5 +102,5 @@ def tasks_of(cluster: Cluster, study: str, least: int) -> list[str]:
         lines = cluster.run("sacct", "--allocations", "--noheader", "--parsable2", "--format", "JobID,JobName")
         return [job for job, name in (line.split("|") for line in lines.splitlines()) if name.startswith(f"{study}.")]
 
-    wait_until(lambda: len(recorded()) >= least)
-    return recorded()
+    found: list[str] = wait_until(lambda: tasks if len(tasks := recorded()) >= least else None)
+    return found
