@@ -65,8 +65,8 @@ class Block(nn.Module):
         hidden = widen(self.norm2(x))
         channels: Tensor
         if not torch.is_grad_enabled():
-            # the widest map of a block twice would leave the cache
-            channels = narrow(torch.ops.aten.gelu_.default(hidden))
+            # the widest map of a block twice would leave the cache, and F.gelu, the same binding, has no form in place
+            channels = narrow(torch._C._nn.gelu_(hidden))  # type: ignore[attr-defined]
             return channels
         wide = activate(hidden)
         with not_kept((wide, functools.partial(activate, hidden.detach()))):

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from attention_zoo.modes import is_tracing
 
@@ -70,8 +71,8 @@ class Kept:
 def _may_keep(made_of: tuple[Tensor, ...]) -> bool:
     if torch.compiler.is_compiling() or is_tracing():
         return False
-    # under a mode of fake tensors even a new one is fake
-    if type(torch.empty(0)) is not Tensor:
+    # under a mode of fake tensors even a new one is fake; to ask of one costs more than all else here
+    if is_in_torch_dispatch_mode() and type(torch.empty(0)) is not Tensor:
         return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in made_of):
         return False
