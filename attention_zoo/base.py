@@ -124,6 +124,9 @@ class Attention(nn.Module):
     def parts(self, x: Tensor, *widths: int) -> list[Tensor]:
         """Make q, k, v by as many products as there are widths, which sum to theirs: (..., C) -> (..., width) each."""
         qkv = self.qkv
+        if torch.compiler.is_compiling() and x.dim() > 2:
+            # a map that several steps read would be laid out as if its second dimension were the channels
+            return [part.unflatten(0, x.shape[:-1]) for part in self.parts(x.flatten(0, -2), *widths)]
         weights, bias = qkv.weight.split_with_sizes(widths), qkv.bias
         if bias is None:
             return [F.linear(x, weight) for weight in weights]

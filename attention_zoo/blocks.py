@@ -18,6 +18,16 @@ def added(y: Tensor, x: Tensor) -> Tensor:
     return y.add_(x) if y.dtype == x.dtype else y + x
 
 
+def bias_apart(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a linear layer so that a compiler adds the bias in the step that follows, not in a pass over the map."""
+    if type(layer) is not nn.Linear or layer.bias is None or layer._forward_hooks or layer._forward_pre_hooks:
+        made: Tensor = layer(x)
+        return made
+    product = F.linear(x, layer.weight)
+    # which autocast leaves as wide as it is
+    return product + layer.bias.to(product.dtype)
+
+
 class Block(nn.Module):
     """Pre-norm residual block on (B, H, W, C): token mixer, then MLP.
 
@@ -62,8 +72,10 @@ class Block(nn.Module):
     def _mlp(self, x: Tensor) -> Tensor:
         """Mix channels; a backward pass finds the widest map once, before the activation."""
         widen, activate, narrow = self.mlp
-        hidden = widen(self.norm2(x))
         channels: Tensor
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            return bias_apart(narrow, activate(bias_apart(widen, self.norm2(x))))
+        hidden = widen(self.norm2(x))
         if not torch.is_grad_enabled():
             # the widest map of a block twice would leave the cache, and F.gelu, the same binding, has no form in place
             channels = narrow(torch._C._nn.gelu_(hidden))  # type: ignore[attr-defined]
@@ -102,6 +114,9 @@ class MapGELU(nn.GELU):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activate it as the contiguous map that it is: for another order of its axes torch has a slower kernel."""
+        if torch.compiler.is_compiling():
+            # whose own kernel reads any order, and is led astray by this one
+            return super().forward(x)
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 

@@ -151,7 +151,8 @@ def attend_rows(
         bias = bias.view(regions, 1, 1, topk * tokens)
 
     def gather(x: Tensor, pieces: Tensor) -> Tensor:
-        return x.reshape(-1, cut.cols * x.shape[3]).index_select(0, pieces)
+        # tokens apart from channels, or a compiled gather divides to find each number's place
+        return x.reshape(-1, cut.cols, x.shape[3]).index_select(0, pieces)
 
     def heads(rows: Tensor, x: Tensor) -> Tensor:
         return rows.view(-1, topk * tokens, num_heads, x.shape[3] // num_heads).transpose(1, 2)

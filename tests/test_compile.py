@@ -1,7 +1,10 @@
 """Every mechanism is one graph to torch.compile, on maps that divide and on padded ones."""
 
+import re
+
 import pytest
 import torch
+from torch._inductor.utils import run_and_get_code
 
 import attention_zoo
 from benchmarks.sections import Compiled
@@ -54,6 +57,62 @@ def test_an_exported_graph_takes_any_number_of_images(small, name, config, size)
     several = torch.randn(5, *x.shape[1:], dtype=x.dtype, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         torch.testing.assert_close(exported(several), attention(several), rtol=1e-9, atol=1e-10)
+
+
+@pytest.fixture
+def block():
+    torch.manual_seed(0)
+    return attention_zoo.create_model("small", attn="bra", num_classes=10).stages[0][0]
+
+
+def tokens_of(block, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(2, 14, 14, block.attn.dim, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_compiled_block_computes_the_same(block):
+    block, x = block.double(), tokens_of(block, torch.float64).requires_grad_()
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), block(x), rtol=1e-9, atol=1e-10)
+    gradients = [torch.autograd.grad(run(x).square().sum(), [x, *block.parameters()]) for run in (compiled, block)]
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-9)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(x.detach()), block(x.detach()), rtol=1e-9, atol=1e-10)
+
+
+def test_the_residual_stream_stays_wide_when_compiled_under_autocast(block):
+    block, x = block.eval(), tokens_of(block)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    hidden = []
+    block.mlp[1].register_forward_hook(lambda _, args, __: hidden.append(args[0].dtype))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found, expected = compiled(x), block(x)
+    assert found.dtype == expected.dtype == torch.float32
+    assert hidden[0] == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_of_the_mlp_run_when_compiled(block, layer, register):
+    block, x = block.eval(), tokens_of(block)
+    ran = []
+    getattr(block.mlp[layer], register)(lambda *_: ran.append(True))
+    with torch.inference_mode():
+        torch.compile(block, fullgraph=True, backend="aot_eager")(x)
+    assert ran
+
+
+@pytest.mark.slow
+def test_a_compiled_model_keeps_the_channels_of_its_maps_last():
+    torch.manual_seed(0)
+    model = attention_zoo.create_model("biformer_tiny", num_classes=10).eval()
+    with torch.inference_mode():
+        _, (code,) = run_and_get_code(torch.compile(model, fullgraph=True), torch.randn(2, 3, 160, 160))
+    buffers = re.findall(r"empty_strided_cpu\(\(2, (\d+), (\d+), (\d+)\), \(\d+, (\d+), \d+, (\d+)\)", code)
+    maps = [buffer for buffer in buffers if int(buffer[0]) in (40, 20, 10, 5) and int(buffer[2]) in model.layout.dims]
+    assert maps
+    # Inductor takes the second of four dimensions for channels
+    assert all(stride == "1" for *_, stride in maps), maps
 
 
 @pytest.mark.slow
