@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.config import AttentionConfig
+from attention_zoo.modes import is_compiling
 from attention_zoo.regions import from_heads, to_heads
 
 
@@ -124,7 +125,7 @@ class Attention(nn.Module):
     def parts(self, x: Tensor, *widths: int) -> list[Tensor]:
         """Make q, k, v by as many products as there are widths, which sum to theirs: (..., C) -> (..., width) each."""
         qkv = self.qkv
-        if torch.compiler.is_compiling() and x.dim() > 2:
+        if is_compiling() and x.dim() > 2:
             # a map that several steps read would be laid out as if its second dimension were the channels
             return [part.unflatten(0, x.shape[:-1]) for part in self.parts(x.flatten(0, -2), *widths)]
         weights, bias = qkv.weight.split_with_sizes(widths), qkv.bias
@@ -160,8 +161,7 @@ class Attention(nn.Module):
         lepe = self.lepe
         if lepe is not None:
             y = with_lepe(lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), y)
-        projected: Tensor = self.proj(y)
-        return projected
+        return bias_apart(self.proj, y)
 
     def reference(self, x: Tensor) -> Tensor:
         """Dense softmax over all N keys under `connectivity`: (B, H, W, C) -> same, in any dtype, O(N^2).
@@ -201,6 +201,21 @@ def with_lepe(lepe: Tensor, y: Tensor) -> Tensor:
     """Add y to a view of what the LePE convolution returned, in its memory and order: (...) -> same."""
     # in place a backward pass would copy the gradient of the view
     return lepe + y if torch.is_grad_enabled() or lepe.dtype != y.dtype else lepe.add_(y)
+
+
+def bias_apart(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a linear layer; a compiler adds the bias in the step that follows, not in a pass over the map."""
+    if (
+        is_compiling()
+        and type(layer) is nn.Linear
+        and layer.bias is not None
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+    ):
+        product = F.linear(x, layer.weight)
+        # which autocast leaves as wide as it is
+        return product + layer.bias.to(product.dtype)
+    made: Tensor = layer(x)
+    return made
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_zoo.base import Attention, Macs
+from attention_zoo.base import Attention, Macs, bias_apart
 from attention_zoo.layouts import Layout
+from attention_zoo.modes import is_compiling
 from attention_zoo.remade import not_kept
 
 
@@ -16,16 +17,6 @@ def added(y: Tensor, x: Tensor) -> Tensor:
     """Return y + x in y's memory: for a y that no backward pass reads, such as what a convolution returns."""
     # under autocast y is narrower than the residual stream, which must stay as wide as it is
     return y.add_(x) if y.dtype == x.dtype else y + x
-
-
-def bias_apart(layer: nn.Module, x: Tensor) -> Tensor:
-    """Apply a linear layer so that a compiler adds the bias in the step that follows, not in a pass over the map."""
-    if type(layer) is not nn.Linear or layer.bias is None or layer._forward_hooks or layer._forward_pre_hooks:
-        made: Tensor = layer(x)
-        return made
-    product = F.linear(x, layer.weight)
-    # which autocast leaves as wide as it is
-    return product + layer.bias.to(product.dtype)
 
 
 class Block(nn.Module):
@@ -73,7 +64,7 @@ class Block(nn.Module):
         """Mix channels; a backward pass finds the widest map once, before the activation."""
         widen, activate, narrow = self.mlp
         channels: Tensor
-        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        if is_compiling():
             return bias_apart(narrow, activate(bias_apart(widen, self.norm2(x))))
         hidden = widen(self.norm2(x))
         if not torch.is_grad_enabled():
@@ -114,7 +105,7 @@ class MapGELU(nn.GELU):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activate it as the contiguous map that it is: for another order of its axes torch has a slower kernel."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             # whose own kernel reads any order, and is led astray by this one
             return super().forward(x)
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

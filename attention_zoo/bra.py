@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.base import Macs, attend, with_lepe
+from attention_zoo.base import Macs, attend, bias_apart, with_lepe
 from attention_zoo.config import AttentionConfig
 from attention_zoo.flex import routed_flex_attention
 from attention_zoo.layouts import Layout
@@ -215,8 +215,7 @@ class BRA(PartitionAttention):
             return self.finish(cut.join(y), v)
         lepe = cut.tiles(self.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         windows = y.view(y.shape[0], cut.down, cut.across, cut.rows, cut.cols, self.dim).transpose(2, 3)
-        projected: Tensor = self.proj(with_lepe(lepe, windows).reshape(v.shape))
-        return projected
+        return bias_apart(self.proj, with_lepe(lepe, windows).reshape(v.shape))
 
     def affinity(self, mean_q: Tensor, mean_k: Tensor, valid: Tensor | None) -> Tensor:
         """How well regions suit each other, (B, 1 or heads, R, R), from mean q and k, (B, R, Cqk)."""

@@ -10,6 +10,11 @@ def is_tracing() -> bool:
     return found
 
 
+def is_compiling() -> bool:
+    """Whether torch.compile records what runs, to make kernels of it; an export keeps the layers as they are."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
 def infers_on_cpu(tensor: Tensor) -> bool:
     """Whether what is made of a tensor is computed now, on a CPU, and for no backward pass."""
     is_still = tensor.device.type == "cpu" and not torch.is_grad_enabled()

@@ -91,12 +91,12 @@ def test_the_residual_stream_stays_wide_when_compiled_under_autocast(block):
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("layer", ["mlp.0", "mlp.2", "attn.proj"])
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
-def test_hooks_of_the_mlp_run_when_compiled(block, layer, register):
+def test_hooks_of_linear_layers_run_when_compiled(block, layer, register):
     block, x = block.eval(), tokens_of(block)
     ran = []
-    getattr(block.mlp[layer], register)(lambda *_: ran.append(True))
+    getattr(block.get_submodule(layer), register)(lambda *_: ran.append(True))
     with torch.inference_mode():
         torch.compile(block, fullgraph=True, backend="aot_eager")(x)
     assert ran
