@@ -34,6 +34,8 @@ class SpatialReduction(nn.Module):
         self.reduction, self.padding = reduction, padding
         self.sr = nn.Conv2d(dim, dim, reduction, stride=reduction) if reduction > 1 else None
         self.norm = nn.LayerNorm(dim) if reduction > 1 else None
+        # as the map that it reads has, or the weights are reordered on each call
+        self.to(memory_format=torch.channels_last)
 
     def cut(self, height: int, width: int) -> Partition:
         """Patches of a map, whole or completed; without its remainder where that is left out.
