@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.config import AttentionConfig
-from attention_zoo.modes import is_compiling
+from attention_zoo.modes import makes_kernels
 from attention_zoo.regions import from_heads, to_heads
 
 
@@ -125,7 +125,7 @@ class Attention(nn.Module):
     def parts(self, x: Tensor, *widths: int) -> list[Tensor]:
         """Make q, k, v by as many products as there are widths, which sum to theirs: (..., C) -> (..., width) each."""
         qkv = self.qkv
-        if is_compiling() and x.dim() > 2:
+        if makes_kernels() and x.dim() > 2:
             # a map that several steps read would be laid out as if its second dimension were the channels
             return [part.unflatten(0, x.shape[:-1]) for part in self.parts(x.flatten(0, -2), *widths)]
         weights, bias = qkv.weight.split_with_sizes(widths), qkv.bias
@@ -206,7 +206,7 @@ def with_lepe(lepe: Tensor, y: Tensor) -> Tensor:
 def bias_apart(layer: nn.Module, x: Tensor) -> Tensor:
     """Apply a linear layer; a compiler adds the bias in the step that follows, not in a pass over the map."""
     if (
-        is_compiling()
+        makes_kernels()
         and type(layer) is nn.Linear
         and layer.bias is not None
         and not (layer._forward_hooks or layer._forward_pre_hooks)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attention_zoo.base import Attention, Macs, bias_apart
 from attention_zoo.layouts import Layout
-from attention_zoo.modes import is_compiling
+from attention_zoo.modes import makes_kernels
 from attention_zoo.remade import not_kept
 
 
@@ -63,10 +63,10 @@ class Block(nn.Module):
     def _mlp(self, x: Tensor) -> Tensor:
         """Mix channels; a backward pass finds the widest map once, before the activation."""
         widen, activate, narrow = self.mlp
-        channels: Tensor
-        if is_compiling():
+        if makes_kernels():
             return bias_apart(narrow, activate(bias_apart(widen, self.norm2(x))))
         hidden = widen(self.norm2(x))
+        channels: Tensor
         if not torch.is_grad_enabled():
             # the widest map of a block twice would leave the cache, and F.gelu, the same binding, has no form in place
             channels = narrow(torch._C._nn.gelu_(hidden))  # type: ignore[attr-defined]
@@ -105,7 +105,7 @@ class MapGELU(nn.GELU):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activate it as the contiguous map that it is: for another order of its axes torch has a slower kernel."""
-        if is_compiling():
+        if makes_kernels():
             # whose own kernel reads any order, and is led astray by this one
             return super().forward(x)
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

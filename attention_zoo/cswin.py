@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_zoo.base import Attention, Macs
+from attention_zoo.base import Attention, Macs, bias_apart
 from attention_zoo.caching import holds_values
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
@@ -124,8 +124,7 @@ class CSWin(Attention):
             mixed = torch.cat([self._mix(qkv[..., branch.channels], branch) for branch in branches], -1)
         else:
             mixed = torch.cat([self._mix_in_stripes(x, branch) for branch in branches], -1)
-        projected: Tensor = self.proj(mixed)
-        return projected
+        return bias_apart(self.proj, mixed)
 
     def _mix_in_stripes(self, x: Tensor, branch: Branch) -> Tensor:
         """Values of one branch with their LePE, cut into stripes before it is projected."""

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_zoo.base import Attention, Macs, attend
+from attention_zoo.base import Attention, Macs, attend, bias_apart
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
 from attention_zoo.regions import from_heads, joined, to_heads
@@ -225,8 +225,7 @@ class DAT(Attention):
         y = from_heads(self._attend(queries, k, v, points, height, width)).reshape(x.shape)
         if isinstance(self.position, nn.Conv2d):
             y = y + self.position(q.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        projected: Tensor = self.proj(y)
-        return projected
+        return bias_apart(self.proj, y)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, points: Tensor | None, height: int, width: int) -> Tensor:
         """Attend under the bias of the points: (B, heads, N, D), two of (B, heads, Ns, D) -> as q."""

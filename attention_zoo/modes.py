@@ -10,8 +10,8 @@ def is_tracing() -> bool:
     return found
 
 
-def is_compiling() -> bool:
-    """Whether torch.compile records what runs, to make kernels of it; an export keeps the layers as they are."""
+def makes_kernels() -> bool:
+    """Whether torch.compile records what runs; unlike an export, which keeps the layers as they are."""
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 

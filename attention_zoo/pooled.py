@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.base import Attention, Macs, attend, masked_softmax
+from attention_zoo.base import Attention, Macs, attend, bias_apart, masked_softmax
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
 from attention_zoo.partitioned import check_padding
@@ -110,8 +110,7 @@ class PooledAttention(Attention):
         q, k, v = (to_heads(part, self.num_heads) for part in (q, k, v))
         y = attend(q, k, v, self.scale)
         del q, k, v  # in inference what is made next takes their memory
-        projected: Tensor = self.proj(from_heads(y))
-        return projected.reshape(x.shape)
+        return bias_apart(self.proj, from_heads(y)).reshape(x.shape)
 
     def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Allow every token that a patch holds, (1, 1, N or queries, N): all but a remainder that is left out."""

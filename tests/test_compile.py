@@ -65,12 +65,13 @@ def block():
     return attention_zoo.create_model("small", attn="bra", num_classes=10).stages[0][0]
 
 
-def tokens_of(block, dtype=torch.float32) -> torch.Tensor:
-    return torch.randn(2, 14, 14, block.attn.dim, dtype=dtype, generator=torch.Generator().manual_seed(1))
+def tokens_of(block, dtype=torch.float32, side=14) -> torch.Tensor:
+    return torch.randn(2, side, side, block.attn.dim, dtype=dtype, generator=torch.Generator().manual_seed(1))
 
 
-def test_a_compiled_block_computes_the_same(block):
-    block, x = block.double(), tokens_of(block, torch.float64).requires_grad_()
+@pytest.mark.parametrize("side", [14, 16], ids=["padded", "whole"])
+def test_a_compiled_block_computes_the_same(block, side):
+    block, x = block.double(), tokens_of(block, torch.float64, side).requires_grad_()
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), block(x), rtol=1e-9, atol=1e-10)
     gradients = [torch.autograd.grad(run(x).square().sum(), [x, *block.parameters()]) for run in (compiled, block)]
@@ -100,6 +101,13 @@ def test_hooks_of_linear_layers_run_when_compiled(block, layer, register):
     with torch.inference_mode():
         torch.compile(block, fullgraph=True, backend="aot_eager")(x)
     assert ran
+
+
+def test_an_export_keeps_linear_layers_whole(block):
+    exported = torch.export.export(block.eval(), (tokens_of(block),), strict=False)
+    linear = [node for node in exported.graph.nodes if node.target is torch.ops.aten.linear.default]
+    assert len(linear) >= 4
+    assert all(len(node.args) == 3 for node in linear), "a bias is added apart"
 
 
 @pytest.mark.slow
