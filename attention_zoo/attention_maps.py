@@ -18,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_zoo.axial import Axial
 from attention_zoo.base import Attention
-from attention_zoo.bra import BRA
-from attention_zoo.cswin import CSWin
-from attention_zoo.dat import DAT
+from attention_zoo.hosts.pyramid import Pyramid
+from attention_zoo.kernels.routing import pool_regions, region_means
+from attention_zoo.mechanisms.axial import Axial
+from attention_zoo.mechanisms.bra import BRA
+from attention_zoo.mechanisms.cswin import CSWin
+from attention_zoo.mechanisms.dat import DAT
+from attention_zoo.mechanisms.sliding import Sliding
 from attention_zoo.partitioned import PartitionAttention, Places, padded_places, same_region, table_bias
 from attention_zoo.pooled import PooledAttention
-from attention_zoo.pyramid import Pyramid
 from attention_zoo.regions import Partition, blank, coordinates, from_heads, to_heads
-from attention_zoo.routing import pool_regions, region_means
-from attention_zoo.sliding import Sliding
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.config import AttentionConfig
-from attention_zoo.modes import makes_kernels
+from attention_zoo.kernels.modes import makes_kernels
 from attention_zoo.regions import from_heads, to_heads
 
 

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from attention_zoo.config import FULL, field_names, parse_values
+from attention_zoo.hosts.pyramid import Mixer, Pyramid, Stages, alternate
 from attention_zoo.layouts import LAYOUTS, Layout
-from attention_zoo.published import PUBLISHED, create_published
-from attention_zoo.pyramid import Mixer, Pyramid, Stages, alternate
+from attention_zoo.mechanisms.vanilla import Vanilla, VanillaConfig
+from attention_zoo.published.models import PUBLISHED, create_published
 from attention_zoo.registry import resolve, suggest
-from attention_zoo.vanilla import Vanilla, VanillaConfig
 
 
 def create_model(

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.base import Attention, Macs, attend, masked_softmax
-from attention_zoo.caching import Kept
 from attention_zoo.config import AttentionConfig
+from attention_zoo.kernels.caching import Kept
 from attention_zoo.regions import Partition, blank, coordinates
 
 Places = tuple[Tensor, Tensor]

@@ -13,11 +13,11 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import Tensor, nn
 
+from attention_zoo.hosts.pyramid import Pyramid
 from attention_zoo.layouts import STL
 from attention_zoo.models import create_model
-from attention_zoo.name_maps import Official
-from attention_zoo.published import PUBLISHED, create_published
-from attention_zoo.pyramid import Pyramid
+from attention_zoo.published.models import PUBLISHED, create_published
+from attention_zoo.published.name_maps import Official
 from attention_zoo.registry import names
 
 __all__: list[str] = []
@@ -66,7 +66,7 @@ def _ours(published: str, state: dict[str, Tensor], model: nn.Module) -> dict[st
     """Put official weights under our names; what was saved here stays as it is."""
     if any(name.startswith("downsamples.") for name in state):
         return state
-    from attention_zoo.official import load_official  # maps of all families, which most models do not need
+    from attention_zoo.published.official import load_official  # maps of all families, which most models do not need
 
     # as published, whatever the classes of the model at hand: timm drops a classifier that does not fit
     whole = create_published(published)

@@ -19,7 +19,7 @@ SUBJECT = "seconds"
 _PLAN = """
 import time
 from ablations import Axes
-from runners.plan import make_plan
+from runners.cells.plan import make_plan
 axes = Axes(attn=("bra",), settings=(("topk", ("1", "4", "8", "16")),), seeds=tuple(range(2500)))
 start = time.perf_counter()
 plan = make_plan([axes])
@@ -38,8 +38,8 @@ _WRITE = """
 import sys
 from pathlib import Path
 from ablations import Cell
-from runners.record import Record
-from runners.store import open_store
+from runners.store.record import Record
+from runners.store.store import open_store
 store = open_store(Path(sys.argv[1]), create=True)
 for seed in range(int(sys.argv[2])):
     key = store.add_cell(Cell(settings=(("topk", 4),), seed=seed), "topk")

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from attention_zoo import create_model
-from attention_zoo.published import counterpart_model
+from attention_zoo.published.models import counterpart_model
 from benchmarks.paper_steps import paper_model
-from runners.latency import STILL
-from runners.train import make_optimizer, train_step
+from runners.measure.accuracy import make_optimizer, train_step
+from runners.measure.speed import STILL
 
 NUM_CLASSES = 1000
 TIMM_SWIN, TIMM_MAXVIT = "timm/swin_tiny_patch4_window7_224", "timm/maxvit_tiny_tf_224"

@@ -13,10 +13,10 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_zoo.name_maps import Official
-from attention_zoo.official import to_official
-from attention_zoo.published import PUBLISHED
-from attention_zoo.pyramid import Pyramid
+from attention_zoo.hosts.pyramid import Pyramid
+from attention_zoo.published.models import PUBLISHED
+from attention_zoo.published.name_maps import Official
+from attention_zoo.published.official import to_official
 
 
 class RoutedAttention(nn.Module):

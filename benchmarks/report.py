@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from runners.options import Parser
+from runners.cli.options import Parser
 
 if TYPE_CHECKING:
     from benchmarks.claims import Measured
@@ -114,7 +114,7 @@ def set_unless_given(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _planned_anew(section: str, work: str, rounds: int, threads: int) -> "Measured":
-    from runners.environment import apply_threads
+    from runners.machine.environment import apply_threads
 
     apply_threads(threads)
     (task,) = (task for task in plan([section], rounds, work) if task.work == work)
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     # torch takes seconds to import; nothing above this line needs it
     from benchmarks.results import save
-    from runners.environment import apply_threads
+    from runners.machine.environment import apply_threads
 
     apply_threads(options.threads)
     tasks = plan(options.sections, options.rounds, options.match)

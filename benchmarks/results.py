@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.claims import Measured
 from benchmarks.tables import TITLES, markdown, rows_of
-from runners.environment import device_id, environment
+from runners.machine.environment import device_id, environment
 
 ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "OMP_", "KMP_", "MKL_")
 """Beginnings of the environment variables that decide where memory comes from and how threads wait for each other."""

@@ -26,7 +26,7 @@ from benchmarks.models import (
     build,
 )
 from benchmarks.pairs import take_turns
-from runners.peak_memory import measure_memory
+from runners.measure.memory import measure_memory
 
 Run = Callable[[], object]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attention_zoo import LAYOUTS, create
 from attention_zoo.base import Attention
-from attention_zoo.blocks import Block
+from attention_zoo.hosts.blocks import Block
 from benchmarks.claims import Claim
 from benchmarks.models import FORWARD_1, FORWARD_8, OUR_SWIN, TIMM_MAXVIT, TIMM_SWIN, TRAIN_8, Work, build
 from benchmarks.sections import Run, Task, timed

@@ -8,8 +8,8 @@ if __name__ == "__main__":
 
 from collections.abc import Sequence
 
-from runners.progress import count
-from runners.verbs import cells_of, run_verb, verb_parser
+from runners.cli.progress import count
+from runners.cli.verbs import cells_of, run_verb, verb_parser
 
 EXAMPLES = """  python runners/cancel.py topk
   python runners/cancel.py topk --pending     jobs that run go on"""
@@ -25,10 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pending", action="store_true", help="only jobs that wait")
     options = parser.parse_args(argv)
 
-    from runners import slurm, submissions
-    from runners.fates import look
-    from runners.files import StoreError
-    from runners.store import open_store
+    from runners.jobs import slurm, submissions
+    from runners.jobs.outcomes import look
+    from runners.store.files import StoreError
+    from runners.store.store import open_store
 
     store = open_store(options.out, create=False)
     cells_of(store, options.study)

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runners.progress import count
-from runners.verbs import cells_of, run_verb, verb_parser
+from runners.cli.progress import count
+from runners.cli.verbs import cells_of, run_verb, verb_parser
 
 if TYPE_CHECKING:
-    from runners.store import Store
+    from runners.store.store import Store
 
 EXAMPLES = """  python runners/clean.py topk --dry-run
   python runners/clean.py"""
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="name the files, remove nothing")
     options = parser.parse_args(argv)
 
-    from runners.store import open_store
+    from runners.store.store import open_store
 
     store = open_store(options.out, create=False)
     files = sorted(_removable(store, options.study))
@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _removable(store: "Store", study: str | None) -> Iterator[Path]:
     """Logs, pickles and scripts of arrays all of whose cells are done and whose jobs have ended, and local ones."""
-    from runners import submissions
-    from runners.fates import look
+    from runners.jobs import submissions
+    from runners.jobs.outcomes import look
     from runners.table import load
 
     keys = cells_of(store, study)

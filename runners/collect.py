@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from runners.progress import count
-from runners.verbs import cells_of, run_verb, try_look, verb_parser
+from runners.cli.progress import count
+from runners.cli.verbs import cells_of, run_verb, try_look, verb_parser
 
 EXAMPLES = """  python runners/collect.py topk
   python runners/collect.py --out results/runs --table night.parquet"""
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if path.suffix not in (".csv", ".parquet"):
         parser.error(f"--table {path}: a table is .csv or .parquet")
 
-    from runners.store import open_store
+    from runners.store.store import open_store
     from runners.table import load
 
     store = open_store(options.out, create=False)

@@ -27,12 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runners.options import Parser
+from runners.cli.options import Parser
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from runners.ranking import Metric
+    from runners.rows.ranking import Metric
 
 EXAMPLES = """examples:
   python runners/compare.py results/before results/after
@@ -121,7 +121,7 @@ def read_command(argv: Sequence[str]) -> argparse.Namespace:
 
 def metrics() -> "tuple[Metric, ...]":
     """What is compared."""
-    from runners.ranking import METRICS, Metric
+    from runners.rows.ranking import METRICS, Metric
 
     speed_ups = (("vs_vanilla", "speed-up over vanilla"), ("train_vs_vanilla", "speed-up over vanilla in training"))
     return (*METRICS, *(Metric(column, name, "", higher_is_better=True) for column, name in speed_ups))
@@ -167,7 +167,7 @@ def _same_protocol(both: "pd.DataFrame", metric: "Metric") -> "pd.Series[bool]":
 def _interval(
     metric: "Metric", rows: "pd.DataFrame", logs: Sequence[float], samples: Callable[..., list[float] | None]
 ) -> tuple[float | None, float | None]:
-    from runners.stats import mean_interval
+    from runners.rows.stats import mean_interval
 
     if metric.exact:
         ratio = math.exp(sum(logs) / len(logs))
@@ -195,7 +195,7 @@ def _side(
     raw = samples(side, row, metric.column) if metric.column in SAMPLES else None
     if not raw:
         return None
-    from runners.latency import median_interval
+    from runners.measure.speed import median_interval
 
     low, high = median_interval(raw, confidence=0.975)
     return None if low is None or high is None else (low, high)
@@ -203,7 +203,7 @@ def _side(
 
 def raw_samples(a: Path, b: Path) -> Callable[..., list[float] | None]:
     """Return a function that reads the raw samples behind a time from the records of a results folder."""
-    from runners.store import open_store
+    from runners.store.store import open_store
 
     stores = {side: open_store(path, create=False) for side, path in (("a", a), ("b", b)) if path.is_dir()}
 
@@ -222,7 +222,7 @@ def raw_samples(a: Path, b: Path) -> Callable[..., list[float] | None]:
 
 def failed_since(a: "pd.DataFrame", b: "pd.DataFrame") -> list[str]:
     """Cells that were ok in A and failed in B, each with its status."""
-    from runners.selection import NOT_FAILED
+    from runners.rows.selection import NOT_FAILED
 
     both = pair(a, b, exact=False)
     now = both[(both["status_a"] == "ok") & ~both["status_b"].isin(NOT_FAILED)]
@@ -234,7 +234,7 @@ def failed_since(a: "pd.DataFrame", b: "pd.DataFrame") -> list[str]:
 
 def notes(a: "pd.DataFrame", b: "pd.DataFrame") -> Iterator[str]:
     """What was not compared, and why."""
-    from runners.selection import devices
+    from runners.rows.selection import devices
 
     keys_a, keys_b = set(a["cell_key"]), set(b["cell_key"])
     for only, where in ((keys_a - keys_b, "A"), (keys_b - keys_a, "B")):
@@ -285,7 +285,7 @@ def read(path: Path, study: str | None) -> "pd.DataFrame":
     Raises:
         ValueError: from `read_rows` and `of_study`.
     """
-    from runners import selection
+    from runners.rows import selection
 
     rows = selection.read_rows(path)
     rows = selection.of_study(rows, study) if study else rows

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runners.options import Parser
+from runners.cli.options import Parser
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,8 +91,9 @@ def write(options: argparse.Namespace) -> str:
     Raises:
         ValueError: rows that cannot be read or shown; the message says what would do.
     """
-    from runners import export, selection
-    from runners.page import to_html
+    from runners.reporting import export
+    from runners.reporting.page import to_html
+    from runners.rows import selection
 
     rows = selection.read_rows(options.results)
     if options.study:

@@ -11,12 +11,12 @@ from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from runners.options import MEASURES, STATUSES, add_slurm_flags, minutes
-from runners.verbs import cells_of, run_verb, verb_parser
+from runners.cli.options import MEASURES, STATUSES, add_slurm_flags, minutes
+from runners.cli.verbs import cells_of, run_verb, verb_parser
 
 if TYPE_CHECKING:
-    from runners.launch import Order
-    from runners.store import Store
+    from runners.jobs.launch import Order
+    from runners.store.store import Store
 
 EXAMPLES = """  python runners/retry.py topk
   python runners/retry.py topk --status timeout --time 8:00:00
@@ -48,16 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_slurm_flags(parser, name=False)
     options = parser.parse_args(argv)
 
-    from runners import slurm
-    from runners.store import open_store
+    from runners.jobs import slurm
+    from runners.store.store import open_store
 
     store = open_store(options.out, create=False)
     cells_of(store, options.study)
     slurm.require()
 
-    from runners.fates import look
-    from runners.launch import launch
-    from runners.screen import print_submission
+    from runners.cli.screen import print_submission
+    from runners.jobs.launch import launch
+    from runners.jobs.outcomes import look
 
     look(store)  # what the dead left becomes records, by which the orders are chosen
     orders = list(_orders(store, options.study, options.status, options))
@@ -71,9 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _orders(store: "Store", study: str | None, statuses: Sequence[str], options: Namespace) -> "Iterator[Order]":
     """One order per study: its cells that have such a status, and all measures that were ever asked of them."""
     from ablations.study import Cell
-    from runners import submissions
-    from runners.launch import Order
-    from runners.request import make_request
+    from runners.jobs import submissions
+    from runners.jobs.launch import Order
+    from runners.jobs.request import make_request
     from runners.table import load
 
     table = load(store.out)

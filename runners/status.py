@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from runners.progress import count, format_seconds
-from runners.verbs import cells_of, run_verb, try_look, verb_parser
+from runners.cli.progress import count, format_seconds
+from runners.cli.verbs import cells_of, run_verb, try_look, verb_parser
 
 if TYPE_CHECKING:
-    from runners.fates import Look
-    from runners.store import Store
+    from runners.jobs.outcomes import Look
+    from runners.store.store import Store
 
 EXAMPLES = """  python runners/status.py topk
   python runners/status.py --watch           live, until every cell has ended"""
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.console import Console
     from rich.live import Live
 
-    from runners.store import open_store
+    from runners.store.store import open_store
 
     store = open_store(options.out, create=False)
     keys = cells_of(store, options.study)

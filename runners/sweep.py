@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from ablations import Axes, Study, cell_key, load_study, study_names
-from runners.options import MEASURES, read_command
+from runners.cli.options import MEASURES, read_command
 
 if TYPE_CHECKING:
-    from runners.plan import Plan
-    from runners.store import Store
+    from runners.cells.plan import Plan
+    from runners.store.store import Store
 
 NARROW = ("topk", "regions", "region_size")
 """Settings with a flag of their own; every other one is reached by --set."""
@@ -60,9 +60,9 @@ def submit(plan: "Plan", store: "Store", measures: tuple[str, ...], study: Study
     Raises:
         ValueError: anything for which nothing was submitted.
     """
-    from runners.launch import Order, launch
-    from runners.request import make_request, study_name
-    from runners.screen import print_submission
+    from runners.cli.screen import print_submission
+    from runners.jobs.launch import Order, launch
+    from runners.jobs.request import make_request, study_name
 
     cells = {cell_key(cell): (cell, measures) for cell in plan.cells}
     order = Order(
@@ -97,9 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         fail(f"--save-weights: nothing is trained for --measure {','.join(measures)}; add accuracy")
 
     # torch takes seconds to import; nothing above this line needs it
-    from runners.environment import check_device, pick_device
-    from runners.plan import make_plan
-    from runners.store import open_store
+    from runners.cells.plan import make_plan
+    from runners.machine.environment import check_device, pick_device
+    from runners.store.store import open_store
 
     try:
         plan = make_plan(axes_of(options, study))
@@ -107,13 +107,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.cluster != "slurm":  # there the nodes decide
             pick_device(options.device)
         if options.dry_run:
-            from runners.screen import print_plan
+            from runners.cli.screen import print_plan
 
             print_plan(plan, measures)
             return 0
         store = open_store(options.out, create=True)
         if options.save_weights and not options.force:
-            from runners.screen import print_unkept
+            from runners.cli.screen import print_unkept
 
             print_unkept(store, plan)
         if options.cluster == "slurm":
@@ -121,8 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         fail(error)
 
-    from runners.driver import Sweep
-    from runners.screen import print_results
+    from runners.cli.screen import print_results
+    from runners.jobs.local import Sweep
 
     sweep = Sweep(plan, store, measures, study.name if study else None, options)
     code = 0

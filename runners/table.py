@@ -16,9 +16,9 @@ from typing import Any
 import pandas as pd
 
 from ablations.study import Cell, Scalar
-from runners.columns import COLUMNS
-from runners.record import Record, RecordName
-from runners.store import Store, open_store
+from runners.store.columns import COLUMNS
+from runners.store.record import Record, RecordName
+from runners.store.store import Store, open_store
 
 DEVICE_INDEPENDENT = "flops"
 

@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from runners.options import Parser, resolution
-from runners.photos import PHOTOGRAPHS, PROBES, Shown, open_image
+from runners.cli.options import Parser, resolution
+from runners.pictures.photos import PHOTOGRAPHS, PROBES, Shown, open_image
 
 if TYPE_CHECKING:
-    from attention_zoo.pyramid import Pyramid
-    from runners.pictures import Scene
+    from attention_zoo.hosts.pyramid import Pyramid
+    from runners.pictures.draw import Scene
 
 EXAMPLES = """examples:
   python runners/visualize.py --model biformer_tiny.pth --arch biformer_tiny --image dog.jpg --query 90,120 --out dog
@@ -142,7 +142,7 @@ def select(model: "Pyramid", options: argparse.Namespace) -> dict[int, tuple[tup
     Raises:
         ValueError: a stage, block or head that is not there.
     """
-    from runners.pictures import MEAN
+    from runners.pictures.draw import MEAN
 
     mixers = dict(enumerate(model.mixers(), start=1))
     absent = [stage for stage in options.stage if stage not in mixers]
@@ -178,7 +178,7 @@ def prepare(options: argparse.Namespace) -> "tuple[Pyramid, str, Shown]":
             raise ValueError(f"--set {owner}.{field}={value}: the mechanism is {options.attn or 'bra'}, not {owner}")
 
     # torch takes seconds to import; nothing above this line needs it
-    from runners.checkpoints import load_model
+    from runners.cells.weights import load_model
 
     config = {field: value for _, field, value in options.settings}
     try:
@@ -202,7 +202,7 @@ def prepare(options: argparse.Namespace) -> "tuple[Pyramid, str, Shown]":
 
 def draw(scene: "Scene", selected: dict[int, tuple[tuple[int, ...], tuple[int, ...]]], out: Path) -> list[Path]:
     """Draw the overview and a figure for each stage into a folder; return the files."""
-    from runners.pictures import overview, stage_figure
+    from runners.pictures.draw import overview, stage_figure
 
     figures = {"overview.png": overview(scene, [(stage, blocks[-1]) for stage, (blocks, _) in selected.items()])}
     for stage, (blocks, heads) in selected.items():
@@ -214,7 +214,7 @@ def draw(scene: "Scene", selected: dict[int, tuple[tuple[int, ...], tuple[int, .
 
 def versions() -> str:
     """Versions that a picture depends on, in words."""
-    from runners.environment import environment
+    from runners.machine.environment import environment
 
     found = environment()
     sha = f", commit {found['git_sha'][:9]}{' (changed)' if found['git_dirty'] else ''}" if found["git_sha"] else ""
@@ -233,8 +233,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import pandas as pd
 
     from attention_zoo.attention_maps import mixer_inputs
-    from runners.layers import layer_numbers, summary
-    from runners.pictures import Scene
+    from runners.pictures.draw import Scene
+    from runners.pictures.layers import layer_numbers, summary
 
     scene = Scene(model, mixer_inputs(model, image.input), image, options.query, label, versions())
     try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import attention_zoo
-from attention_zoo.cswin import CSWin
+from attention_zoo.mechanisms.cswin import CSWin
 from attention_zoo.partitioned import PartitionAttention
 
 hypothesis.settings.register_profile("zoo", derandomize=True, deadline=None, print_blob=False)

@@ -6,9 +6,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 from ablations.study import Cell, cell_key
-from runners.options import MEASURES
-from runners.record import Record
-from runners.store import Store, open_store
+from runners.cli.options import MEASURES
+from runners.store.record import Record
+from runners.store.store import Store, open_store
 
 DEVICE = "cpu-test_processor-1t-000000"
 HOSTILE = "out of memory </script><script>alert(1)</script> <img src=x onerror=alert(2)> & 50% of #1_{a} | `b` \x7f"

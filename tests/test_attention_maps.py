@@ -7,9 +7,9 @@ from conftest import is_one_softmax, mechanisms, reads_padding
 import attention_zoo
 from attention_zoo import Attention, attention_maps, create_model
 from attention_zoo.attention_maps import bilinear_shares, mixer_inputs, read, reader, routes
-from attention_zoo.axial import Axial
-from attention_zoo.bra import BRA
-from attention_zoo.dat import DAT
+from attention_zoo.mechanisms.axial import Axial
+from attention_zoo.mechanisms.bra import BRA
+from attention_zoo.mechanisms.dat import DAT
 from attention_zoo.regions import to_heads
 from attention_zoo.registry import build
 

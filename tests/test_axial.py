@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from attention_zoo import axial, create
+from attention_zoo import create
+from attention_zoo.mechanisms import axial
 
 SIZES = [(4, 6), (5, 3), (1, 4), (3, 1), (1, 1)]
 each_size = pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from attention_zoo import create
-from attention_zoo.bra import BRAConfig
+from attention_zoo.kernels.routing import region_affinity, region_means, routed_attention
 from attention_zoo.layouts import SMALL
+from attention_zoo.mechanisms.bra import BRAConfig
 from attention_zoo.regions import blank
-from attention_zoo.routing import region_affinity, region_means, routed_attention
 
 CASES = [  # size, config -> rows and cols of a region
     ((6, 9), {"regions": 3, "topk": 2}, (2, 3)),

@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from attention_zoo import create
-from attention_zoo.caching import Kept
+from attention_zoo.kernels.caching import Kept
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from runners import ceilings
-from runners.ceilings import forward_traffic_mib, measure_ceilings
+from runners.measure import ceilings
+from runners.measure.ceilings import forward_traffic_mib, measure_ceilings
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from sample_results import DEVICE, failure, record, write_sample
 
 from ablations.study import Cell, cell_key
 from runners import compare
-from runners.store import open_store
+from runners.store.store import open_store
 from runners.table import load
 
 VANILLA = Cell(attn="vanilla")

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 import attention_zoo
 from ablations.study import Cell
-from runners import complexity
-from runners.build import counted_cell
-from runners.complexity import CountMismatch, count
+from runners.cells.models import counted_cell
+from runners.measure import macs as complexity
+from runners.measure.macs import CountMismatch, count
 
 HEIGHT, WIDTH = 4, 6
 DEVICES: list[str] = []
@@ -274,7 +274,7 @@ def test_fvcore_is_imported_late_and_its_warnings_are_silenced():
 import sys
 from types import SimpleNamespace
 from torch import nn
-from runners.complexity import count
+from runners.measure.macs import count
 assert "fvcore" not in sys.modules
 model = nn.Linear(6, 5)
 model.macs, model.attention_macs = lambda *_: SimpleNamespace(total=360), lambda *_: 0

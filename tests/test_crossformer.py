@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from attention_zoo import create
-from attention_zoo.crossformer import CrossFormerConfig
 from attention_zoo.layouts import SMALL, STL
+from attention_zoo.mechanisms.crossformer import CrossFormerConfig
 
 
 def bias_by_hand(pos, dy, dx):

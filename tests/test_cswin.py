@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from attention_zoo import create
-from attention_zoo.cswin import CSWinConfig
 from attention_zoo.layouts import SMALL, STL
+from attention_zoo.mechanisms.cswin import CSWinConfig
 
 
 def by_token(attention, image, stripe):

@@ -9,13 +9,13 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
-from runners.columns import COLUMNS
 from runners.figures import KINDS, draw, show
 from runners.figures.__main__ import main
 from runners.figures.frames import labels, results
 from runners.figures.style import looks
-from runners.selection import read_rows
-from runners.stats import fit_exponent, mean_interval
+from runners.rows.selection import read_rows
+from runners.rows.stats import fit_exponent, mean_interval
+from runners.store.columns import COLUMNS
 
 ROOT = Path(__file__).parents[1]
 (SAMPLE,) = (ROOT / "results").glob("sample_*.csv")
@@ -450,7 +450,7 @@ def test_the_sample_is_drawn_only_where_there_are_no_results(tmp_path):
     (tmp_path / SAMPLE.name).write_text(SAMPLE.read_text())
     assert len(results(tmp_path)) == len(read_rows(SAMPLE)) > 50
     from ablations.study import Cell
-    from runners.store import open_store
+    from runners.store.store import open_store
 
     open_store(tmp_path / "runs", create=True).add_cell(Cell())
     assert len(results(tmp_path)) == 1

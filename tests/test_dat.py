@@ -13,8 +13,8 @@ from torch import Tensor
 
 from attention_zoo import create
 from attention_zoo.config import parse_field
-from attention_zoo.dat import DAT, DATConfig
 from attention_zoo.layouts import SMALL, STL
+from attention_zoo.mechanisms.dat import DAT, DATConfig
 
 FOLDER = Path(os.environ.get("ZOO_GOLDEN") or Path(__file__).parents[1].parent / "shared" / "golden")
 

@@ -17,11 +17,11 @@ import torch
 from test_train import Stripes
 from torch import nn
 
-from runners import train
-from runners.batch_norm import SyncedBatchNorm, synchronise_batch_norm
-from runners.distributed import ALONE, Group, _reachable, setup
-from runners.failures import ChildFailed
-from runners.train import train_and_evaluate
+from runners.machine.failures import ChildFailed
+from runners.measure import accuracy as train
+from runners.measure.accuracy import train_and_evaluate
+from runners.measure.batch_norm import SyncedBatchNorm, synchronise_batch_norm
+from runners.measure.distributed import ALONE, Group, _reachable, setup
 
 CPU = torch.device("cpu")
 
@@ -91,7 +91,14 @@ def enter(body, rank, world_size, port, results, timeout_s, arguments):
 def processes():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["runners.train", "hypothesis", "pytest", "torch._dynamo", "hypothesis.strategies", "runners.build"]
+        [
+            "runners.measure.accuracy",
+            "hypothesis",
+            "pytest",
+            "torch._dynamo",
+            "hypothesis.strategies",
+            "runners.cells.models",
+        ]
     )
     return context
 
@@ -143,8 +150,8 @@ def assert_one_run(found):
 
 def cell_run(group):
     from ablations.study import Cell
-    from runners.build import build_model
-    from runners.datasets import make_data
+    from runners.cells.models import build_model
+    from runners.data.datasets import make_data
 
     cell = Cell(attn="bra", height_px=32, width_px=32, batch_size=64)
     return run(group, build_model(cell), make_data(cell.data, 32, 32, 64))
@@ -210,7 +217,7 @@ def test_gradients_and_statistics_to_the_last_digits(world_size, spread):
     "settings", [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}], ids=str
 )
 def test_batch_norm_of_one_rank_is_torchs(settings, monkeypatch):
-    from runners import batch_norm
+    from runners.measure import batch_norm
 
     monkeypatch.setattr(batch_norm.distributed, "all_reduce", lambda tensor: None)
     torch.manual_seed(0)

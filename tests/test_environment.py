@@ -5,9 +5,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from runners import environment as module
-from runners.environment import apply_threads, commit, device_id, environment, hardware, memory_limit, pick_device
-from runners.record import RecordName
+from runners.machine import environment as module
+from runners.machine.environment import (
+    apply_threads,
+    commit,
+    device_id,
+    environment,
+    hardware,
+    memory_limit,
+    pick_device,
+)
+from runners.store.record import RecordName
 
 CPU = torch.device("cpu")
 
@@ -36,8 +44,8 @@ def git(folder, *arguments):
 
 @pytest.fixture
 def checkout(tmp_path):
-    for name in ("runners/environment.py", "ablations/study.py", "attention_zoo/__init__.py", "README.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ("runners/machine/environment.py", "ablations/study.py", "attention_zoo/__init__.py", "README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("")
     git(tmp_path, "init")
     git(tmp_path, "add", ".")
@@ -187,5 +195,5 @@ def test_cuda_is_timed_by_events_on_its_current_stream(monkeypatch):
 
 
 def test_planning_with_this_module_does_not_import_torch():
-    code = "import sys; import runners.environment; assert 'torch' not in sys.modules"
+    code = "import sys; import runners.machine.environment; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}; {code}"], check=True)

@@ -11,9 +11,10 @@ import pytest
 from sample_results import HOSTILE, values_of, write_sample
 
 from ablations.study import Cell
-from runners import export, ranking
-from runners.stats import Interval, mean_interval
-from runners.store import open_store
+from runners.reporting import export
+from runners.rows import ranking
+from runners.rows.stats import Interval, mean_interval
+from runners.store.store import open_store
 from runners.table import load
 
 INFER = ["infer_samples_per_sec", "infer_step_time", "infer_batch_size", "infer_img_size"]

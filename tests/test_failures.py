@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from runners import failures
-from runners.failures import (
+from runners.machine import failures
+from runners.machine.failures import (
     ChildFailed,
     OutOfMemory,
     Unsupported,
@@ -16,7 +16,7 @@ from runners.failures import (
     status_of,
     was_oom_killed,
 )
-from runners.train import Diverged
+from runners.measure.accuracy import Diverged
 
 
 def caused(error, cause):
@@ -122,6 +122,7 @@ def test_without_a_counter_nothing_is_claimed(tmp_path, monkeypatch):
 
 
 def test_classifying_does_not_import_torch():
-    code = "import sys; from runners.failures import *; status_of(RuntimeError()); assert 'torch' not in sys.modules"
+    code = "import sys; from runners.machine.failures import *; status_of(RuntimeError()); assert 'torch' not in sys"
     path = f"import sys; sys.path[:0] = {sys.path!r}; "
+    code += ".modules"
     subprocess.run([sys.executable, "-c", path + code], check=True)

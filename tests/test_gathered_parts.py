@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from attention_zoo import create, routing
+from attention_zoo import create
+from attention_zoo.kernels import routing
 
 
 @pytest.mark.parametrize("height", [12, 13])

@@ -6,8 +6,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import attention_zoo
 from attention_zoo import create, create_model
-from attention_zoo.flex import routed_flex_attention
-from attention_zoo.routing import routed_attention
+from attention_zoo.kernels.flex import routed_flex_attention
+from attention_zoo.kernels.routing import routed_attention
 
 
 @pytest.mark.parametrize("name", attention_zoo.names())

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from runners import latency
-from runners.environment import Hardware
-from runners.latency import measure_speed, median_interval
+from runners.machine.environment import Hardware
+from runners.measure import speed as latency
+from runners.measure.speed import measure_speed, median_interval
 
 CPU = torch.device("cpu")
 IMAGES = torch.zeros(2, 3, 4, 6)

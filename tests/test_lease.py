@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from runners import lease as leases
-from runners.files import StoreError
-from runners.lease import GRACE_S, STALE_S, Held, Lease, acquire, holder
+from runners.store import lease as leases
+from runners.store.files import StoreError
+from runners.store.lease import GRACE_S, STALE_S, Held, Lease, acquire, holder
 
 SPAWN = multiprocessing.get_context("spawn")
 

@@ -6,7 +6,7 @@ from timm.models.maxxvit import MaxxVitTransformerCfg, PartitionAttentionCl
 
 from attention_zoo import create
 from attention_zoo.layouts import SMALL, STL
-from attention_zoo.maxvit import MaxViTConfig
+from attention_zoo.mechanisms.maxvit import MaxViTConfig
 
 
 @pytest.mark.parametrize("kind", ["block", "grid"])

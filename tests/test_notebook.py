@@ -14,8 +14,8 @@ from nbclient import NotebookClient
 
 from ablations.study import Cell
 from runners.figures import FIGURES
-from runners.record import Record
-from runners.store import open_store
+from runners.store.record import Record
+from runners.store.store import open_store
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "analysis.ipynb"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runners.options import read_command
+from runners.cli.options import read_command
 
 SWEEP = Path(__file__).parents[1] / "runners" / "sweep.py"
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from attention_zoo import create
-from attention_zoo.packed import kinds_of, order_of, packed_attention, reorder
+from attention_zoo.kernels.packed import kinds_of, order_of, packed_attention, reorder
 from attention_zoo.regions import Partition
 
 CPU = torch.device("cpu")

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from runners import failures, peak_memory
-from runners.failures import ChildFailed, OutOfMemory
-from runners.peak_memory import measure_memory
+from runners.machine import failures
+from runners.machine.failures import ChildFailed, OutOfMemory
+from runners.measure import memory as peak_memory
+from runners.measure.memory import measure_memory
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -181,7 +182,7 @@ def test_a_killed_parent_leaves_no_child(tmp_path):
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}\n"
         "import functools\n"
-        "from runners.peak_memory import _run\n"
+        "from runners.measure.memory import _run\n"
         "from test_peak_memory import build_endlessly, request\n"
         f"_run([request(functools.partial(build_endlessly, {str(tmp_path)!r}))])"
     )

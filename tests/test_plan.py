@@ -5,8 +5,8 @@ import pytest
 from ablations import Axes, load_study, study_names
 from ablations.study import cell_key
 from attention_zoo import names
-from runners.options import read_command
-from runners.plan import Plan, command_for, estimate_seconds, make_plan
+from runners.cells.plan import Plan, command_for, estimate_seconds, make_plan
+from runners.cli.options import read_command
 from runners.sweep import axes_of
 
 
@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_one_clear_error(line: str) -> None:
 
 
 def test_clipping_is_recorded() -> None:
-    from runners.build import identity
+    from runners.cells.models import identity
 
     (cell,) = plan("--topk 99 --clip-topk").cells
     assert identity(cell)["topk_effective"] == "16-16-16-full"

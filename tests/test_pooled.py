@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from attention_zoo import create, create_model, pooled
 from attention_zoo.layouts import SMALL, STL
-from attention_zoo.pvt import PVTConfig
-from attention_zoo.sep import SepConfig
+from attention_zoo.mechanisms.pvt import PVTConfig
+from attention_zoo.mechanisms.sep import SepConfig
 
 POOLED = [("pvt", {}), ("sep", {"kind": "global"})]
 each_pooled = pytest.mark.parametrize(("name", "config"), POOLED, ids=["pvt", "sep"])

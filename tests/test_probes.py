@@ -9,10 +9,10 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
-from runners import fashion
-from runners.datasets import DATASETS, FASHION_IMAGES, check_data, make_data, steps_per_epoch
-from runners.fashion import PACKAGE_FOLDER, FashionMnist
-from runners.probes import bilinear
+from runners.data import fashion
+from runners.data.datasets import DATASETS, FASHION_IMAGES, check_data, make_data, steps_per_epoch
+from runners.data.fashion import PACKAGE_FOLDER, FashionMnist
+from runners.data.probes import bilinear
 
 QUIET = ":noise=0"
 COLOURS = torch.tensor([[0.7, 0, 0], [0, 0.7, 0], [0, 0, 0.7]])
@@ -195,7 +195,8 @@ def test_sizes_that_no_data_has(arguments):
 
 def test_the_planner_reads_the_catalogue_without_torch():
     code = (
-        "import sys; from runners.datasets import check_data, steps_per_epoch; check_data('fashion-mnist', 64, 64);"
+        "import sys; from runners.data.datasets import check_data, steps_per_epoch;"
+        "check_data('fashion-mnist', 64, 64);"
         "steps_per_epoch('fashion-mnist', 64);"
         "assert not {'torch', 'sklearn', 'numpy'} & set(sys.modules), sys.modules.keys()"
     )

@@ -15,10 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import create, create_model
-from attention_zoo.counterparts import counterpart
-from attention_zoo.name_maps import Official
-from attention_zoo.official import load_official, to_official
-from attention_zoo.published import PUBLISHED, counterpart_model
+from attention_zoo.published.counterparts import counterpart
+from attention_zoo.published.models import PUBLISHED, counterpart_model
+from attention_zoo.published.name_maps import Official
+from attention_zoo.published.official import load_official, to_official
 
 FOLDER = Path(os.environ.get("ZOO_GOLDEN") or Path(__file__).parents[1].parent / "shared" / "golden") / "models"
 LISTS = sorted(FOLDER.glob("*.json"))

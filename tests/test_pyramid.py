@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import LAYOUTS, create_model, names
 from attention_zoo.base import Macs
-from attention_zoo.bra import BRA
-from attention_zoo.swin import Swin
-from attention_zoo.vanilla import Vanilla
+from attention_zoo.mechanisms.bra import BRA
+from attention_zoo.mechanisms.swin import Swin
+from attention_zoo.mechanisms.vanilla import Vanilla
 
 each_name = pytest.mark.parametrize("name", names())
 layouts = pytest.mark.parametrize("layout", sorted(LAYOUTS))
@@ -273,7 +273,7 @@ def test_in_inference_no_map_of_a_whole_batch_waits_for_its_stage(monkeypatch):
     for index, stage in enumerate(model.stages):
         stage.register_forward_hook(lambda _, args, __, index=index: taken.append((index, len(args[0]))))
     image_bytes = 4 * 64 * 16 * 16
-    monkeypatch.setattr("attention_zoo.pyramid.CHUNK_BYTES", image_bytes)
+    monkeypatch.setattr("attention_zoo.hosts.pyramid.CHUNK_BYTES", image_bytes)
     y, maps_by_parts = model.forward_intermediates(images)
     # the first stage holds one image at a time, each further one twice as many; the last takes what comes
     assert [count for stage, count in taken if stage == 0] == [1] * 5

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from ablations.study import Cell, cell_key
-from runners.record import STATUSES, Record, RecordName
-from runners.store import StoreError, open_store
+from runners.store.record import STATUSES, Record, RecordName
+from runners.store.store import StoreError, open_store
 
 SPAWN = multiprocessing.get_context("spawn")
 CELL = Cell(settings=(("topk", 4),))

@@ -8,9 +8,9 @@ import torch
 
 import attention_zoo
 from attention_zoo import registry
-from attention_zoo.bra import BRAConfig
 from attention_zoo.config import AttentionConfig, field_names, parse_field, parse_values
-from attention_zoo.swin import SwinConfig
+from attention_zoo.mechanisms.bra import BRAConfig
+from attention_zoo.mechanisms.swin import SwinConfig
 
 GOOD = """
 from dataclasses import dataclass, field
@@ -68,7 +68,7 @@ def test_names_are_sorted_and_build_what_they_say():
     assert {"bra", "swin", "vanilla"} <= set(attention_zoo.names())
     assert attention_zoo.names() == sorted(attention_zoo.names())
     attention = attention_zoo.create("swin", dim=12, num_heads=2, window=3)
-    assert isinstance(attention, attention_zoo.swin.Swin)
+    assert isinstance(attention, attention_zoo.mechanisms.swin.Swin)
     assert attention.window == (3, 3)
 
 
@@ -160,9 +160,9 @@ def test_what_cannot_be_imported(written, source, attribute, message):
 
 def test_a_name_is_given_once():
     with pytest.raises(ValueError, match="mechanism 'bra' is already BRA"):
-        attention_zoo.register("bra")(attention_zoo.swin.Swin)
-    attention_zoo.register("another")(attention_zoo.swin.Swin)
-    assert attention_zoo.resolve("another") is attention_zoo.swin.Swin
+        attention_zoo.register("bra")(attention_zoo.mechanisms.swin.Swin)
+    attention_zoo.register("another")(attention_zoo.mechanisms.swin.Swin)
+    assert attention_zoo.resolve("another") is attention_zoo.mechanisms.swin.Swin
 
 
 def test_an_installed_package_offers_mechanisms(written, monkeypatch):

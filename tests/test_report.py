@@ -12,10 +12,11 @@ import pytest
 from sample_results import DEVICE, HOSTILE, failure, record, values_of, write_sample
 
 from ablations.study import Cell, cell_key
-from runners import payload, ranking, selection
-from runners.page import to_html
 from runners.report import main
-from runners.store import open_store
+from runners.reporting import payload
+from runners.reporting.page import to_html
+from runners.rows import ranking, selection
+from runners.store.store import open_store
 from runners.table import load
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +34,7 @@ def folder(tmp_path_factory):
 def without_drawn_figures():
     """They have tests of their own, and the one below that runs the script draws them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("runners.page.drawn_figures", lambda rows: ([], []))
+        patch.setattr("runners.reporting.page.drawn_figures", lambda rows: ([], []))
         yield
 
 

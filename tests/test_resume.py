@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from test_train import Stripes
 from torch import nn
 
-from runners import checkpoint
-from runners.checkpoint import NOTICES, Checkpoint
-from runners.distributed import Group
-from runners.train import Diverged, Recipe, Training, make_optimizer, train_and_evaluate
+from runners.measure import resume as checkpoint
+from runners.measure.accuracy import Diverged, Recipe, Training, make_optimizer, train_and_evaluate
+from runners.measure.distributed import Group
+from runners.measure.resume import NOTICES, Checkpoint
 
 CPU = torch.device("cpu")
 STEPS = 12
@@ -153,7 +153,9 @@ def child(path, every_s, steps, reports, result):
 @pytest.fixture(scope="module")
 def processes():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["runners.train", "hypothesis", "pytest", "torch._dynamo", "hypothesis.strategies"])
+    context.set_forkserver_preload(
+        ["runners.measure.accuracy", "hypothesis", "pytest", "torch._dynamo", "hypothesis.strategies"]
+    )
     return context
 
 
@@ -380,7 +382,7 @@ def test_seconds_add_up_and_leave_out_the_saving(tmp_path, monkeypatch):
             now += 1
             return super().batch(seed, step)
 
-    from runners import train
+    from runners.measure import accuracy as train
 
     monkeypatch.setattr(train.time, "perf_counter", lambda: now)
     monkeypatch.setattr(

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from ablations.study import Cell, cell_key
-from runners.lease import acquire
-from runners.record import Record
-from runners.store import open_store
+from runners.store.lease import acquire
+from runners.store.record import Record
+from runners.store.store import open_store
 from runners.table import load
 
 CELL = Cell()
@@ -97,7 +97,7 @@ def test_a_killed_job_leaves_a_lost_row(store):
     store.add_cell(CELL, measures=["accuracy"])
     code = f"""
 import pathlib, time
-from runners.lease import acquire
+from runners.store.lease import acquire
 acquire(pathlib.Path({str(store.lease_path(KEY))!r}))
 print("held", flush=True)
 time.sleep(60)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attention_zoo.layouts import SMALL, STL
-from attention_zoo.sliding import SlidingConfig
+from attention_zoo.mechanisms.sliding import SlidingConfig
 
 
 def keys_along(length, kernel, dilation):
@@ -149,7 +149,7 @@ def test_bad_values(config, message):
 @pytest.mark.parametrize("config", [{"kernel": 3}, {"kernel": 5, "bias": False}, {"kernel": 7, "lepe": True}], ids=str)
 def test_tiles_are_the_gather(small, evaluate, monkeypatch, size, config):
     attention, x = small("sliding", *size, **config)
-    monkeypatch.setattr("attention_zoo.tiles._BIAS_BYTES", 20_000)  # several pieces
+    monkeypatch.setattr("attention_zoo.kernels.tiles._BIAS_BYTES", 20_000)  # several pieces
     assert attention._runs_in_tiles(x)
     tiled = evaluate(attention, x)
     gathered = evaluate(attention, x, "_by_query")

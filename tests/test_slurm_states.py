@@ -13,15 +13,15 @@ import pandas as pd
 import pytest
 
 from ablations.study import Cell, cell_key
-from runners import slurm, submissions
-from runners.fates import judge, look
-from runners.files import StoreError
-from runners.launch import Order, check_shared
-from runners.options import read_command
-from runners.request import make_request, study_name
-from runners.slurm import JobState, SlurmError
-from runners.store import Store, open_store
-from runners.submissions import Request, Submission, TaskNote, Work
+from runners.cli.options import read_command
+from runners.jobs import slurm, submissions
+from runners.jobs.launch import Order, check_shared
+from runners.jobs.outcomes import judge, look
+from runners.jobs.request import make_request, study_name
+from runners.jobs.slurm import JobState, SlurmError
+from runners.jobs.submissions import Request, Submission, TaskNote, Work
+from runners.store.files import StoreError
+from runners.store.store import Store, open_store
 
 ROOT = Path(__file__).parents[1]
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -225,7 +225,7 @@ def test_a_cell_whose_folder_cannot_be_written_hides_no_other(
 def test_a_task_begins_though_the_folder_of_one_cell_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from runners import slurm_job
+    from runners.jobs import task as slurm_job
 
     submission = dead_submission(tmp_path, began=False)
     store = open_store(tmp_path, create=False)

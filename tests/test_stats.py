@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from runners.figures.complexity import closed_form, core_macs
-from runners.stats import (
+from runners.rows.stats import (
     fit_exponent,
     mean_interval,
     paired_p,

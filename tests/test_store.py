@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ablations.study import Cell, cell_key
-from runners.record import Record
-from runners.store import SCHEMA, StoreError, open_store
+from runners.store.record import Record
+from runners.store.store import SCHEMA, StoreError, open_store
 
 CELL = Cell(settings=(("topk", 4),))
 KEY = cell_key(CELL)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import attention_zoo
-from runners.lease import holder
+from runners.store.lease import holder
 from runners.table import load
 
 ROOT = Path(__file__).parents[1]
@@ -113,9 +113,9 @@ def test_the_same_cell_twice_gives_the_same_accuracy(tmp_path: Path) -> None:
 
 
 def test_trained_weights_are_kept_if_asked_and_give_the_accuracy_of_the_row(tmp_path: Path) -> None:
-    from runners.checkpoints import load_model
-    from runners.datasets import make_data
-    from runners.train import evaluate
+    from runners.cells.weights import load_model
+    from runners.data.datasets import make_data
+    from runners.measure.accuracy import evaluate
 
     trained = [*QUICK, "--set", "bra.lepe_kernel=3", "--measure", "accuracy", "--cluster", "debug"]
     assert sweep(tmp_path, *trained).returncode == 0
@@ -143,8 +143,8 @@ def test_weights_that_cannot_be_written_cost_no_accuracy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from ablations.study import Cell
-    from runners.execute import Job, run_job
-    from runners.store import open_store
+    from runners.cells.run import Job, run_job
+    from runners.store.store import open_store
 
     def full(*_: object) -> None:
         raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos 64 vs 0")
@@ -256,7 +256,7 @@ def test_a_users_mechanism_is_measured_like_any_other(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from dataclasses import dataclass\n"
         "from attention_zoo import AttentionConfig\n"
-        "from attention_zoo.vanilla import Vanilla\n"
+        "from attention_zoo.mechanisms.vanilla import Vanilla\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Config(AttentionConfig):\n"
         "    strength: float = 1.0\n"

@@ -6,7 +6,7 @@ from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 
 from attention_zoo import create
 from attention_zoo.layouts import SMALL, STL
-from attention_zoo.swin import SwinConfig
+from attention_zoo.mechanisms.swin import SwinConfig
 
 
 def drawn_windows(height, width, rows, cols, shift_y, shift_x):

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from ablations.study import Cell, cell_key
-from runners.columns import COLUMNS
-from runners.record import STATUSES, Record
-from runners.store import StoreError, open_store
+from runners.store.columns import COLUMNS
+from runners.store.record import STATUSES, Record
+from runners.store.store import StoreError, open_store
 from runners.table import load
 
 CELL = Cell(settings=(("topk", 4),), height_px=48, seed=3)
@@ -270,5 +270,5 @@ def test_loading_writes_nothing(store):
 
 
 def test_the_table_does_without_torch():
-    code = "import sys, runners.table, runners.lease; assert 'torch' not in sys.modules"
+    code = "import sys, runners.table, runners.store.lease; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

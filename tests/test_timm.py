@@ -13,9 +13,9 @@ from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from torch import nn
 
 from attention_zoo import create_model, names, timm_models, timm_run
-from attention_zoo.name_maps import Official
-from attention_zoo.official import to_official
-from attention_zoo.published import PUBLISHED
+from attention_zoo.published.models import PUBLISHED
+from attention_zoo.published.name_maps import Official
+from attention_zoo.published.official import to_official
 
 ROOT = Path(__file__).parents[1]
 OURS = {

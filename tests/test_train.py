@@ -9,8 +9,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from runners import train
-from runners.train import Diverged, Recipe, Training, evaluate, make_optimizer, prefetch, train_and_evaluate, train_step
+from runners.measure import accuracy as train
+from runners.measure.accuracy import (
+    Diverged,
+    Recipe,
+    Training,
+    evaluate,
+    make_optimizer,
+    prefetch,
+    train_and_evaluate,
+    train_step,
+)
 
 CPU = torch.device("cpu")
 

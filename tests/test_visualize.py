@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 
 from attention_zoo import create, create_model
 from attention_zoo.attention_maps import Reading, mixer_inputs, read, routes
-from attention_zoo.name_maps import Official
-from attention_zoo.official import to_official
-from runners.checkpoints import load_model, save_checkpoint
-from runners.layers import distances, entropies, kept_routes, layer_numbers, spread_queries, summary
-from runners.photos import open_image
-from runners.pictures import MEAN, OUTLINE, Scene, borders, make_panels, overlay, overview, stage_figure
+from attention_zoo.published.name_maps import Official
+from attention_zoo.published.official import to_official
+from runners.cells.weights import load_model, save_checkpoint
+from runners.pictures.draw import MEAN, OUTLINE, Scene, borders, make_panels, overlay, overview, stage_figure
+from runners.pictures.layers import distances, entropies, kept_routes, layer_numbers, spread_queries, summary
+from runners.pictures.photos import open_image
 from runners.visualize import evenly, main
 
 ROOT = Path(__file__).parents[1]
@@ -270,10 +270,10 @@ def test_checkpoints_of_published_models_have_the_official_names(tmp_path):
 
 
 def test_a_checkpoint_imports_no_module_unless_that_is_asked_for(tmp_path):
-    save_checkpoint(tmp_path / "mine.pth", small_model("swin"), "small", attn="attention_zoo.swin:Swin")
-    with pytest.raises(ValueError, match=r"can run any code, give attn=attention_zoo.swin:Swin"):
+    save_checkpoint(tmp_path / "mine.pth", small_model("swin"), "small", attn="attention_zoo.mechanisms.swin:Swin")
+    with pytest.raises(ValueError, match=r"can run any code, give attn=attention_zoo.mechanisms.swin:Swin"):
         load_model(str(tmp_path / "mine.pth"))
-    assert "Swin" in load_model(str(tmp_path / "mine.pth"), attn="attention_zoo.swin:Swin").label
+    assert "Swin" in load_model(str(tmp_path / "mine.pth"), attn="attention_zoo.mechanisms.swin:Swin").label
 
 
 def test_a_field_of_a_mechanism_may_be_called_like_an_argument(tmp_path):

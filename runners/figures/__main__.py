@@ -5,8 +5,8 @@ from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
+from runners.cli.options import Parser
 from runners.figures import FIGURES, KINDS, draw
-from runners.options import Parser
 
 FORMATS = (".png", ".svg", ".pdf")
 DPI = 160
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         frame = None
         if options.figure in KINDS:
-            from runners.selection import read_rows
+            from runners.rows.selection import read_rows
 
             frame = read_rows(options.results)
             if options.device_id is not None:

@@ -17,7 +17,7 @@ from runners.figures.style import (
     plot_repeats,
     wrapped,
 )
-from runners.stats import Fit, Interval, fit_exponent, mean_interval
+from runners.rows.stats import Fit, Interval, fit_exponent, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 from pandas import DataFrame, Series
 
-from runners import selection
-from runners.stats import Interval, mean_interval
+from runners.rows import selection
+from runners.rows.stats import Interval, mean_interval
 
 FAILED = ("oom", "timeout", "error", "killed", "diverged", "unsupported", "lost")
 """Statuses that a figure draws as a cross; the others were measured, or will be."""

@@ -144,7 +144,7 @@ def blocks(attention: "Attention", height: int, width: int) -> list["Tensor"]:
     """
     import dataclasses
 
-    from attention_zoo.cswin import CSWin
+    from attention_zoo.mechanisms.cswin import CSWin
     from attention_zoo.partitioned import PartitionAttention
     from attention_zoo.pooled import PooledAttention
     from attention_zoo.regions import coordinates
@@ -169,7 +169,7 @@ def sampled_points(attention: "Attention", x: "Tensor") -> "Tensor | None":
     """Where deformable attention samples the first image, in tokens: (points, 2) as (row, column); None elsewhere."""
     import torch
 
-    from attention_zoo.dat import DAT
+    from attention_zoo.mechanisms.dat import DAT
 
     if not isinstance(attention, DAT) or attention.offset is None:
         return None

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from runners.figures.frames import ACCURACY, LATENCY, MACS, MEMORY, TRAINING, Quantity, failures, labels, shown
 from runners.figures.style import GUIDE, Look, caption, limit, looks, mark_failures, plain_log, wrapped
-from runners.stats import Interval, mean_interval, pareto_standing
+from runners.rows.stats import Interval, mean_interval, pareto_standing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from runners.stats import Interval
+from runners.rows.stats import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

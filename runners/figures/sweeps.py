@@ -18,7 +18,7 @@ from runners.figures.frames import (
     shown,
 )
 from runners.figures.style import GUIDE, Look, caption, limit, looks, mark_failures, plain_ticks, plot_repeats, wrapped
-from runners.stats import mean_interval
+from runners.rows.stats import mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from sample_results import HOSTILE, write_sample
 
-from runners import selection
-from runners.page import to_html
+from runners.reporting.page import to_html
+from runners.rows import selection
 from runners.table import load
 
 CHROMIUM = shutil.which("chromium")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runners.store import Store, open_store
+from runners.store.store import Store, open_store
 from runners.table import load
 from slurm.cluster import Cluster, wait_until
 

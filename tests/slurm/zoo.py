@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from runners.lease import holder
+from runners.store.lease import holder
 from runners.table import load
 from slurm.cluster import Cluster, wait_until
 

@@ -1,0 +1,1 @@
+"""The pyramid around a token mixer."""

@@ -1,0 +1,31 @@
+"""The token mixers, one paper each. A new one is a file here and its name in the import below."""
+
+from attention_zoo.mechanisms import (
+    axial,
+    bra,
+    crisscross,
+    crossformer,
+    cswin,
+    dat,
+    maxvit,
+    pvt,
+    sep,
+    sliding,
+    swin,
+    vanilla,
+)
+
+__all__ = [
+    "axial",
+    "bra",
+    "crisscross",
+    "crossformer",
+    "cswin",
+    "dat",
+    "maxvit",
+    "pvt",
+    "sep",
+    "sliding",
+    "swin",
+    "vanilla",
+]

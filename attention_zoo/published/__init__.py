@@ -1,0 +1,1 @@
+"""The published codes: their arguments and weights in terms of ours."""

@@ -1,0 +1,1 @@
+"""From axes to cells, from a cell to its model, its measures and its weights."""

@@ -1,0 +1,211 @@
+"""Models by name or from a file of weights, for whoever looks at one model instead of sweeping over many.
+
+`save_checkpoint` writes the weights together with what the model is, so that `load_model` needs the path alone:
+
+    save_checkpoint("swin.pth", model, "small", attn="swin", window=4)
+    model, label = load_model("swin.pth")
+
+Other files hold weights without a name, ours or the published codes': they need `arch`. No file runs code.
+"""
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from attention_zoo import LAYOUTS, create_model
+from attention_zoo.hosts.pyramid import Pyramid
+from attention_zoo.published.models import PUBLISHED
+from attention_zoo.published.name_maps import Official
+from attention_zoo.published.official import load_official
+from attention_zoo.registry import suggest
+
+SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+FORMAT = "attention_zoo"
+"""Key of the file under which it says what it holds."""
+SEED = 0
+"""Of the weights of a model that is given by name."""
+LISTED = 3
+"""Names of weights that a message shows of each kind."""
+
+State = dict[str, Tensor]
+
+
+class Model(NamedTuple):
+    """A model in evaluation mode, and what it is in words."""
+
+    model: Pyramid
+    label: str
+
+
+class Identity(NamedTuple):
+    """What `create_model` needs: a layout or published model, the mechanism, and fields of its configuration."""
+
+    arch: str
+    attn: str | None
+    config: dict[str, Any]
+
+    def __str__(self) -> str:
+        """Spell it for people: `small, bra, topk=8`."""
+        attn = self.attn or ("bra" if self.arch in LAYOUTS else None)
+        return ", ".join([self.arch, *([attn] if attn else []), *(f"{k}={v}" for k, v in self.config.items())])
+
+
+def save_checkpoint(
+    path: str | Path, model: Pyramid, arch: str, /, *, attn: str | None = None, **config: int | float | str | bool
+) -> None:
+    """Write the weights of a model that `create_model(arch, attn=attn, **config)` made, and those arguments.
+
+    Raises:
+        ValueError: the file cannot be written; one that was there before stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        torch.save({"model": model.state_dict(), FORMAT: {"arch": arch, "attn": attn, "config": config}}, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch has no other word for a full disk
+        raise ValueError(f"checkpoint {path} cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_file_name(model: str) -> bool:
+    """Whether a `--model` is a path and no name."""
+    return model.endswith(SUFFIXES) or os.sep in model or Path(model).is_file()
+
+
+def load_model(
+    model: str, *, arch: str | None = None, attn: str | None = None, config: Mapping[str, Any] | None = None
+) -> Model:
+    """Build a model by its name, with random weights, or load one from a file.
+
+    `arch`, `attn` and `config` say what an anonymous file holds, and must not contradict one that says so itself; of a
+    name, `attn` and `config` choose the mechanism.
+
+    Raises:
+        ValueError: an unknown name, values that do not fit, or a file that cannot be read or is another model's.
+    """
+    if is_file_name(model):
+        return _load_file(Path(model), arch, attn, dict(config or {}))
+    if arch is not None:
+        raise ValueError(
+            f"arch={arch} says what a checkpoint file holds, and model={model} is no file; give the name alone"
+        )
+    _check_arch("model", model)
+    identity = Identity(model, attn, dict(config or {}))
+    return Model(_build(identity).eval(), f"{identity} (random weights)")
+
+
+def _check_arch(what: str, name: str) -> None:
+    known = sorted({*LAYOUTS, *PUBLISHED})
+    if name not in known:
+        raise ValueError(f"{suggest(what, name, known)}" + (", or the path of a checkpoint" if what == "model" else ""))
+
+
+def _build(identity: Identity, num_classes: int = 1000) -> Pyramid:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return create_model(identity.arch, attn=identity.attn, num_classes=num_classes, **identity.config)
+
+
+def _load_file(path: Path, arch: str | None, attn: str | None, config: dict[str, Any]) -> Model:
+    state, written = read_checkpoint(path)
+    if written is None:
+        if arch is None:
+            raise ValueError(
+                f"{path} does not say what model it holds; name it by arch: {', '.join(sorted({*LAYOUTS, *PUBLISHED}))}"
+            )
+        _check_arch("arch", arch)
+        identity = Identity(arch, attn, config)
+    else:
+        identity = _agreed(path, written, arch, attn, config)
+    head = state.get("head.weight")
+    model = _build(identity, num_classes=len(head) if head is not None and head.dim() == 2 else 0)
+    try:
+        _load(model, identity, state)
+    except ValueError as error:
+        raise ValueError(f"{path} is no checkpoint of {identity}: {error}") from error
+    return Model(model.eval(), f"{identity} (weights of {path.name})")
+
+
+def _agreed(path: Path, written: Identity, arch: str | None, attn: str | None, config: dict[str, Any]) -> Identity:
+    """Refuse what contradicts the file."""
+    own_attn = written.attn or "bra"
+    for name, wanted, found in (("arch", arch, written.arch), ("attn", attn, own_attn)):
+        if wanted not in (None, found):
+            raise ValueError(f"{path} holds {written}, not {name}={wanted}; leave {name} out, the file says what it is")
+    if ":" in own_attn and attn is None:
+        raise ValueError(f"{path} holds {written}: to import that module, which can run any code, give attn={own_attn}")
+    if config:
+        listed = ", ".join(f"{key}={value}" for key, value in config.items())
+        raise ValueError(f"{path} holds {written} and takes no other settings, got {listed}")
+    return written
+
+
+def read_checkpoint(path: Path) -> tuple[State, Identity | None]:
+    """Read the weights in a file, and what they are of if it says so; runs no code of the file.
+
+    Weights lie at the top, or under `model` or `state_dict`.
+
+    Raises:
+        ValueError: it cannot be read, or holds no weights.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found: Any = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"checkpoint {path} is refused: it is no torch file, or holds more than tensors") from error
+    except Exception as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {type(error).__name__}, it may be cut off") from error
+    state = found
+    for key in ("model", "state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            state = found[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"checkpoint {path} holds no weights, neither at the top nor under model or state_dict")
+    return state, _identity(path, found.get(FORMAT))
+
+
+def _identity(path: Path, written: Any) -> Identity | None:
+    if written is None:
+        return None
+    arch, attn, config = map((written if isinstance(written, dict) else {}).get, Identity._fields)
+    if not isinstance(arch, str) or not isinstance(attn, (str, type(None))) or not isinstance(config, dict):
+        raise ValueError(f"checkpoint {path} has an entry {FORMAT!r} that save_checkpoint did not write")
+    return Identity(arch, attn, config)
+
+
+def _load(model: Pyramid, identity: Identity, state: State) -> None:
+    """Load weights under our names or, of a published model, under the official ones.
+
+    Raises:
+        ValueError: they are of another model.
+    """
+    own = model.state_dict()
+    if identity.arch in PUBLISHED and not any(name.startswith("downsamples.") for name in state):
+        load_official(model, Official(PUBLISHED[identity.arch].official), state)
+        return
+    wrong = {
+        "unknown": sorted(state.keys() - own.keys()),
+        "missing": sorted(own.keys() - state.keys()),
+        "of another shape": sorted(n for n in own.keys() & state.keys() if own[n].shape != state[n].shape),
+    }
+    if any(wrong.values()):
+        raise ValueError("; ".join(f"{kind}: {_some(names)}" for kind, names in wrong.items() if names))
+    model.load_state_dict(state, strict=True)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

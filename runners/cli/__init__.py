@@ -1,0 +1,1 @@
+"""The command line: flags, what verbs share, and what is shown while work runs."""

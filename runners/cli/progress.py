@@ -1,0 +1,114 @@
+"""What the sweep shows while it runs: a bar with an ETA, and each finding as soon as it is recorded."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from runners.store.record import Record
+
+SHOWN = {
+    "flops": ("gmacs", "attention_gmacs", "params_m"),
+    "throughput": ("infer_samples_per_sec", "infer_latency_ms", "train_step_ms", "vs_vanilla"),
+    "memory": ("peak_infer_mib", "peak_train_mib"),
+    "accuracy": ("acc1", "val_loss", "train_seconds"),
+}
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration as 45 s, 3 min or 2 h 10 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class Display:
+    """The sweep's screen; on a terminal with a live bar, elsewhere as lines alone.
+
+    `estimates` are seconds per cell; the ETA corrects them by how the sweep has kept to them so far.
+    """
+
+    def __init__(self, console: Console, estimates: list[float]) -> None:
+        """Prepare the bar."""
+        self.console = console
+        self._estimates = estimates
+        self._index = 0
+        self._fraction = 0.0
+        self._started = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.completed:.0f}/{task.total:.0f} cells"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=len(estimates))
+
+    def __enter__(self) -> "Display":
+        """Show the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove the bar."""
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def begin(self, index: int, label: str) -> None:
+        """Turn to a cell, counted from 0."""
+        self._index, self._fraction = index, 0.0
+        self.say(f"[{index + 1}/{len(self._estimates)}] {label}")
+        self.step({})
+
+    def step(self, progress: Mapping[str, Any]) -> None:
+        """Show how far the running job is: its measure, its step and loss, and the time that is left."""
+        step, steps = progress.get("step") or 0, progress.get("steps") or 0
+        parts = [str(progress.get("measure") or "starting")]
+        if steps:
+            self._fraction = max(self._fraction, 0.5 * step / steps)
+            parts.append(f"step {step}/{steps}")
+        if progress.get("loss") is not None:
+            parts.append(f"loss {float(progress['loss']):.3f}")
+        parts.append(f"ETA {format_seconds(self.seconds_left())}")
+        self._bar.update(self._task, description=", ".join(parts), completed=self._index)
+
+    def seconds_left(self) -> float:
+        """Estimate of what is left, scaled by how long the finished part took against its own estimate."""
+        done = sum(self._estimates[: self._index]) + self._fraction * self._estimates[self._index]
+        elapsed = time.monotonic() - self._started
+        pace = elapsed / done if self._index and done else 1.0
+        return max(0.0, sum(self._estimates) - done) * pace
+
+    def found(self, record: Record) -> None:
+        """Print what a record holds, or why it holds nothing."""
+        if record.status != "ok":
+            reason = (record.error_message or "").strip().splitlines()
+            self.say(f"      {record.measure:<11}{record.status}: {reason[0] if reason else record.error_type}")
+            return
+        values = [(name, record.values.get(name)) for name in SHOWN.get(record.measure, ())]
+        shown = "  ".join(f"{name} {format_value(value)}" for name, value in values if value is not None)
+        self.say(f"      {record.measure:<11}{shown}")
+
+    def finish(self) -> None:
+        """Fill the bar."""
+        self._bar.update(self._task, completed=len(self._estimates), description="done")
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number of things: 1 cell, 2 cells."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def format_value(value: Any) -> str:
+    """Write a number with four significant digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

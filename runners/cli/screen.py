@@ -1,0 +1,88 @@
+"""The plan before a sweep, what was submitted, and the table after it, as text."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from ablations.study import cell_key
+from runners.cells.plan import Plan, estimate_seconds, label
+from runners.cli.progress import count, format_seconds
+from runners.store.store import Store
+from runners.table import load
+
+if TYPE_CHECKING:
+    from runners.jobs.launch import Outcome
+
+COLUMNS = (
+    "attention",
+    "topk",
+    "topk_schedule",
+    "regions",
+    "window",
+    "resolution",
+    "seed",
+    "acc1",
+    "gmacs",
+    "params_m",
+    "peak_infer_mib",
+    "peak_train_mib",
+    "infer_samples_per_sec",
+    "vs_vanilla",
+    "train_step_ms",
+    "status",
+)
+
+
+def print_plan(plan: Plan, measures: tuple[str, ...]) -> None:
+    """Print the cells of a dry run, their count and a rough estimate of the time."""
+    seconds = [estimate_seconds(cell, measures) for cell in plan.cells]
+    for cell, estimate in zip(plan.cells, seconds, strict=True):
+        print(f"{cell_key(cell)}  {label(cell)}  {cell.data} {cell.steps} steps  about {format_seconds(estimate)}")
+    for note in plan.notes:
+        print(f"note: {note}")
+    print(
+        f"{len(plan.cells)} cells, measuring {', '.join(measures)}; about {format_seconds(sum(seconds))} on two cores"
+    )
+
+
+def print_unkept(store: Store, plan: Plan) -> None:
+    """Say of how many cells the accuracy was measured without keeping the weights, which no later run has."""
+    keys = [cell_key(cell) for cell in plan.cells]
+    trained = [key for key in keys if any(name.measure == "accuracy" for name in store.record_names(key))]
+    if lacking := sum(not any(store.folder(key).glob("weights.*.pth")) for key in trained):
+        print(f"{count(lacking, 'cell')} trained before without --save-weights; --force trains them again")
+
+
+def print_submission(outcome: "Outcome", study: str, out: Path) -> None:
+    """Print what went to SLURM, what did not and why, and what to type next."""
+    if outcome.done:
+        print(f"skipped {count(outcome.done, 'cell')} that are done; --force measures them again")
+    if outcome.under_way:
+        print(f"skipped {count(outcome.under_way, 'cell')} that jobs are to measure or are measuring")
+    where = f" --out {shlex.quote(str(out))}"
+    for status, number in sorted(outcome.failed.items()):
+        shown = count(number, "measure")
+        print(f"skipped {shown} that ended as {status}: python runners/retry.py --status {status}{where}")
+    for submission in outcome.submitted:
+        cells, tasks = count(len(submission.measures), "cell"), count(len(submission.tasks), "task")
+        print(f"submitted job {submission.job}: {cells} in {tasks}")
+    print(f"study {study}; you can log out now, and come back with:")
+    for verb in ("status", "collect", "retry", "cancel"):
+        print(f"  python runners/{verb}.py {study}{where}")
+
+
+def print_results(store: Store, plan: Plan) -> None:
+    """Print the rows of a plan and where they are; `table.csv` holds every column of every row of the folder."""
+    table = load(store.out)
+    table.to_csv(store.out / "table.csv", index=False)
+    order = {cell_key(cell): position for position, cell in enumerate(plan.cells)}
+    rows = table[table["cell_key"].isin(list(order))]
+    rows = rows.sort_values("cell_key", key=lambda keys: keys.map(order), kind="stable")
+    shown = rows[[column for column in COLUMNS if rows[column].notna().any()]]
+    with pd.option_context("display.width", None, "display.max_columns", None):
+        print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
+    for data, ceiling in rows.groupby("data")["ceiling_percent"].max().dropna().items():
+        print(f"acc1 on {data}: {ceiling:.1f} is what a model gets that sees the objects but cannot relate them")
+    print(f"table: {store.out / 'table.csv'}; in Python: runners.table.load({str(store.out)!r})")

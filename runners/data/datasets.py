@@ -1,0 +1,164 @@
+"""The data a cell can be trained on: names, options and the interface; the planner reads it without torch.
+
+A spec is a name and options, separated by colons because a comma is a sweep axis:
+`digit-vote`, `digit-vote:jitter=3:noise=0.1`, `digit-recall`, `fashion-mnist`.
+"""
+
+import difflib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+GRID = 4  # cells along each side of a digit probe's canvas
+FASHION_IMAGES = {"train": 60_000, "t10k": 10_000}  # by the prefix of the files
+
+
+class Data(Protocol):
+    """A training stream and a fixed test set; images are (B, 3, height_px, width_px) float32, labels (B,) int64.
+
+    `ceiling_percent` is what a model gets that recognises every object but cannot relate them (None: no such
+    figure), `chance_percent` what guessing gets; `steps_per_epoch` is None for an endless stream.
+    """
+
+    num_classes: int
+    batch_size: int
+    ceiling_percent: float | None
+    chance_percent: float
+    steps_per_epoch: int | None
+
+    def batch(self, seed: int, step: int) -> "tuple[Tensor, Tensor]":
+        """Training batch of one step: a pure function of (seed, step), so it may be repeated or prefetched."""
+        ...
+
+    def eval_batches(self) -> "Iterator[tuple[Tensor, Tensor]]":
+        """Test set, the same images in the same order whatever the batch size; the last batch may be smaller."""
+        ...
+
+
+@dataclass(frozen=True)
+class Option:
+    """One `name=value` of a spec: its type, its allowed range and what it means."""
+
+    parse: type[int] | type[float]
+    high: float
+    help: str
+
+    def read(self, name: str, text: str) -> int | float:
+        """Return the value that `text` spells.
+
+        Raises:
+            ValueError: not a number of this type, or outside 0 .. high.
+        """
+        try:
+            value = self.parse(text)
+        except ValueError:
+            value = math.nan
+        if not (0 <= value <= self.high and math.isfinite(value)):
+            kind = "an integer" if self.parse is int else "a number"
+            upper = f" to {self.high:g}" if math.isfinite(self.high) else " up"
+            raise ValueError(f"data option {name!r} must be {kind} from 0{upper} ({self.help}), got {text!r}")
+        return value
+
+
+PROBE_OPTIONS = {
+    "jitter": Option(int, math.inf, "px by which the tile grid of each image is shifted at most, in y and x"),
+    "noise": Option(float, 1.0, "standard deviation of the pixel noise, on images in [0, 1]"),
+}
+DATASETS: dict[str, dict[str, Option]] = {
+    "digit-vote": PROBE_OPTIONS,
+    "digit-recall": PROBE_OPTIONS,
+    "fashion-mnist": {},
+}
+
+
+def parse_data(spec: str) -> tuple[str, dict[str, Any]]:
+    """Split a spec into its name and the options that it states.
+
+    Raises:
+        ValueError: unknown name or option, malformed, repeated or out-of-range value.
+    """
+    name, *parts = spec.split(":")
+    if name not in DATASETS:
+        known = f"known: {', '.join(DATASETS)}"
+        if "=" in name:
+            raise ValueError(f"data {spec!r} has no name; write NAME:option=value:option=value ({known})")
+        nearest = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise ValueError(f"unknown data {name!r}; {hint}{known}")
+    options: dict[str, Any] = {}
+    for part in parts:
+        key, equals, text = part.partition("=")
+        allowed = f"options of {name}: {', '.join(DATASETS[name]) or 'none'}"
+        if key not in DATASETS[name]:
+            nearest = difflib.get_close_matches(key, DATASETS[name], n=1)
+            hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+            raise ValueError(f"unknown option {key!r} in data {spec!r}; {hint}{allowed}")
+        if not equals or key in options:
+            raise ValueError(f"option {key!r} in data {spec!r} must be given once, as {key}=VALUE; {allowed}")
+        options[key] = DATASETS[name][key].read(key, text)
+    return name, options
+
+
+def check_data(spec: str, height_px: int | None = None, width_px: int | None = None) -> None:
+    """Check a spec at plan time, against the resolution too where it is given; imports neither torch nor sklearn.
+
+    Raises:
+        ValueError: what `parse_data` raises, or a jitter that could move a tile off the canvas.
+    """
+    _, options = parse_data(spec)
+    sides = [side for side in (height_px, width_px) if side is not None]
+    cell_px = min(sides, default=GRID * (1 << 30)) // GRID
+    if options.get("jitter", 0) >= cell_px:
+        raise ValueError(
+            f"data {spec!r} at {height_px}x{width_px} px: jitter must be below the tile side, {cell_px} px, "
+            f"got {options['jitter']}"
+        )
+
+
+def steps_per_epoch(spec: str, batch_size: int) -> int | None:
+    """Return the optimiser steps of one pass over the training images, None for an endless stream.
+
+    Raises:
+        ValueError: an unknown spec, or a batch larger than the training set.
+    """
+    name, _ = parse_data(spec)
+    if name != "fashion-mnist":
+        return None
+    images = FASHION_IMAGES["train"]
+    if not 1 <= batch_size <= images:
+        raise ValueError(f"batch size must be 1 to {images} for {name}, got {batch_size}")
+    return images // batch_size
+
+
+def make_data(spec: str, height_px: int, width_px: int, batch_size: int) -> Data:
+    """Load the data that a spec names, at a resolution and batch size.
+
+    Raises:
+        ValueError: a spec, resolution or batch size that does not fit.
+        FileNotFoundError: the dataset is neither installed nor downloadable.
+    """
+    name, options = parse_data(spec)
+    check_data(spec, height_px, width_px)
+    if batch_size < 1 or min(height_px, width_px) < 32:
+        raise ValueError(
+            f"data {spec!r} needs a batch of at least 1 and sides of at least 32 px, "
+            f"got batch {batch_size} at {height_px}x{width_px} px"
+        )
+    if name == "fashion-mnist":
+        from runners.data.fashion import FashionMnist, find_folder
+
+        return FashionMnist(find_folder(), height_px, width_px, batch_size)
+    from runners.data.probes import DigitProbe
+
+    return DigitProbe(
+        name,
+        height_px,
+        width_px,
+        batch_size,
+        jitter_px=options.get("jitter", 0),
+        noise=options.get("noise", 0.05),
+    )

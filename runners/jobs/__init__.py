@@ -1,0 +1,1 @@
+"""Cells as jobs: in local processes or on SLURM, and what became of them."""

@@ -1,0 +1,256 @@
+"""From planned cells to job arrays: what is missing, how it is cut, and every refusal before anything is submitted."""
+
+import contextlib
+import math
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ablations.study import Cell
+from runners.cells.plan import estimate_seconds
+from runners.jobs import slurm, submissions
+from runners.jobs.executors import start_array
+from runners.jobs.outcomes import Look, look, reconcile
+from runners.jobs.slurm import SlurmError
+from runners.jobs.submissions import Request, Submission, Work
+from runners.jobs.task import ArrayTask, signal_delay_s
+from runners.store.files import StoreError, read_json, write_json
+from runners.store.lease import Lease, acquire
+from runners.store.store import Store
+
+# Python, torch and the zoo, from a shared file system
+START_S = 15.0
+TIMING = ("throughput",)
+NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+WAIT_S = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """Cells and measures to bring to SLURM under the name of a study."""
+
+    study: str
+    cells: Mapping[str, tuple[Cell, tuple[str, ...]]]
+    request: Request
+    device: str = "auto"
+    memory_limit_mib: int | None = None
+    save_weights: bool = False
+    retry: tuple[str, ...] = ()
+    force: bool = False
+
+
+@dataclass
+class Outcome:
+    """What came of an order: arrays that were submitted, and cells that needed none."""
+
+    submitted: list[Submission] = field(default_factory=list)
+    done: int = 0
+    under_way: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+
+
+def launch(store: Store, order: Order, say: Callable[[str], None]) -> Outcome:
+    """Submit what nobody has measured and no job is to measure; submits nothing if anything is wrong.
+
+    Raises:
+        ValueError: SLURM is not here or refuses, the time is too short, the folder cannot be used or is not shared, or
+            the study exists with other cells. One line that says what to do.
+    """
+    slurm.require()
+    _check_time(order)
+    cpus = max((cell.threads or 0 for cell, _ in order.cells.values()), default=0) or None
+    slurm.check(order.request.sbatch_options(cpus, exclusive=order.request.exclusive))
+    check_shared(store.out, slurm.node_hosts(order.request.options.get("partition")))
+    largest = slurm.max_array_size()
+    with _alone(store, say):
+        _check_study(store, order)
+        reconcile(store)
+        outcome, missing = _missing(store, order, look(store))
+        arrays = list(_arrays(order, missing, largest))
+        after: str | None = None
+        for part, threads, tasks in arrays:
+            submission = _submit(store, order, part, threads, tasks, after if order.request.max_parallel else None)
+            outcome.submitted.append(submission)
+            after = submission.job
+    return outcome
+
+
+def _check_time(order: Order) -> None:
+    """Refuse a time limit within which some measure cannot be made in one go; a training can go on in a further run.
+
+    On a GPU nobody knows beforehand, and the job's own message will tell.
+    """
+    limit_s = 60 * order.request.time_min - signal_delay_s(order.request.time_min)
+    asks_gpu = order.request.gpus_per_node or any("gpu" in f"{k}{v}" for k, v in order.request.options.items())
+    if asks_gpu or order.device not in ("auto", "cpu"):
+        return
+    for cell, measures in order.cells.values():
+        whole = [measure for measure in measures if measure != "accuracy"]
+        needed_s = START_S + (estimate_seconds(cell, whole) if whole else 0)
+        if needed_s > limit_s:
+            need = math.ceil((needed_s + signal_delay_s(order.request.time_min)) / 60)
+            raise ValueError(
+                f"--time {order.request.time_min} min is below what a cell needs: {', '.join(measures)} of "
+                f"{cell.attn} {cell.layout} {cell.height_px}x{cell.width_px} takes about {need} min; give --time {need}"
+            )
+
+
+def check_shared(out: Path, hosts: set[str], here: str | None = None) -> None:
+    """Refuse a results folder in a place that every machine has of its own, if jobs run on other machines.
+
+    Raises:
+        StoreError: the nodes cannot see it.
+    """
+    others = sorted(host for host in hosts if host != (here or socket.gethostname()))
+    place = next((place for place in NODE_LOCAL if Path(place) in [out.resolve(), *out.resolve().parents]), None)
+    if others and place:
+        raise StoreError(
+            f"results folder {out} is not shared: {place} of {others[0]} is another folder; "
+            "give --out on a file system that the nodes share"
+        )
+
+
+@contextlib.contextmanager
+def _alone(store: Store, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the submitters' lease of a results folder, after whoever has it."""
+    folder = submissions.jobs_folder(store)
+    folder.mkdir(exist_ok=True)
+    deadline, told = time.monotonic() + WAIT_S, False
+    while not isinstance(lease := acquire(folder / "lease.json"), Lease):
+        if time.monotonic() > deadline:
+            raise StoreError(f"pid {lease.pid} on {lease.host} submits to {store.out} at this moment; try again later")
+        if not told:
+            say(f"pid {lease.pid} on {lease.host} submits to {store.out}; waiting for it")
+            told = True
+        time.sleep(0.5)
+    with lease:
+        yield
+
+
+def _check_study(store: Store, order: Order) -> None:
+    """Remember the cells and measures of a study, or refuse others under its name."""
+    path = submissions.jobs_folder(store) / "studies" / f"{order.study}.json"
+    asked = {key: sorted(measures) for key, (_, measures) in order.cells.items()}
+    known = read_json(path)
+    if known is None:
+        write_json(path, {"cells": asked})
+    elif not order.retry and known.get("cells") != asked:
+        before = known.get("cells") or {}
+        raise StoreError(
+            f"study {order.study!r} exists in {store.out} with other settings: it has {len(before)} cells, of these "
+            f"{len(asked)} it has {len(asked.keys() & before.keys())}; give another --name or --out"
+        )
+
+
+def _missing(store: Store, order: Order, seen: Look) -> tuple[Outcome, dict[str, tuple[Cell, tuple[str, ...]]]]:
+    """Enter the cells, and find for each the measures that are neither on record nor under way."""
+    outcome, missing = Outcome(), {}
+    under_way = seen.alive_measures()
+    devices = _devices(store, order, seen)
+    for key, (cell, measures) in order.cells.items():
+        store.add_cell(cell, order.study, measures)
+        todo, failed = _todo(store, order, key, measures, devices.get(key, set()))
+        running = under_way.get(key, set())
+        rest = tuple(measure for measure in todo if measure not in running)
+        outcome.failed.update(failed)
+        outcome.under_way += bool(running & set(todo))
+        outcome.done += not todo and not failed
+        if rest:
+            if order.force and not running:
+                store.forget_states(key)
+            store.write_lost(key, None)
+            missing[key] = (cell, rest)
+    return outcome, missing
+
+
+def _devices(store: Store, order: Order, seen: Look) -> dict[str, set[str]]:
+    """Kinds of device on which earlier jobs that asked for the same nodes have run each cell."""
+    found: dict[str, set[str]] = {}
+    for submission in seen.submissions:
+        if submission.request.target == order.request.target and submission.device == order.device:
+            for index in range(len(submission.tasks)):
+                if note := submissions.read_note(store, submission.name, index):
+                    for key, device_id in note.device_ids.items():
+                        found.setdefault(key, set()).add(device_id)
+    return found
+
+
+def _todo(
+    store: Store, order: Order, key: str, measures: tuple[str, ...], devices: set[str]
+) -> tuple[tuple[str, ...], list[str]]:
+    """Measures to run and statuses of failed ones, on the kind of device where least is left.
+
+    Where no job has run yet only a node can tell; a job that finds nothing to do ends at once.
+    """
+    from runners.jobs.pending import pending
+
+    states = [
+        pending(store, key, measures, device_id, retry=order.retry, force=order.force)
+        for device_id in sorted(devices) or [""]
+    ]
+    best = min(states, key=lambda state: len(state.run))
+    return best.run, [record.status for record in best.failed]
+
+
+def _arrays(
+    order: Order, missing: Mapping[str, tuple[Cell, tuple[str, ...]]], largest: int
+) -> Iterator[tuple[str, int | None, list[tuple[Work, ...]]]]:
+    """Cut work into arrays of at most `largest` tasks of `cells_per_job` cells; one number of threads to an array."""
+    groups: dict[tuple[str, int | None], list[Work]] = {}
+    for key, (cell, measures) in missing.items():
+        timing = tuple(measure for measure in measures if measure in TIMING and order.request.exclusive)
+        for part, mine in (("timing", timing), ("", tuple(m for m in measures if m not in timing))):
+            if mine:
+                groups.setdefault((part, cell.threads), []).append(Work(key=key, measures=mine))
+    size = order.request.cells_per_job
+    for (part, threads), works in groups.items():
+        tasks = [tuple(works[start : start + size]) for start in range(0, len(works), size)]
+        for start in range(0, len(tasks), largest):
+            yield part, threads, tasks[start : start + largest]
+
+
+def _submit(
+    store: Store, order: Order, part: str, threads: int | None, tasks: list[tuple[Work, ...]], after: str | None
+) -> Submission:
+    """Write a submission, hand it to sbatch, and add the number that it got."""
+    from runners.machine.environment import code
+
+    submission = Submission(
+        name=submissions.new_name(order.study),
+        study=order.study,
+        tasks=tuple(tasks),
+        request=order.request,
+        part=part,
+        device=order.device,
+        memory_limit_mib=order.memory_limit_mib,
+        save_weights=order.save_weights,
+        retry=order.retry,
+        force=order.force,
+        code=code(),
+        submitted_at=submissions.now(),
+    )
+    submissions.write(store, submission)
+    options = order.request.sbatch_options(threads, exclusive=part == "timing")
+    if after:  # the limit holds for all arrays of a study together
+        options["dependency"] = f"afterany:{after}"
+    folder = submissions.folder(store, submission.name).absolute()
+    try:
+        job = start_array(
+            ArrayTask(Path(os.path.abspath(store.out)), submission.name),
+            len(tasks),
+            folder,
+            name=submission.name,
+            options=options,
+            signal_delay_s=signal_delay_s(order.request.time_min),
+            max_parallel=order.request.max_parallel,
+        )
+    except RuntimeError as error:
+        submissions.withdraw(store, submission)
+        raise SlurmError(f"sbatch refuses: {' '.join(str(error).split())}") from error
+    submission = replace(submission, job=job)
+    submissions.write(store, submission)
+    return submission

@@ -1,0 +1,46 @@
+"""What of a cell is still to be measured on a device."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from runners.cells.run import PROTOCOLS
+from runners.store.record import Record
+from runners.store.store import Store
+from runners.table import DEVICE_INDEPENDENT
+
+DONE = ("ok", "unsupported")
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Measures to run, and the records that stand in the way of running others again."""
+
+    run: tuple[str, ...]
+    failed: tuple[Record, ...]
+
+
+def latest(store: Store, key: str, measure: str, device_id: str) -> Record | None:
+    """Return the last attempt of a measure under today's protocol, on this device where that matters."""
+    names = [
+        name
+        for name in store.record_names(key)
+        if (name.measure, name.protocol) == (measure, PROTOCOLS[measure])
+        and (measure == DEVICE_INDEPENDENT or name.device_id == device_id)
+    ]
+    if not names:
+        return None
+    return store.read_record(key, max(names, key=lambda name: name.attempt), samples=False)
+
+
+def pending(
+    store: Store, key: str, measures: Iterable[str], device_id: str, *, retry: Collection[str] = (), force: bool = False
+) -> Pending:
+    """Split measures into those to run and those that failed; a damaged record counts as none."""
+    run, failed = [], []
+    for measure in measures:
+        record = latest(store, key, measure, device_id)
+        if force or record is None or record.status == "lost" or record.status in retry:
+            run.append(measure)
+        elif record.status not in DONE:
+            failed.append(record)
+    return Pending(tuple(run), tuple(failed))

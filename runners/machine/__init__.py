@@ -1,0 +1,1 @@
+"""Where a measurement ran, and what its failures are called."""

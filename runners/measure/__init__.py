@@ -1,0 +1,1 @@
+"""One quantity each: MACs, speed, memory, ceilings, accuracy; a module's docstring is its protocol."""

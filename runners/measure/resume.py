@@ -1,0 +1,175 @@
+"""The saved state of a training run, from which it goes on bit for bit.
+
+One file: a line of JSON (the run, the step, SHA-256 of the rest), then what torch.save writes, read with weights_only.
+The checksum is our own, for torch loads flipped bits without a word. A file appears whole or not at all. One that is
+damaged or of another run is a warning and a start from step 0: that gives the same result, only later. So is a state
+that cannot be written a warning.
+
+While a `Checkpoint` is open, SIGTERM and SIGUSR2, with which schedulers announce a preemption or a time limit, wait for
+the end of the step: its state is saved first, then they do what they did before.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from runners.measure.distributed import ALONE, Group
+
+if TYPE_CHECKING:
+    from runners.measure.accuracy import Training
+
+NOTICES = (signal.SIGTERM, signal.SIGUSR2)
+
+
+def identify(model: nn.Module, **settings: Any) -> str:
+    """Name a run: hash of its settings, of the shapes of its model and of torch's version."""
+    shapes = [(name, list(tensor.shape), str(tensor.dtype)) for name, tensor in model.state_dict().items()]
+    text = json.dumps({**settings, "torch": str(torch.__version__), "model": shapes}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Checkpoint:
+    """The file of one run, a context manager around its training; of several processes the first alone writes it."""
+
+    def __init__(self, path: Path, run: str, *, every_s: float, group: Group = ALONE) -> None:
+        """Name the file and the run that it must be of; saving once in `every_s` seconds, 0 is after every step."""
+        self.path, self.run, self.every_s, self.group = path, run, every_s, group
+        self._temporary = path.with_name(f".{path.name}.tmp")
+        self._saved_at = time.monotonic()
+        self._complained = False
+        self._asked: list[int] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Checkpoint":
+        """Begin to hold signals back; only a main thread can, and only the process that writes has to."""
+        if self.group.rank == 0 and threading.current_thread() is threading.main_thread():
+            # a handler that was not set from Python could not be put back
+            numbers = [number for number in NOTICES if signal.getsignal(number) is not None]
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let signals through again, first those that came since the last step."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+        self._deliver()
+
+    def after_step(self, training: "Training") -> None:
+        """Save if it is time, or if a signal asks for it, which is then let through."""
+        if self._asked or time.monotonic() - self._saved_at >= self.every_s:
+            self.save(training)
+        self._deliver()
+
+    def save(self, training: "Training") -> None:
+        """Write the state of a run between two steps durably."""
+        if self.group.rank:
+            return
+        buffer = io.BytesIO()
+        torch.save(_state(training), buffer)
+        content = buffer.getvalue()
+        header = {"run": self.run, "step": training.step, "sha256": hashlib.sha256(content).hexdigest()}
+        try:
+            with open(self._temporary, "wb") as file:
+                file.write(f"{json.dumps(header)}\n".encode())
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(self._temporary, self.path)
+            self._complained = False
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._temporary.unlink()
+            if not self._complained:
+                self._say(f"cannot be written ({error.strerror or error}): if killed, training repeats its steps")
+            self._complained = True
+        self._saved_at = time.monotonic()
+
+    def restore(self, training: "Training") -> None:
+        """Bring a run, in place, to the saved state, if there is one of this run; every process must call it."""
+        content = self.group.broadcast(None if self.group.rank else self._read())
+        if content is None:
+            return
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        training.model.load_state_dict(state["model"])
+        training.optimizer.load_state_dict(state["optimizer"])
+        training.step, training.seconds = state["step"], state["seconds"]
+        training.losses = state["losses"].tolist()
+        training.resumed = state["resumed"] + 1
+        for kind, generator in state["generators"].items():
+            _generators(torch.device(kind)).set_rng_state(generator)
+
+    def remove(self) -> None:
+        """Delete the file, and what a process that was killed while saving has left of one."""
+        if self.group.rank == 0:
+            for path in (self.path, self._temporary):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    def _read(self) -> bytes | None:
+        """What torch.save wrote, None if there is nothing that this run can go on from."""
+        try:
+            with open(self.path, "rb") as file:
+                first, content = file.readline(), file.read()
+            header = json.loads(first)
+            run, sha256 = header["run"], header["sha256"]
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._say(f"cannot be read ({error.strerror or error}): training starts anew")
+            return None
+        except (ValueError, TypeError, KeyError):
+            run = sha256 = None
+        if sha256 != hashlib.sha256(content).hexdigest():
+            self._say("is damaged: training starts anew")
+        elif run != self.run:
+            self._say("is of a run with other settings: training starts anew")
+        else:
+            return content
+        return None
+
+    def _say(self, what: str) -> None:
+        print(f"warning: the saved state {self.path} {what}", flush=True)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._asked.append(number)
+
+    def _deliver(self) -> None:
+        """Let what came meanwhile act as it would have; a handler may return or end the process."""
+        while self._asked:
+            number = self._asked.pop(0)
+            if number in self._before:
+                signal.signal(number, self._before[number])
+            signal.raise_signal(number)
+            if number in self._before:
+                signal.signal(number, self._note)
+
+
+def _state(training: "Training") -> dict[str, Any]:
+    device = next(training.model.parameters()).device
+    return {
+        "model": training.model.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "step": training.step,
+        "seconds": training.seconds,
+        "losses": torch.tensor(training.losses, dtype=torch.float64),
+        "resumed": training.resumed,
+        # the next step draws from its own seed; these are for a mechanism that draws in evaluation
+        "generators": {kind: _generators(torch.device(kind)).get_rng_state() for kind in {"cpu", device.type}},
+    }
+
+
+def _generators(device: torch.device) -> Any:
+    """Module with `get_rng_state` and `set_rng_state` of the device at hand."""
+    return torch if device.type == "cpu" else torch.get_device_module(device)

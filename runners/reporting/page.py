@@ -1,0 +1,170 @@
+"""The report as one HTML page that asks the network for nothing: text, table, charts and figures in a single file.
+
+Text is escaped by the template, data lies in the page as JSON that no text can end, and the page's own policy runs no
+other scripts than those it was written with.
+"""
+
+import base64
+import contextlib
+import gc
+import gzip
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib import import_module, metadata, resources
+from typing import Any
+
+import pandas as pd
+
+from runners.reporting import payload
+from runners.rows import ranking, selection
+
+SHOWN_CONDITIONS = 6
+"""Conditions of a study whose findings are open; the others unfold."""
+
+MOST_LINES = 60
+"""Lines that a drawn figure can hold; beyond, its legend alone would fill it."""
+
+ENVIRONMENT = (
+    *("device_name", "cpu_model", "cores_logical", "cores_usable", "threads", "host", "platform", "cuda", "cudnn"),
+    *("driver", "sdpa_backends", "deterministic", "versions", "git_sha", "git_dirty"),
+)
+
+
+def to_html(rows: pd.DataFrame, source: str, study: str | None = None) -> str:
+    """Write the page.
+
+    Args:
+        rows: what `read_rows` returns.
+        source: where they were read, for the reader.
+        study: the one that they were selected by.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from plotly.offline import get_plotlyjs
+
+    loader = PackageLoader("runners.reporting", "templates")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    scripts = {"table_script": _asset("table.js"), "chart_script": _asset("charts.js"), "plotly": get_plotlyjs()}
+    groups = ranking.groups(rows)
+    with _frozen():
+        studies = _studies(groups)
+        points = payload.points(rows, groups)
+    figures, unread = drawn_figures(rows)
+    return environment.get_template("report.html").render(
+        {**scripts, "plotly": _packed(scripts["plotly"]) if points["metrics"] else None},
+        title=f"Attention mechanisms: {study}" if study else "Attention mechanisms",
+        script_sources=" ".join(map(_digest, scripts.values())),
+        css=_asset("report.css"),
+        rows=len(rows),
+        source=source,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=metadata.version("attention-zoo"),
+        common=selection.common(rows),
+        statuses=[
+            (str(status), int(count), status not in selection.NOT_FAILED)
+            for status, count in rows["status"].value_counts().items()
+        ],
+        warnings=[*_warnings(rows), *unread],
+        studies=studies,
+        shown=SHOWN_CONDITIONS,
+        figures=figures,
+        environment=_environment(rows),
+        dirty=int(rows["git_dirty"].fillna(False).sum()),
+        table=payload.to_script(payload.table(rows)),
+        points=payload.to_script(points),
+    )
+
+
+@contextlib.contextmanager
+def _frozen() -> Iterator[None]:
+    """Within it the collector passes over all that is there: statsmodels calls it in each of thousands of tests."""
+    for name in ("multitest", "weightstats"):
+        import_module(f"statsmodels.stats.{name}")
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _asset(name: str) -> str:
+    return (resources.files("runners.reporting") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _packed(script: str) -> str:
+    return base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()
+
+
+def _digest(script: str) -> str:
+    """Name a script in the page's policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _studies(groups: Sequence[ranking.Group]) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for group in groups:
+        if group.study not in found:
+            question, expectation = ranking.question(group.study)
+            found[group.study] = {
+                "name": group.study,
+                "question": question,
+                "expectation": expectation.rstrip("."),
+                "groups": [],
+            }
+        text = {"conditions": group.conditions, "sentences": ranking.sentences(group)}
+        found[group.study]["groups"].append(text)
+    return list(found.values())
+
+
+def _warnings(rows: pd.DataFrame) -> list[str]:
+    found = []
+    for name in [name for name in map(str, rows) if name.endswith("_protocol")]:
+        versions = sorted(rows[name].dropna().unique())
+        if len(versions) > 1:
+            spelled = ", ".join(f"{version:g}" for version in versions)
+            found.append(
+                f"{name}: rows of versions {spelled}, whose numbers do not compare; measure the older ones again."
+            )
+    devices = selection.devices(rows)
+    if len(devices) > 1:
+        found.append(f"Rows of {len(devices)} devices, which are kept apart: {', '.join(devices)}.")
+    return found
+
+
+def drawn_figures(rows: pd.DataFrame) -> tuple[list[dict[str, str]], list[str]]:
+    """What `runners.figures` draws of the rows, as images; and why it draws nothing, where they are too many."""
+    from runners import figures
+
+    apart = selection.configurations(rows) + selection.conditions(rows, leave_out=("resolution",))
+    if apart.nunique() > MOST_LINES:
+        reason = f"No drawn figures: {apart.nunique():,} lines are more than one can hold ({MOST_LINES}); use --study."
+        return [], [reason]
+    found = []
+    for kind in figures.KINDS:
+        try:
+            figure = figures.draw(kind, rows, by_device=True)
+        except ValueError:
+            # these rows have nothing that this kind shows
+            continue
+        image = io.BytesIO()
+        figure.savefig(image, format="svg", metadata={"Date": None})
+        encoded = base64.b64encode(image.getvalue()).decode()
+        found.append({"source": f"data:image/svg+xml;base64,{encoded}", "help": figures.FIGURES[kind]})
+    return found, []
+
+
+def _environment(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Of each device what is known of it, every distinct value with the number of its rows."""
+    return [
+        {
+            "name": str(name),
+            "fields": [(field, _counts(part[field])) for field in ENVIRONMENT if part[field].notna().any()],
+        }
+        for name, part in rows[rows["device_id"].notna()].groupby("device_id")
+    ]
+
+
+def _counts(values: "pd.Series[Any]") -> Sequence[tuple[str, int]]:
+    counts = values.value_counts()
+    return [(str(value).replace(";", ", "), int(count)) for value, count in counts.items()]

@@ -1,0 +1,1 @@
+"""Rows of the table: selected, ranked, with intervals."""

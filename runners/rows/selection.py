@@ -1,0 +1,159 @@
+"""Rows for figures, reports and comparisons: read from a folder or a CSV, checked, and named.
+
+A configuration is a mechanism with its settings; its seeds are repeats. Its conditions are everything else that moves
+a number: host, image size, data, training, precision, device. Only configurations under equal conditions are compared.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from runners.store.columns import COLUMNS
+from runners.table import DEVICE_INDEPENDENT, load
+
+REQUIRED = ("cell_key", "attention", "resolution", "seed", "device_id", "status")
+
+CONDITIONS = ("layout", "resolution", "data", "steps", "batch_size", "precision", "compile", "threads", "device_id")
+
+NOT_FAILED = ("ok", "pending", "running")
+"""Any other status, one of a newer version too, is a failure."""
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """Read a results folder, or a table that was saved as CSV; every column of `COLUMNS` is there.
+
+    Raises:
+        ValueError: no results there, no rows, a column missing that says what a row is, or two rows of one cell.
+    """
+    if path.is_dir():
+        rows = load(path)
+    elif not path.exists():
+        raise ValueError(f"no results in {path}: it does not exist; name a results folder or a CSV file")
+    else:
+        rows = _read_csv(path)
+    missing = [name for name in REQUIRED if name not in rows]
+    if missing:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}; a table has at least {', '.join(REQUIRED)}")
+    if rows.empty:
+        raise ValueError(f"no rows in {path}; run a sweep into it first: python runners/sweep.py --help")
+    twice = rows[rows.duplicated(["cell_key", "device_id"])]
+    if not twice.empty:
+        raise ValueError(f"{path} has more than one row of cell {twice.iloc[0]['cell_key']} on one device; keep one")
+    return rows.reindex(columns=[*rows.columns, *(name for name in COLUMNS if name not in rows)]).astype(
+        {name: column.dtype for name, column in COLUMNS.items() if name not in rows}
+    )
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    # a header of its own pass, since pandas refuses dtypes of columns that are not there
+    try:
+        header = pd.read_csv(path, nrows=0)
+        dtypes = {name: COLUMNS[name].dtype for name in header if name in COLUMNS}
+        return pd.read_csv(path, dtype=dtypes)
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no results folder and cannot be read as a CSV table: {reason}") from error
+
+
+def of_study(rows: pd.DataFrame, study: str) -> pd.DataFrame:
+    """Rows of one study.
+
+    Raises:
+        ValueError: no row belongs to it; the studies that have rows are listed.
+    """
+    found = rows[[study in names for names in _studies(rows)]]
+    if found.empty:
+        known = study_names(rows)
+        raise ValueError(f"unknown study {study!r}; these results have {', '.join(known) or 'no studies'}")
+    return found
+
+
+def study_names(rows: pd.DataFrame) -> list[str]:
+    """Studies that any row belongs to, sorted."""
+    return sorted(set().union(*_studies(rows)))
+
+
+def _studies(rows: pd.DataFrame) -> list[set[str]]:
+    return [set(text.split(";")) - {""} for text in rows["study"].fillna("")]
+
+
+def devices(rows: pd.DataFrame) -> list[str]:
+    """Devices that anything was measured on which depends on the device, sorted."""
+    measures = [name for name in map(str, rows) if name.endswith("_status") and name != f"{DEVICE_INDEPENDENT}_status"]
+    measured = rows[measures].notna().any(axis=1) if measures else rows["device_id"].notna()
+    return sorted(rows.loc[measured, "device_id"].dropna().unique())
+
+
+def check_devices(rows: pd.DataFrame, mixed: bool) -> None:
+    """Refuse rows of several devices, unless that is asked for.
+
+    Raises:
+        ValueError: more than one device and not `mixed`.
+    """
+    found = devices(rows)
+    if len(found) > 1 and not mixed:
+        raise ValueError(
+            f"rows of {len(found)} devices, whose times and memory do not compare: {', '.join(found)}; "
+            "give --mixed-devices to show them apart"
+        )
+
+
+def check_comparable(rows: pd.DataFrame) -> None:
+    """Refuse a single row, beside which there is nothing.
+
+    Raises:
+        ValueError: fewer than two rows.
+    """
+    if len(rows) < 2:
+        raise ValueError("one row only, nothing to compare it with; measure another mechanism")
+
+
+def configurations(rows: pd.DataFrame) -> pd.Series:
+    """Name of the mechanism and its settings for each row: `bra topk=8 lepe=false`."""
+    columns = (rows[name].astype("object").where(rows[name].notna(), None) for name in _NAMING)
+    return pd.Series([_configuration(*values) for values in zip(*columns, strict=True)], rows.index, dtype="string")
+
+
+_NAMING = ("attention", "topk", "topk_schedule", "settings")
+
+
+def _configuration(attention: str | None, topk: int | None, schedule: str | None, settings: str | None) -> str:
+    chosen = schedule if topk is None else f"{topk:g}"
+    parts = [part for part in (settings or "").split(";") if part and not part.startswith("topk=")]
+    return " ".join([attention or "unknown", *([f"topk={chosen}"] if chosen else []), *parts])
+
+
+def conditions(rows: pd.DataFrame, leave_out: Sequence[str] = ()) -> pd.Series:
+    """Name of the conditions of each row; what all rows have in common is left out, and `common` says it."""
+    varying = [name for name in CONDITIONS if name not in leave_out and rows[name].nunique() > 1]
+    if not varying:
+        return pd.Series("all rows", rows.index, dtype="string")
+    parts = [[_spell(name, value) for value in rows[name]] for name in varying]
+    return pd.Series([", ".join(filter(None, row)) for row in zip(*parts, strict=True)], rows.index, dtype="string")
+
+
+def common(rows: pd.DataFrame) -> str:
+    """What the conditions of all rows have in common, in words."""
+    shared = [rows[name].dropna().unique() for name in CONDITIONS]
+    parts = [_spell(name, values[0]) for name, values in zip(CONDITIONS, shared, strict=True) if len(values) == 1]
+    return ", ".join(filter(None, parts))
+
+
+def _spell(name: str, value: object) -> str:
+    if pd.isna(value):  # type: ignore[call-overload]
+        return ""
+    words = {
+        "resolution": f"{value} px",
+        "steps": f"{value} steps",
+        "batch_size": f"batch {value}",
+        "compile": "compiled" if value is True else "",
+        "threads": f"{value} thread{'' if value == 1 else 's'}",
+    }
+    return words.get(name, str(value))
+
+
+def described(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Unit and description of columns; both empty for a measure of one's own."""
+    known = {name: (COLUMNS[name].unit, COLUMNS[name].description) for name in names if name in COLUMNS}
+    return {name: known.get(name, ("", "")) for name in names}
