@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attention_zoo import create
 from attention_zoo.config import parse_field
+from attention_zoo.dispatch import part_of
 from attention_zoo.layouts import SMALL, STL
 from attention_zoo.mechanisms.dat import DAT, DATConfig
 
@@ -108,7 +109,7 @@ def test_official_output_gradient_and_points(case):
     assert_close(gradient, case.tensors["grad_input"], share=5e-4)
     if attention.config.offsets:
         points, reference = case.tensors["extra/pos"], case.tensors["extra/reference"]
-        assert_close(attention.points(attention.linear(tokens, 0, attention.dim)), points, share=1e-4)
+        assert_close(attention.points(part_of(attention.qkv, tokens, 0, attention.dim)), points, share=1e-4)
         grid = attention._grid(*attention.samples(*x.shape[2:]), x)
         assert_close(grid.expand_as(reference), reference, share=1e-6)
 
@@ -228,9 +229,9 @@ def test_unbounded_points_stay_on_the_map(small, variant):
 @pytest.mark.parametrize("groups", [1, 2])
 def test_tokens_read_are_those_whose_change_moves_keys_of_every_head(small, groups):
     attention, x = small("dat", 6, 9, groups=groups, stride=3, offset_range=1.5)
-    points = attention.points(attention.linear(x, 0, 12)).detach()
+    points = attention.points(part_of(attention.qkv, x, 0, 12)).detach()
     free = x.clone().requires_grad_()
-    k = attention.linear(attention.sample(free, points), 12, 24).unflatten(-1, (2, 6))
+    k = part_of(attention.qkv, attention.sample(free, points), 12, 24).unflatten(-1, (2, 6))
     reads = attention.connectivity(x)
     assert reads.shape == (2, 1, 1, 54)
     assert reads.any()

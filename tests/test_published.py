@@ -209,10 +209,10 @@ def test_what_the_codes_do_with_unusual_arguments():
 
     stripes, about = mixer("cswin.seg.CSWinBlock.attn", (5, 10), dim=24, num_heads=3, split_size=7)
     assert (stripes.num_heads, about.branches) == (2, 2)  # two branches leave an odd head out
-    assert [branch.cut.padded_size for branch in stripes.branches(5, 10)] == [(5, 14), (7, 10)]
+    assert [branch.stripes.padded_size for branch in stripes.branches(5, 10)] == [(5, 14), (7, 10)]
     whole, about = mixer("cswin.seg.CSWinBlock.attn", (5, 10), dim=24, num_heads=3, split_size=7, last_stage=True)
     assert (whole.num_heads, about.branches) == (3, 1)
-    assert [branch.cut.padded_size for branch in whole.branches(5, 10)] == [(5, 10), (5, 10)]
+    assert [branch.stripes.padded_size for branch in whole.branches(5, 10)] == [(5, 10), (5, 10)]
 
     ctor = {"n_heads": 2, "n_head_channels": 4, "n_groups": 1, "stride": 1, "offset_range_factor": 0}
     old, _ = mixer("dat_v1.DAttentionBaseline", (4, 4), **ctor, stage_idx=3)
