@@ -92,10 +92,8 @@ def oracle_of(case: Case) -> attention_zoo.Attention:
 
 
 def layers(module: nn.Module) -> dict[str, nn.Module]:
-    """Return its submodules that have weights of their own, by name."""
-    return {
-        name: m for name, m in module.named_modules() if name and next(m.parameters(recurse=False), None) is not None
-    }
+    """Return its layers, linear ones, convolutions and norms, by name."""
+    return {name: layer for name, layer in module.named_modules() if "weight" in layer._parameters}
 
 
 def loss(y: Tensor) -> Tensor:

@@ -122,7 +122,8 @@ def test_a_pruned_mechanism_trains(case):
             attention(x).square().sum().backward()
             optimizer.step()
         moved = layer.weight_orig.detach() != before
-        assert moved.any() and not (moved & (layer.weight_mask == 0)).any()
+        assert not (moved & (layer.weight_mask == 0)).any()
+        assert moved.any() or layer.weight.dim() == 1  # a norm may feed an activation that is 0 everywhere
         assert_follows(attention, oracle_of(case), weights, x, f"pruned {name} after two steps")
 
 
