@@ -21,9 +21,8 @@ from torch import Tensor
 from attention_zoo.base import Attention
 from attention_zoo.kernels.routing import routed_attention
 from attention_zoo.mechanisms.bra import BRA
-from attention_zoo.published.counterparts import counterpart
-from attention_zoo.published.models import MODELS, counterpart_model
-from attention_zoo.published.official import load_official
+from attention_zoo.published.classes import MODELS, counterpart, counterpart_model
+from attention_zoo.published.weights import load_official
 from attention_zoo.regions import Partition
 
 FUNCTION = "bra.regional_routing_attention_torch"

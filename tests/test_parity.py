@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from attention_zoo import create
 from attention_zoo.parity import FUNCTION, check, implementations, main, read_case
-from attention_zoo.published.counterparts import counterpart
+from attention_zoo.published.classes import counterpart
 
 FOLDER = Path(os.environ.get("ZOO_GOLDEN") or Path(__file__).parents[1].parent / "shared" / "golden")
 FILES = sorted(FOLDER.rglob("*.safetensors"))

@@ -15,10 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import create, create_model
-from attention_zoo.published.counterparts import counterpart
-from attention_zoo.published.models import PUBLISHED, counterpart_model
-from attention_zoo.published.name_maps import Official
-from attention_zoo.published.official import load_official, to_official
+from attention_zoo.published.classes import counterpart, counterpart_model
+from attention_zoo.published.models import PUBLISHED
+from attention_zoo.published.places import Official
+from attention_zoo.published.weights import load_official, to_official
 
 FOLDER = Path(os.environ.get("ZOO_GOLDEN") or Path(__file__).parents[1].parent / "shared" / "golden") / "models"
 LISTS = sorted(FOLDER.glob("*.json"))
@@ -233,6 +233,46 @@ def test_what_the_codes_do_with_unusual_arguments():
             "maxvit.PartitionAttention2d", (16, 20), dim=32, partition_type="grid", grid_size=[8, 5], auto_pad=True
         )
         bad.partition(16, 20)
+
+
+SWIN = {"depths": [1], "num_heads": [2], "embed_dim": 8}
+BIFORMER = {"depth": [1], "embed_dim": [32], "topks": [1], "head_dim": 16}
+
+
+@pytest.mark.parametrize(
+    ("official", "arguments", "message"),
+    [
+        ("models.SwinTransformer", {**SWIN, "norm_eps": 1e-3}, "no counterpart of norm_eps=0.001"),
+        ("models.SwinTransformer", {**SWIN, "act_layer": "ReLU"}, "no counterpart of act_layer='ReLU'"),
+        (
+            "models.SwinTransformer",
+            {**SWIN, "norm_layer": "BatchNorm2d"},
+            "norm_layer='BatchNorm2d' has no counterpart",
+        ),
+        ("models.BiFormer", {**BIFORMER, "mlp_ratio": 2}, "no counterpart of mlp_ratio=2"),
+        ("models.BiFormer", {"depth": [1]}, r"models.BiFormer: .* cannot be read: KeyError\('embed_dim'\)"),
+        ("models.Swin", SWIN, "no counterpart of 'models.Swin'; known: models.BiFormer, "),
+    ],
+    ids=str,
+)
+def test_an_argument_that_changes_the_output_of_a_model_is_read_or_refused(official, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        counterpart_model(official, {"ctor": arguments, "H": 64, "W": 64})
+
+
+def test_what_surrounds_a_mixer_in_its_block_is_moot_for_the_mixer_alone():
+    around = {"norm_eps": 1e-3, "norm_layer": "BatchNorm2d", "act_layer": "ReLU", "mlp_ratio": 2.0, "drop_path": 0.1}
+    plain, _ = mixer("swin.SwinTransformerBlock.attn", (8, 8), dim=8, num_heads=2, window_size=4)
+    within, _ = mixer("swin.SwinTransformerBlock.attn", (8, 8), dim=8, num_heads=2, window_size=4, **around)
+    assert (within.window, within.shift) == (plain.window, plain.shift) == ((4, 4), 0)
+    moot = {"drop_path_rate": 0.5, "use_checkpoint": True, "norm_layer": "LayerNorm"}
+    counterpart_model("models.SwinTransformer", {"ctor": {**SWIN, **moot}, "H": 224, "W": 224})
+
+
+def test_a_class_that_depends_on_the_map_asks_for_its_size():
+    ctor = {"dim": 8, "num_heads": 2}
+    with pytest.raises(ValueError, match=r"CSWinBlock\.attn depends on the size of its input: give H and W"):
+        counterpart("cswin.CSWinBlock.attn", {"ctor": ctor})
 
 
 @pytest.mark.parametrize(
