@@ -47,7 +47,7 @@ def test_the_zoo_imports_torch_alone(path):
         "timm_models.py": {"timm"},
         "timm_run.py": {"timm"},
         "weights.py": {"safetensors"},
-        "parity.py": {"safetensors"},
+        "cases.py": {"safetensors"},
     }
     assert packages(path) <= {"attention_zoo", "torch"} | more.get(path.name, set())
 
@@ -59,7 +59,7 @@ def test_mechanisms_are_imported_by_the_package_and_by_no_other(path):
         # full attention is a stage of the host
         "pyramid.py": {"attention_zoo.mechanisms.vanilla"},
         "models.py": {"attention_zoo.mechanisms.vanilla"},
-        **dict.fromkeys(("attention_maps.py", "parity.py"), MECHANISMS),
+        "attention_maps.py": MECHANISMS,
     }
     # the published classes name the mechanisms and configurations that they are
     names = MECHANISMS if path.parent.name == "published" else allowed.get(path.name, set())

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 import pickle
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from golden import FOLDER, needs_golden
 from safetensors.torch import save_file
 from timm.models.maxxvit import AttentionCl
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,10 +19,6 @@ from attention_zoo.published.classes import counterpart, counterpart_model
 from attention_zoo.published.models import PUBLISHED
 from attention_zoo.published.places import Official
 from attention_zoo.published.weights import load_official, to_official
-
-FOLDER = Path(os.environ.get("ZOO_GOLDEN") or Path(__file__).parents[1].parent / "shared" / "golden") / "models"
-LISTS = sorted(FOLDER.glob("*.json"))
-needs_golden = pytest.mark.skipif(not LISTS, reason=f"no lists of names in {FOLDER}; set ZOO_GOLDEN to their folder")
 
 # models of other codes whose configuration the lists leave to the name
 HOSTS = {
@@ -39,6 +35,10 @@ ELSEWHERE = {"dat_tiny_2023", "maxvit_tiny_tf_224"}  # hosts of their own; see t
 NOT_MACS = {"layer_norm", "batch_norm", "grid_sampler", "adaptive_avg_pool2d"}
 
 
+def list_of(name):
+    return json.loads((FOLDER / "models" / f"{name}.json").read_text())
+
+
 def build(listed):
     name = listed["model"]
     if name in PUBLISHED:
@@ -49,13 +49,13 @@ def build(listed):
 
 @needs_golden
 def test_every_list_is_used():
-    assert {path.stem for path in LISTS} == {*PUBLISHED, *HOSTS, *ELSEWHERE}
+    assert {path.stem for path in (FOLDER / "models").glob("*.json")} == {*PUBLISHED, *HOSTS, *ELSEWHERE}
 
 
 @needs_golden
-@pytest.mark.parametrize("path", [path for path in LISTS if path.stem not in ELSEWHERE], ids=lambda path: path.stem)
-def test_names_shapes_parameters_and_macs_are_the_official_ones(path):
-    listed = json.loads(path.read_text())
+@pytest.mark.parametrize("name", [*PUBLISHED, *HOSTS])
+def test_names_shapes_parameters_and_macs_are_the_official_ones(name):
+    listed = list_of(name)
     # on the meta device: a shape is a shape
     with torch.device("meta"):
         model, official = build(listed)
@@ -318,14 +318,14 @@ def test_sides_of_an_image_may_differ():
 
 
 def listed_macs(name):
-    flops = json.loads((FOLDER / f"{name}.json").read_text())["flops"]
+    flops = list_of(name)["flops"]
     return flops["total"] - sum(flops["by_operator"].get(kind, 0) for kind in NOT_MACS)
 
 
 @needs_golden
 def test_deformable_and_neighbourhood_attention_cost_what_dat_tiny_2023_does():
     """Its host is not ours (positional convolutions in blocks and MLPs), so that is counted off its list of weights."""
-    listed = json.loads((FOLDER / "dat_tiny_2023.json").read_text())
+    listed = list_of("dat_tiny_2023")
     config, total = listed["config"], 0
     sides = [56, 28, 14, 7]
     for stage, kinds in enumerate(config["stage_spec"]):

@@ -5,7 +5,7 @@ import torch
 from regression_cases import CASES, FOLDER, build, evaluate, header_of, path_of, read, write
 
 import attention_zoo
-from attention_zoo.parity import implementations
+from attention_zoo.published.cases import implementations
 
 NEEDS_A_COMPILER = {"flex"}
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-10}
