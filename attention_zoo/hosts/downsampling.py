@@ -74,9 +74,9 @@ class Downsample(nn.Module):
         """NCHW in (a view of a channels-last map is fine), NCHW out, its channels last in memory."""
         x = x.contiguous(memory_format=torch.channels_last)
         if self.concatenates:
-            x = F.pixel_unshuffle(self._pad(x), self.stride).permute(0, 2, 3, 1)
-            merged: Tensor = self.reduce(self.norm(x))
-            return merged.permute(0, 3, 1, 2)
+            # as pixel_unshuffle, which has another shape for no images: (B, C, h, 2, w, 2) -> (B, h, w, C 2 2)
+            x = self._pad(x).unflatten(3, (-1, self.stride)).unflatten(2, (-1, self.stride))
+            return self.reduce(self.norm(x.permute(0, 2, 4, 1, 3, 5).flatten(3))).permute(0, 3, 1, 2)
         # normalised before it is padded, so that the padding stays 0
         reduced: Tensor = self.reduce(self._pad(self.norm(x) if self.norm_first else x))
         return reduced if self.norm_first else self.norm(reduced)

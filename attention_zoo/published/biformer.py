@@ -47,7 +47,7 @@ def _routing(read: Reader) -> dict[str, Any]:
 def _as_published(read: Reader, variant: str) -> dict[str, Any]:
     """Padding and routes of the published code; the nchw one pads whatever it is told."""
     pads = read("auto_pad", False) or variant == "nchw"
-    return {"variant": variant, "padding": "official" if pads else "error", "impl": "gather"}
+    return {"variant": variant, "padding": "official" if pads else "error", "impl": "plain"}
 
 
 def _build_bra(read: Reader) -> tuple[BRA, Official]:
