@@ -211,6 +211,7 @@ def test_every_module_that_moved_is_where_the_changelog_says() -> None:
     moves = cells("CHANGELOG.md", "old import")
     assert "attention_zoo.blocks" in moves
     for old, (new,) in moves.items():
-        importlib.import_module(new.strip("`"))
+        if new.startswith("`"):  # else a sentence: what a module that is gone was split into
+            importlib.import_module(new.strip("`"))
         path = ROOT / old.replace(".", "/")
         assert not path.with_suffix(".py").exists(), f"{old} is listed as moved"
