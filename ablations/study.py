@@ -1,11 +1,30 @@
-"""Cells and studies: pure data, no tensors, so that planning never imports torch."""
+"""Cells and studies: pure data, no tensors, so that listing studies does not import torch."""
 
 import hashlib
 import json
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
+
+from ablations.values import as_texts, choice, integer, resolution
 
 Scalar = bool | int | float | str
+
+SHORT_FLAGS = ("topk", "regions", "region_size", "clip_topk")
+"""Fields of mechanisms that have a flag of their own; every other one is reached by --set."""
+
+
+class Argument(NamedTuple):
+    """How a field of a cell is given to a sweep: as `--name` and as a keyword; `parse` is None for a switch."""
+
+    name: str
+    parse: Callable[[str], Any] | None
+    metavar: str
+    help: str
+
+
+def _field(default: Any, *argument: Any) -> Any:
+    return field(default=default, metadata={"argument": Argument(*argument)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,18 +36,18 @@ class Cell:
     stages is a string with dashes, `"1-4-16-full"`.
     """
 
-    attn: str = "bra"
+    attn: str = _field("bra", "attn", str, "A", "mechanisms, 'all', or package.module:Class")
     settings: tuple[tuple[str, Scalar], ...] = ()
-    layout: str = "small"
-    height_px: int = 64
+    layout: str = _field("small", "layout", str, "L", "shared host: small, stl")
+    height_px: int = _field(64, "resolution", resolution, "PX|HxW", "input in pixels")
     width_px: int = 64
-    seed: int = 0
-    data: str = "digit-vote"
-    steps: int = 400
-    batch_size: int = 64
-    precision: str = "fp32"
-    compile: bool = False
-    threads: int | None = field(default=None)
+    seed: int = _field(0, "seeds", integer(0, "a seed"), "N", "seeds, each a cell")
+    data: str = _field("digit-vote", "data", str, "D", "digit-vote, digit-recall, fashion-mnist")
+    steps: int = _field(400, "steps", integer(1, "a number of steps"), "N", "training steps")
+    batch_size: int = _field(64, "batch_size", integer(1, "a batch size"), "N", "images")
+    precision: str = _field("fp32", "precision", choice("fp32", "bf16"), "P", "fp32 or bf16")
+    compile: bool = _field(False, "compile", None, "", "through torch.compile")
+    threads: int | None = _field(None, "threads", integer(1, "a number of threads"), "N", "CPU threads")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, ready for JSON."""
@@ -53,6 +72,12 @@ class Cell:
         return cls(**{**data, "settings": tuple(sorted(settings.items()))})
 
 
+ARGUMENTS: dict[str, Argument] = {
+    f.metadata["argument"].name: f.metadata["argument"] for f in fields(Cell) if "argument" in f.metadata
+}
+"""Arguments of a sweep that give fields of its cells, by name."""
+
+
 def cell_key(cell: Cell) -> str:
     """Name of the cell's folder: 16 hex digits of the SHA-256 of what differs from the defaults."""
     canonical = json.dumps(cell.to_dict(), sort_keys=True, separators=(",", ":"))
@@ -61,37 +86,94 @@ def cell_key(cell: Cell) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Axes:
-    """A product of values, each axis a tuple; what a command line or a study declares.
+    """A product of values, each axis a tuple; `a + b` is first the cells of one, then those of the other.
 
     `settings` maps a config field to its values as text: `topk` for every mechanism that has it, `swin.window` for
     one. `resolution` holds (height, width) in pixels; None is the layout's own. `epochs` replaces `steps` where given.
     """
 
-    attn: tuple[str, ...] = ("bra",)
+    attn: tuple[str, ...] = (Cell.attn,)
     settings: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    layout: tuple[str, ...] = ("small",)
+    layout: tuple[str, ...] = (Cell.layout,)
     resolution: tuple[tuple[int, int], ...] | None = None
-    seeds: tuple[int, ...] = (0,)
-    data: tuple[str, ...] = ("digit-vote",)
-    steps: tuple[int, ...] = (400,)
+    seeds: tuple[int, ...] = (Cell.seed,)
+    data: tuple[str, ...] = (Cell.data,)
+    steps: tuple[int, ...] = (Cell.steps,)
     epochs: int | None = None
-    batch_size: tuple[int, ...] = (64,)
-    precision: tuple[str, ...] = ("fp32",)
-    compile: bool = False
-    threads: tuple[int | None, ...] = (None,)
+    batch_size: tuple[int, ...] = (Cell.batch_size,)
+    precision: tuple[str, ...] = (Cell.precision,)
+    compile: bool = Cell.compile
+    threads: tuple[int | None, ...] = (Cell.threads,)
+
+    def __add__(self, other: "Axes | tuple[Axes, ...]") -> "tuple[Axes, ...]":
+        """Return these cells, and then the others."""
+        return (self, other) if isinstance(other, Axes) else (self, *other)
+
+    def __radd__(self, others: "tuple[Axes, ...]") -> "tuple[Axes, ...]":
+        """Return the others, and then these cells."""
+        return (*others, self)
+
+    def changed(self, values: Mapping[str, Any]) -> "Axes":
+        """Return a copy with other values, one or several of each; names that no argument has are fields of mechanisms.
+
+        A list is an axis, a pair (height, width) of integers one value of a size, `seeds=3` the seeds 0, 1 and 2.
+
+        Raises:
+            ValueError: a value is not allowed; the message names argument, value and what is allowed.
+        """
+        given: dict[str, Any] = {}
+        settings = dict(self.settings)
+        for name, value in values.items():
+            if name == "epochs":
+                given[name] = None if value is None else _read(name, value, integer(1, "a number of epochs"))[0]
+            elif name not in ARGUMENTS:
+                settings[name] = _read(name, value, str, pairs=True)
+            elif parse := ARGUMENTS[name].parse:
+                several = range(value) if name == "seeds" and isinstance(value, int) else value
+                given[name] = _read(name, several, parse, pairs=name == "resolution")
+            elif isinstance(value, bool):
+                given[name] = value
+            else:
+                raise ValueError(f"{name}={value!r} is neither True nor False")
+        return replace(self, **given, settings=tuple(settings.items()))
 
 
-@dataclass(frozen=True, kw_only=True)
+def _read(name: str, given: Any, parse: Callable[[str], Any], *, pairs: bool = False) -> tuple[Any, ...]:
+    """Read the values of an argument, each once."""
+    try:
+        return tuple(dict.fromkeys(map(parse, as_texts(given, pairs=pairs))))
+    except ValueError as error:
+        raise ValueError(f"{name}={given!r}: {error}") from error
+
+
 class Study:
-    """A question, what is expected, and the cells that answer it (the union of its axes).
+    """A question, what is expected, and the cells that answer it.
 
     `slurm` holds what its jobs ask of SLURM unless the command line says otherwise: options of sbatch by their long
-    names, such as `(("time", "2:00:00"), ("gpus-per-node", "1"))`.
+    names, such as `{"time": "2:00:00", "gpus-per-node": 1}`.
     """
 
-    name: str
-    question: str
-    expectation: str
-    axes: tuple[Axes, ...]
-    measures: tuple[str, ...] = ("flops", "throughput", "memory", "accuracy")
-    slurm: tuple[tuple[str, str], ...] = ()
+    def __init__(
+        self,
+        name: str,
+        axes: Axes | tuple[Axes, ...],
+        *,
+        question: str = "",
+        expectation: str = "",
+        measures: Iterable[str] = ("flops", "throughput", "memory", "accuracy"),
+        slurm: Mapping[str, str | int] | Iterable[tuple[str, str]] = (),
+        **values: Any,
+    ) -> None:
+        """Declare a study; `values` hold for all its cells: `seeds=3, resolution=[64, (96, 128)], batch_size=8`.
+
+        Question and expectation are those of the module's docstring unless they are given: its first paragraph, and
+        the one that begins with "Expect:" (`ablations.load_study` reads them).
+
+        Raises:
+            ValueError: a value is not allowed; the message names argument, value and what is allowed.
+        """
+        self.name = name
+        self.axes = tuple(one.changed(values) for one in ((axes,) if isinstance(axes, Axes) else axes))
+        self.question, self.expectation = question, expectation
+        self.measures = tuple(measures)
+        self.slurm = tuple((option, str(value)) for option, value in dict(slurm).items())

@@ -2,10 +2,9 @@
 
 import pytest
 
-from ablations import Axes, load_study, study_names
-from ablations.study import cell_key
+from ablations import Axes, load_study
 from attention_zoo import names
-from runners.cells.plan import Plan, command_for, estimate_seconds, make_plan
+from runners.cells.plan import Plan, command_for, make_plan
 from runners.cli.options import read_command
 from runners.sweep import axes_of
 
@@ -105,15 +104,6 @@ def test_the_command_of_a_row_makes_that_row(line: str) -> None:
     assert command.startswith("python runners/sweep.py ")
     arguments = command.split()[2:]
     assert make_plan(axes_of(read_command(arguments), None)).cells == (cell,)
-
-
-@pytest.mark.parametrize("name", study_names())
-def test_every_study_plans(name: str) -> None:
-    study = load_study(name)
-    cells = make_plan(study.axes).cells
-    assert study.name == name
-    assert len({cell_key(cell) for cell in cells}) == len(cells) > 2
-    assert all(estimate_seconds(cell, study.measures) > 0 for cell in cells)
 
 
 def test_a_command_line_overrides_a_study() -> None:
