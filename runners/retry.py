@@ -11,8 +11,9 @@ from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from runners.cli.options import MEASURES, STATUSES, add_slurm_flags, minutes
+from runners.cli.options import add_slurm_flags, minutes
 from runners.cli.verbs import cells_of, run_verb, verb_parser
+from runners.measures import CAN_RETRY, MEASURES, STATUSES
 
 if TYPE_CHECKING:
     from runners.jobs.launch import Order
@@ -22,8 +23,7 @@ EXAMPLES = """  python runners/retry.py topk
   python runners/retry.py topk --status timeout --time 8:00:00
   python runners/retry.py topk --status oom --mem 64G"""
 
-# the others would end the same way again
-DEFAULT = ("lost", "killed", "timeout", "oom", "error")
+DEFAULT = tuple(name for name in CAN_RETRY if STATUSES[name].may_pass)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="S[,S]",
         type=_statuses,
         default=DEFAULT,
-        help=f"what to run again, of {', '.join(('lost', *STATUSES))} (default: {','.join(DEFAULT)})",
+        help=f"what to run again, of {', '.join(CAN_RETRY)} (default: {','.join(DEFAULT)})",
     )
     parser.add_argument("--time", metavar="MIN", type=minutes, help="another limit per job, minutes or H:MM:SS")
     add_slurm_flags(parser, name=False)
@@ -103,8 +103,8 @@ def _orders(store: "Store", study: str | None, statuses: Sequence[str], options:
 def _statuses(text: str) -> tuple[str, ...]:
     found = tuple(re.split(r"\s*,\s*", text.strip()))
     for status in found:
-        if status not in ("lost", *STATUSES):
-            raise ArgumentTypeError(f"{status!r} is not one of {', '.join(('lost', *STATUSES))}")
+        if status not in CAN_RETRY:
+            raise ArgumentTypeError(f"{status!r} is not one of {', '.join(CAN_RETRY)}")
     return found
 
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from ablations import Axes, Study, cell_key, load_study, study_names
-from runners.cli.options import MEASURES, read_command
+from runners.cli.options import read_command
+from runners.measures import MEASURES
 
 if TYPE_CHECKING:
     from runners.cells.plan import Plan

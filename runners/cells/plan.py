@@ -11,6 +11,7 @@ from attention_zoo.config import field_names, parse_values
 from attention_zoo.registry import suggest
 from runners.cells.models import identity, notes, training_macs
 from runners.data.datasets import check_data, steps_per_epoch
+from runners.measures import MEASURES
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,9 @@ def estimate_seconds(cell: Cell, measures: Iterable[str]) -> float:
     """Guess how long a cell takes; rough, since it assumes two CPU cores of 2023."""
     macs = training_macs(cell.attn, cell.settings, cell.layout, cell.height_px, cell.width_px) * cell.batch_size
     step_s = 0.02 + macs / 15e9
-    seconds = {"flops": 5.0, "throughput": 7.0, "memory": 8.0 + 3 * step_s, "accuracy": 3.0 + cell.steps * step_s}
-    return 4.0 + sum(seconds[measure] for measure in measures)
+    found = [MEASURES[name] for name in measures]
+    steps = sum(cell.steps if measure.training_steps is None else measure.training_steps for measure in found)
+    return 4.0 + sum(measure.seconds for measure in found) + steps * step_s
 
 
 def command_for(cell: Cell, measures: Iterable[str]) -> str:

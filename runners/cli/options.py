@@ -6,11 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-MEASURES = ("flops", "throughput", "memory", "accuracy")
-"""In the order in which a cell runs them: the costs first, they are on screen in seconds."""
-
-STATUSES = ("oom", "timeout", "error", "diverged", "killed")
-"""Recorded statuses that `--retry` can name; `ok` and `unsupported` count as done."""
+from runners.measures import CAN_RETRY, MEASURES, RECORDED
 
 MIN_PX, MAX_PX = 32, 16384
 
@@ -189,13 +185,15 @@ def make_parser() -> Parser:
     add("--memory-limit", metavar="MIB", type=_integer(64, "a limit in MiB"), help="data memory of a measured process")
     add("--save-weights", action="store_true", help="keep the trained weights beside the records, for visualize.py")
     add("--out", metavar="DIR", type=Path, default=Path("results/runs"), help="results folder (default: results/runs)")
+    # what is lost runs again by itself
+    retried = [name for name in CAN_RETRY if name in RECORDED]
     add("--dry-run", action="store_true", help="print the cells and an estimate; run nothing, write nothing")
     add(
         "--retry",
         metavar="STATUS[,STATUS]",
-        type=_axis(_choice(*STATUSES)),
+        type=_axis(_choice(*retried)),
         default=(),
-        help=f"run again what ended as {', '.join(STATUSES)}",
+        help=f"run again what ended as {', '.join(retried)}",
     )
     add("--force", action="store_true", help="run everything again as a further attempt; older ones stay on disk")
     add_slurm_flags(parser)

@@ -8,14 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from runners.measures import MEASURES
 from runners.store.record import Record
-
-SHOWN = {
-    "flops": ("gmacs", "attention_gmacs", "params_m"),
-    "throughput": ("infer_samples_per_sec", "infer_latency_ms", "train_step_ms", "vs_vanilla"),
-    "memory": ("peak_infer_mib", "peak_train_mib"),
-    "accuracy": ("acc1", "val_loss", "train_seconds"),
-}
 
 
 def format_seconds(seconds: float) -> str:
@@ -95,7 +89,7 @@ class Display:
             reason = (record.error_message or "").strip().splitlines()
             self.say(f"      {record.measure:<11}{record.status}: {reason[0] if reason else record.error_type}")
             return
-        values = [(name, record.values.get(name)) for name in SHOWN.get(record.measure, ())]
+        values = [(name, record.values.get(name)) for name in MEASURES[record.measure].shown]
         shown = "  ".join(f"{name} {format_value(value)}" for name, value in values if value is not None)
         self.say(f"      {record.measure:<11}{shown}")
 

@@ -18,13 +18,13 @@ from runners.jobs.outcomes import Look, look, reconcile
 from runners.jobs.slurm import SlurmError
 from runners.jobs.submissions import Request, Submission, Work
 from runners.jobs.task import ArrayTask, signal_delay_s
+from runners.measures import MEASURES
 from runners.store.files import StoreError, read_json, write_json
 from runners.store.lease import Lease, acquire
 from runners.store.store import Store
 
 # Python, torch and the zoo, from a shared file system
 START_S = 15.0
-TIMING = ("throughput",)
 NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 WAIT_S = 120.0
 
@@ -89,7 +89,7 @@ def _check_time(order: Order) -> None:
     if asks_gpu or order.device not in ("auto", "cpu"):
         return
     for cell, measures in order.cells.values():
-        whole = [measure for measure in measures if measure != "accuracy"]
+        whole = [measure for measure in measures if not MEASURES[measure].can_resume]
         needed_s = START_S + (estimate_seconds(cell, whole) if whole else 0)
         if needed_s > limit_s:
             need = math.ceil((needed_s + signal_delay_s(order.request.time_min)) / 60)
@@ -202,7 +202,7 @@ def _arrays(
     """Cut work into arrays of at most `largest` tasks of `cells_per_job` cells; one number of threads to an array."""
     groups: dict[tuple[str, int | None], list[Work]] = {}
     for key, (cell, measures) in missing.items():
-        timing = tuple(measure for measure in measures if measure in TIMING and order.request.exclusive)
+        timing = tuple(measure for measure in measures if MEASURES[measure].is_timing and order.request.exclusive)
         for part, mine in (("timing", timing), ("", tuple(m for m in measures if m not in timing))):
             if mine:
                 groups.setdefault((part, cell.threads), []).append(Work(key=key, measures=mine))

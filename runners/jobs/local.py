@@ -15,13 +15,13 @@ from rich.console import Console
 
 from ablations.study import Cell, cell_key
 from runners.cells.plan import Plan, estimate_seconds, label
-from runners.cells.run import PROTOCOLS, Job, blank_record, place, run_job
-from runners.cli.options import MEASURES
+from runners.cells.run import Job, blank_record, place, run_job
 from runners.cli.progress import Display, format_seconds
 from runners.jobs.executors import Running, start_local
 from runners.jobs.pending import pending
 from runners.machine.environment import device_id, pick_device
 from runners.machine.failures import oom_kills
+from runners.measures import MEASURES
 from runners.store.lease import Lease, acquire, holder
 from runners.store.record import RecordName
 from runners.store.store import Store
@@ -115,7 +115,7 @@ class Sweep:
                 out=self.store.out,
                 key=follower.key,
                 cell=cell,
-                attempts={m: self.store.next_attempt(follower.key, m, device, PROTOCOLS[m]) for m in measures},
+                attempts={m: self.store.next_attempt(follower.key, m, device, MEASURES[m].protocol) for m in measures},
                 device=self.options.device,
                 memory_limit_mib=self.options.memory_limit,
                 save_weights=self.options.save_weights,
@@ -180,7 +180,7 @@ class _Follower:
 
     def show_new(self) -> None:
         new = set(self.store.record_names(self.key)) - self._seen
-        for name in sorted(new, key=lambda name: MEASURES.index(name.measure)):
+        for name in sorted(new, key=lambda name: list(MEASURES).index(name.measure)):
             self.display.found(self.store.read_record(self.key, name, samples=False))
             self.recorded.add(name.measure)
         self._seen |= new
