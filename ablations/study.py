@@ -3,10 +3,10 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
-from ablations.values import as_texts, choice, integer, resolution
+from ablations.values import Argument, argument_field, arguments, choice, integer, read_values, resolution
 
 Scalar = bool | int | float | str
 
@@ -14,17 +14,8 @@ SHORT_FLAGS = ("topk", "regions", "region_size", "clip_topk")
 """Fields of mechanisms that have a flag of their own; every other one is reached by --set."""
 
 
-class Argument(NamedTuple):
-    """How a field of a cell is given to a sweep: as `--name` and as a keyword; `parse` is None for a switch."""
-
-    name: str
-    parse: Callable[[str], Any] | None
-    metavar: str
-    help: str
-
-
-def _field(default: Any, *argument: Any) -> Any:
-    return field(default=default, metadata={"argument": Argument(*argument)})
+def _axis(default: Any, name: str, parse: Callable[[str], Any], metavar: str, text: str, words: str = "") -> Any:
+    return argument_field(default, Argument(name, parse, metavar, text, several=True, default=words or str(default)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +27,18 @@ class Cell:
     stages is a string with dashes, `"1-4-16-full"`.
     """
 
-    attn: str = _field("bra", "attn", str, "A", "mechanisms, 'all', or package.module:Class")
+    attn: str = _axis("bra", "attn", str, "A", "mechanisms, 'all', or package.module:Class")
     settings: tuple[tuple[str, Scalar], ...] = ()
-    layout: str = _field("small", "layout", str, "L", "shared host: small, stl")
-    height_px: int = _field(64, "resolution", resolution, "PX|HxW", "input in pixels")
+    layout: str = _axis("small", "layout", str, "L", "shared host: small, stl")
+    height_px: int = _axis(64, "resolution", resolution, "PX|HxW", "input in pixels", "the layout's own")
     width_px: int = 64
-    seed: int = _field(0, "seeds", integer(0, "a seed"), "N", "seeds, each a cell")
-    data: str = _field("digit-vote", "data", str, "D", "digit-vote, digit-recall, fashion-mnist")
-    steps: int = _field(400, "steps", integer(1, "a number of steps"), "N", "training steps")
-    batch_size: int = _field(64, "batch_size", integer(1, "a batch size"), "N", "images")
-    precision: str = _field("fp32", "precision", choice("fp32", "bf16"), "P", "fp32 or bf16")
-    compile: bool = _field(False, "compile", None, "", "through torch.compile")
-    threads: int | None = _field(None, "threads", integer(1, "a number of threads"), "N", "CPU threads")
+    seed: int = _axis(0, "seeds", integer(0, "a seed"), "N", "seeds, each a cell")
+    data: str = _axis("digit-vote", "data", str, "D", "digit-vote, digit-recall, fashion-mnist")
+    steps: int = _axis(400, "steps", integer(1, "a number of steps"), "N", "training steps")
+    batch_size: int = _axis(64, "batch_size", integer(1, "a batch size"), "N", "images")
+    precision: str = _axis("fp32", "precision", choice("fp32", "bf16"), "P", "fp32 or bf16")
+    compile: bool = argument_field(False, Argument("compile", help="through torch.compile"))
+    threads: int | None = _axis(None, "threads", integer(1, "a number of threads"), "N", "CPU threads", "all")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, ready for JSON."""
@@ -72,12 +63,6 @@ class Cell:
         return cls(**{**data, "settings": tuple(sorted(settings.items()))})
 
 
-ARGUMENTS: dict[str, Argument] = {
-    f.metadata["argument"].name: f.metadata["argument"] for f in fields(Cell) if "argument" in f.metadata
-}
-"""Arguments of a sweep that give fields of its cells, by name."""
-
-
 def cell_key(cell: Cell) -> str:
     """Name of the cell's folder: 16 hex digits of the SHA-256 of what differs from the defaults."""
     canonical = json.dumps(cell.to_dict(), sort_keys=True, separators=(",", ":"))
@@ -99,7 +84,9 @@ class Axes:
     seeds: tuple[int, ...] = (Cell.seed,)
     data: tuple[str, ...] = (Cell.data,)
     steps: tuple[int, ...] = (Cell.steps,)
-    epochs: int | None = None
+    epochs: int | None = argument_field(
+        None, Argument("epochs", integer(1, "a number of epochs"), "N", "instead of steps, where data has an end")
+    )
     batch_size: tuple[int, ...] = (Cell.batch_size,)
     precision: tuple[str, ...] = (Cell.precision,)
     compile: bool = Cell.compile
@@ -116,7 +103,8 @@ class Axes:
     def changed(self, values: Mapping[str, Any]) -> "Axes":
         """Return a copy with other values, one or several of each; names that no argument has are fields of mechanisms.
 
-        A list is an axis, a pair (height, width) of integers one value of a size, `seeds=3` the seeds 0, 1 and 2.
+        A list is an axis, a pair (height, width) of integers one value of a size, `seeds=3` the seeds 0, 1 and 2;
+        None changes nothing.
 
         Raises:
             ValueError: a value is not allowed; the message names argument, value and what is allowed.
@@ -124,26 +112,18 @@ class Axes:
         given: dict[str, Any] = {}
         settings = dict(self.settings)
         for name, value in values.items():
-            if name == "epochs":
-                given[name] = None if value is None else _read(name, value, integer(1, "a number of epochs"))[0]
-            elif name not in ARGUMENTS:
-                settings[name] = _read(name, value, str, pairs=True)
-            elif parse := ARGUMENTS[name].parse:
-                several = range(value) if name == "seeds" and isinstance(value, int) else value
-                given[name] = _read(name, several, parse, pairs=name == "resolution")
-            elif isinstance(value, bool):
-                given[name] = value
+            if value is None:
+                continue
+            if name not in ARGUMENTS:
+                settings[name] = read_values(name, value, pairs=True)
             else:
-                raise ValueError(f"{name}={value!r} is neither True nor False")
+                is_count = name == "seeds" and isinstance(value, int)
+                given[name] = ARGUMENTS[name].read(range(value) if is_count else value)
         return replace(self, **given, settings=tuple(settings.items()))
 
 
-def _read(name: str, given: Any, parse: Callable[[str], Any], *, pairs: bool = False) -> tuple[Any, ...]:
-    """Read the values of an argument, each once."""
-    try:
-        return tuple(dict.fromkeys(map(parse, as_texts(given, pairs=pairs))))
-    except ValueError as error:
-        raise ValueError(f"{name}={given!r}: {error}") from error
+ARGUMENTS = arguments(Cell, Axes)
+"""Arguments of a sweep that say what its cells are, the fields of mechanisms apart."""
 
 
 class Study:

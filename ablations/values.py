@@ -2,13 +2,71 @@
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import field, fields
+from typing import Any, NamedTuple
 
 MIN_PX, MAX_PX = 32, 16384
 
 
+class Argument(NamedTuple):
+    """How a field of a dataclass is given: as `--name` on a command line, as a keyword in Python.
+
+    `parse` reads one value from text and raises ValueError where it is not allowed; a switch has none. `several` are an
+    axis, `default` is what the help says of it.
+    """
+
+    name: str
+    parse: Callable[[str], Any] | None = None
+    metavar: str = ""
+    help: str = ""
+    several: bool = False
+    default: str = ""
+
+    def read(self, given: Any) -> Any:
+        """Check what Python gives, plain values or text: a tuple where there may be several, else one value.
+
+        Raises:
+            ValueError: it is not allowed; the message names argument, value and what is allowed.
+        """
+        if self.parse is None:
+            if not isinstance(given, bool):
+                raise ValueError(f"{self.name}={given!r} is neither True nor False")
+            return given
+        values = read_values(self.name, given, self.parse, pairs=self.parse is resolution)
+        if not self.several and len(values) > 1:
+            raise ValueError(f"{self.name}={given!r}: it takes one value")
+        return values if self.several else values[0]
+
+
+def argument_field(default: Any, argument: Argument) -> Any:
+    """Declare a field of a dataclass together with how it is given."""
+    return field(default=default, metadata={"argument": argument})
+
+
+def arguments(*classes: Any) -> dict[str, Argument]:
+    """Arguments that give the fields of some dataclasses, by name."""
+    declared = [f.metadata["argument"] for cls in classes for f in fields(cls) if "argument" in f.metadata]
+    return {argument.name: argument for argument in declared}
+
+
+def read_values(name: str, given: Any, parse: Callable[[str], Any] = str, *, pairs: bool = False) -> tuple[Any, ...]:
+    """Read one or several plain values, each once; with `pairs` a tuple of two integers is one value, a size.
+
+    Raises:
+        ValueError: there is none, or one is not allowed.
+    """
+    is_one = isinstance(given, str) or not isinstance(given, Iterable) or (pairs and _is_size(given))
+    try:
+        values = tuple(dict.fromkeys(parse(as_text(value)) for value in ([given] if is_one else given)))
+    except ValueError as error:
+        raise ValueError(f"{name}={given!r}: {error}") from error
+    if not values:
+        raise ValueError(f"{name}={given!r} is empty; give at least one value")
+    return values
+
+
 def integer(low: int, what: str) -> Callable[[str], int]:
-    """Return a reader of integers from `low` on; the readers below and theirs raise ValueError for other text."""
+    """Return a reader of integers from `low` on."""
 
     def read(text: str) -> int:
         if not re.fullmatch(r"-?\d{1,12}", text) or int(text) < low:
@@ -63,19 +121,6 @@ def as_text(value: Any) -> str:
     if _is_size(value):
         return f"{value[0]}x{value[1]}"
     return "none" if value is None else str(value)
-
-
-def as_texts(given: Any, *, pairs: bool) -> tuple[str, ...]:
-    """Write one value or a collection of them as texts; with `pairs` two integers in a tuple are one value, a size.
-
-    Raises:
-        ValueError: the collection is empty.
-    """
-    is_one = isinstance(given, str) or not isinstance(given, Iterable) or (pairs and _is_size(given))
-    texts = tuple(map(as_text, [given] if is_one else given))
-    if not texts:
-        raise ValueError("it is empty; give at least one value")
-    return texts
 
 
 def _is_size(value: Any) -> bool:

@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 
 from ablations.study import Cell, cell_key
-from runners.cli.options import read_command
 from runners.jobs import slurm, submissions
 from runners.jobs.launch import Order, check_shared
+from runners.jobs.options import SlurmOptions
 from runners.jobs.outcomes import judge, look
 from runners.jobs.request import make_request, study_name
 from runners.jobs.slurm import JobState, SlurmError
@@ -252,8 +252,8 @@ def test_a_folder_that_other_machines_have_of_their_own_is_refused() -> None:
 
 def test_a_request_takes_the_command_line_before_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
     defaults = (("time", "2:00:00"), ("partition", "gpu"), ("gpus-per-node", "2"))
-    line = ["--cluster", "slurm", "--partition", "cpu", "--slurm", "reservation=night", "--nodes", "2"]
-    request = make_request(read_command(line), defaults)
+    asked = SlurmOptions(partition="cpu", slurm={"reservation": "night"}, nodes=2)
+    request = make_request(asked, defaults=defaults)
     assert (request.time_min, request.world_size) == (120, 4)
     assert request.sbatch_options(8) == {
         "partition": "cpu",
@@ -264,10 +264,10 @@ def test_a_request_takes_the_command_line_before_the_study(monkeypatch: pytest.M
         "gpus-per-node": 2,
         "cpus-per-task": 8,
     }
-    again = make_request(read_command(["--cluster", "slurm", "--time", "30"]), defaults, before=request)
+    again = make_request(SlurmOptions(), 30, defaults=defaults, before=request)
     assert (again.time_min, again.options, again.gpus_per_node) == (30, request.options, 2)
     with pytest.raises(ValueError, match="nodes=many"):
-        make_request(read_command(["--cluster", "slurm"]), (("nodes", "many"),))
+        make_request(SlurmOptions(), defaults=(("nodes", "many"),))
 
 
 def test_the_same_cells_have_the_same_name() -> None:
