@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from runners.figures.frames import ACCURACY, LATENCY, MACS, MEMORY, TRAINING, Quantity, failures, labels, shown
+from runners.figures.frames import failures, labels, shown
 from runners.figures.style import GUIDE, Look, caption, limit, looks, mark_failures, plain_log, wrapped
+from runners.measures import ACCURACY, LATENCY, MACS, MEMORY, TRAINING_STEP, Quantity
 from runners.rows.stats import Interval, mean_interval, pareto_standing
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from pandas import DataFrame
 
-COSTS = (MACS, LATENCY, MEMORY, TRAINING)
+COSTS = (MACS, LATENCY, MEMORY, TRAINING_STEP)
 COLUMNS = (ACCURACY.column, *(cost.column for cost in COSTS))
 SIZE = (10.5, 7.4)
 ONE_COST_SIZE = (7.6, 5.4)
