@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import os
 import re
 import shlex
 import subprocess
@@ -133,6 +134,20 @@ def test_the_code_of_the_readme_runs() -> None:
 def test_the_code_about_timm_runs() -> None:
     code = "\n".join(blocks("python", "docs/timm.md"))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_code_about_sweeps_runs(tmp_path: Path) -> None:
+    code = "\n".join([*blocks("python", "docs/sweeps.md"), "assert list(rows['status']) == ['ok'] * 3"])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr
 
 
