@@ -25,8 +25,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-PROTOCOL = 1
-
 Handle = Callable[[list[Any], list[Any]], int]
 ByModule = dict[str, Counter[str]]
 
