@@ -23,7 +23,7 @@ class Axial(Attention):
     """Row attention, then column attention. Cost: 4 N C^2 + 2 N (H + W) C MACs."""
 
     paper: ClassVar[str] = "1912.12180"
-    reads: ClassVar[str] = "rows, then columns"
+    reads: ClassVar[str] = "its row, then its column"
     cost: ClassVar[str] = "4NC² + 2(H+W)NC"
     exponent: ClassVar[Fraction | None] = Fraction(3, 2)
     examples: ClassVar[tuple[Example, ...]] = (Example(reads="row, then column"),)

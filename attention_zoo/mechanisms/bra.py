@@ -102,7 +102,7 @@ class BRA(RoutedAttention):
     impls: ClassVar[tuple[str, ...]] = ("plain", "dense", "flex")
 
     paper: ClassVar[str] = "2303.08810"
-    reads: ClassVar[str] = "bi-level routing: top-k of R regions"
+    reads: ClassVar[str] = "the tokens of the top k of R regions, chosen by content (bi-level routing)"
     cost: ClassVar[str] = "4NC² + R²C + 2k(N/R)NC"
     examples: ClassVar[tuple[Example, ...]] = (Example(reads="top 4 of 16 regions", config={"regions": 4, "topk": 4}),)
 

@@ -24,7 +24,7 @@ class CrissCross(Attention):
     """Softmax(q K^T / sqrt(D)) V over the row and column of q. Cost: 4 N C^2 + 2 N (H + W) C MACs."""
 
     paper: ClassVar[str] = "1811.11721"
-    reads: ClassVar[str] = "row and column at once"
+    reads: ClassVar[str] = "its row and its column at once"
     cost: ClassVar[str] = "4NC² + 2(H+W)NC"
     exponent: ClassVar[Fraction | None] = Fraction(3, 2)
     examples: ClassVar[tuple[Example, ...]] = (Example(reads="row and column at once"),)

@@ -89,7 +89,7 @@ class CrossFormer(PartitionAttention):
     Config: ClassVar[type[AttentionConfig]] = CrossFormerConfig
 
     paper: ClassVar[str] = "2108.00154"
-    reads: ClassVar[str] = "groups of G × G neighbours, then of G × G tokens an interval apart"
+    reads: ClassVar[str] = "a group of G x G neighbours; in every other block G x G tokens that lie an interval apart"
     cost: ClassVar[str] = "4NC² + 2G²NC"
     exponent: ClassVar[Fraction | None] = Fraction(1)
     examples: ClassVar[tuple[Example, ...]] = (

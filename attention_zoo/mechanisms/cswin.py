@@ -88,7 +88,7 @@ class CSWin(Attention):
     Config: ClassVar[type[AttentionConfig]] = CSWinConfig
 
     paper: ClassVar[str] = "2107.00652"
-    reads: ClassVar[str] = "stripes of width w, down and across on half the heads each"
+    reads: ClassVar[str] = "a stripe, w tokens wide: down with half of the heads, across with the others"
     cost: ClassVar[str] = "4NC² + w(H+W)NC"
     exponent: ClassVar[Fraction | None] = Fraction(3, 2)
     examples: ClassVar[tuple[Example, ...]] = (Example(reads="stripes, 2 tokens wide", config={"stripe": 2}),)

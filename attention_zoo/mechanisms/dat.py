@@ -155,7 +155,7 @@ class DAT(SampledAttention):
     Config: ClassVar[type[AttentionConfig]] = DATConfig
 
     paper: ClassVar[str] = "2201.00520"
-    reads: ClassVar[str] = "deformable: N' sampled points, shared by all queries"
+    reads: ClassVar[str] = "N' sampled points (deformable), the same ones for all queries"
     cost: ClassVar[str] = "2(N+N')C² + 2NN'C + offset network"
     exponent: ClassVar[Fraction | None] = Fraction(2)
     examples: ClassVar[tuple[Example, ...]] = (

@@ -45,7 +45,7 @@ class MaxViT(PartitionAttention):
     Config: ClassVar[type[AttentionConfig]] = MaxViTConfig
 
     paper: ClassVar[str] = "2204.01697"
-    reads: ClassVar[str] = "blocks of M × M, then dilated grids of M × M"
+    reads: ClassVar[str] = "a window of M x M tokens; in every other block a dilated grid of M x M"
     cost: ClassVar[str] = "4NC² + 2M²NC"
     exponent: ClassVar[Fraction | None] = Fraction(1)
     examples: ClassVar[tuple[Example, ...]] = (

@@ -57,7 +57,7 @@ class PVT(PooledAttention):
     Config: ClassVar[type[AttentionConfig]] = PVTConfig
 
     paper: ClassVar[str] = "2102.12122"
-    reads: ClassVar[str] = "all of a map reduced by r × r"
+    reads: ClassVar[str] = "all of a map that is reduced by r x r"
     cost: ClassVar[str] = "3NC² + 2(N/r²)C² + 2(N²/r²)C"
     exponent: ClassVar[Fraction | None] = Fraction(2)
     examples: ClassVar[tuple[Example, ...]] = (Example(reads="12 patches, a key each", config={"reduction": 4}),)

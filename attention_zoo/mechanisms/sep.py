@@ -68,8 +68,8 @@ class Sep(PooledAttention, PartitionAttention):
     Config: ClassVar[type[AttentionConfig]] = SepConfig
 
     paper: ClassVar[str] = "2104.13840"
-    reads: ClassVar[str] = "windows, then a reduced map"
-    cost: ClassVar[str] = "as `swin`, then as `pvt`"
+    reads: ClassVar[str] = "a window of M x M tokens; in every other block all of a map that is reduced by r x r"
+    cost: ClassVar[str] = "as swin, then as pvt"
     examples: ClassVar[tuple[Example, ...]] = (
         Example(reads="windows of 4x4", config={"window": 4, "kind": "local"}, turn=1),
         Example(reads="12 patches, a key each", config={"reduction": 4, "kind": "global"}, turn=2),

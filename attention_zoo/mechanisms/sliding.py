@@ -67,7 +67,7 @@ class Sliding(Attention):
     old_impls: ClassVar[dict[str, str]] = {"gather": "tiles"}
 
     paper: ClassVar[str] = "2204.07143"
-    reads: ClassVar[str] = "every query its own neighbourhood of K × K"
+    reads: ClassVar[str] = "its own neighbourhood of K x K tokens"
     cost: ClassVar[str] = "4NC² + 2K²NC"
     exponent: ClassVar[Fraction | None] = Fraction(1)
     examples: ClassVar[tuple[Example, ...]] = (Example(reads="neighbourhood of 5x5", config={"kernel": 5}),)

@@ -62,7 +62,7 @@ class Swin(PartitionAttention):
     Config: ClassVar[type[AttentionConfig]] = SwinConfig
 
     paper: ClassVar[str] = "2103.14030"
-    reads: ClassVar[str] = "windows of M × M, shifted in turns"
+    reads: ClassVar[str] = "a window of M x M tokens, shifted in every other block"
     cost: ClassVar[str] = "4NC² + 2M²NC"
     exponent: ClassVar[Fraction | None] = Fraction(1)
     examples: ClassVar[tuple[Example, ...]] = (
