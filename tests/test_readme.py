@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import attention_zoo
+from ablations import study_names
+from attention_zoo.published.models import PUBLISHED
 from runners.table import load
 
 ROOT = Path(__file__).parents[1]
@@ -32,12 +35,16 @@ def test_links_lead_somewhere(document: str) -> None:
     assert not [link for link in local if not (ROOT / link.split("#")[0]).exists()]
 
 
-def test_every_layout_and_study_is_named_as_it_is() -> None:
-    import attention_zoo
+@pytest.mark.parametrize("name", attention_zoo.names())
+def test_every_mechanism_has_a_row(name: str) -> None:
+    assert f"| `{name}` |" in README
 
-    for name in attention_zoo.names():
-        assert f"| `{name}` |" in README
-    assert "-".join(map(str, attention_zoo.LAYOUTS["small"].depths)) in README
+
+def test_layouts_and_studies_that_it_names_are_known() -> None:
+    studies = set(re.findall(r"--study (\w+)", README)) - {"list"}
+    layouts = set(re.findall(r"--arch (\w+)", README))
+    assert studies and studies <= set(study_names())
+    assert layouts <= {*attention_zoo.LAYOUTS, *PUBLISHED}
 
 
 @pytest.mark.slow
