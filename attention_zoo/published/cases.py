@@ -139,9 +139,8 @@ def _run(case: Case, x: Tensor, affinities: list[Tensor], impl: str | None) -> T
 
 
 def implementations(mixer: Attention) -> tuple[str, ...]:
-    """Ways in which a mixer can be computed; soft routes and pooled keys of BRA have one fast way alone."""
-    is_bound = isinstance(mixer, BRA) and not mixer.config.is_plain
-    return ("reference", *(mixer.impls[:1] if is_bound else mixer.impls))
+    """Ways in which a mixer can be computed."""
+    return ("reference", *mixer.usable_impls())
 
 
 def _record(mixer: BRA, affinities: list[Tensor]) -> None:
