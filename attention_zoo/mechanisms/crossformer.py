@@ -125,7 +125,7 @@ class CrossFormer(PartitionAttention):
     def offset_bias(self, cut: Partition, dy: Tensor, dx: Tensor) -> Tensor:
         """Dynamic position bias, evaluated once for each offset that a group has, and then looked up."""
         steps = [torch.arange(1 - side, side, device=dy.device) for side in (cut.rows, cut.cols)]
-        offsets = torch.cartesian_prod(*steps).to(self.pos.pos1[0].weight.dtype)
+        offsets = torch.cartesian_prod(*steps).to(next((p.dtype for p in self.pos.parameters()), torch.float32))
         return table_bias(self.pos(offsets), (cut.rows, cut.cols), dy, dx)
 
     def bias_macs(self, cut: Partition) -> int:
