@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from attention_zoo import create, create_model
 from attention_zoo.published.models import PUBLISHED, counterpart_model
 from benchmarks import report, scaling
 from benchmarks.claims import Claim, Measured, judge
-from benchmarks.floor import floor, record
+from benchmarks.floor import FUSED, FUSED_BACKWARD, Recorder, floor, record, replay, separate_products
 from benchmarks.models import OUR_SWIN, TIMM_SWIN, Work, build
 from benchmarks.pairs import Spread, share, speed, take_turns
 from benchmarks.paper_steps import PaperBiFormer
@@ -191,6 +193,48 @@ def test_the_floor_holds_every_product():
     assert sorted(names[2:]) == ["aten.convolution_backward.default", "aten.mm.default", "aten.mm.default"]
     floor(model, training)()
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("attn", ["vanilla", "swin", "axial"])
+def test_the_floor_has_the_multiply_adds_of_the_model(attn):
+    model, work = create_model("small", attn=attn), Work(2, side_px=64)
+    # torch counts no fused call of a CPU
+    forms = [separate_products(call) if call[0] is FUSED else [call] for call in record(model, work)]
+    with FlopCounterMode(display=False) as counter:
+        for form in forms:
+            replay(form)
+    assert counter.get_total_flops() == 2 * work.batch * model.macs(64, 64).total
+
+
+def test_the_floor_takes_the_faster_form_of_attention(monkeypatch):
+    attention = create("vanilla", dim=8, num_heads=2)
+    ran = []
+
+    def turns(contenders, rounds):
+        with Recorder() as recorder:
+            for run in contenders.values():
+                run()
+        ran.append([str(function) for function, *_ in recorder.calls])
+        return {"0": [2.0] * rounds, "1": [1.0] * rounds}
+
+    monkeypatch.setattr("benchmarks.floor.take_turns", turns)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), ToChannelsLast(), attention, nn.Flatten(), nn.Linear(8 * 6 * 6, 5))
+    run = floor(model, Work(2, side_px=6, training=True))
+    forward, backward = ran
+    assert forward == [str(FUSED), *["aten.bmm.default"] * 2]
+    assert backward == [str(FUSED_BACKWARD), *["aten.bmm.default"] * 4]
+    with Recorder() as recorder:
+        run()
+    functions = [function for function, *_ in recorder.calls]
+    assert not {FUSED, FUSED_BACKWARD} & set(functions)
+    # all pairs of tokens are weighed: never q (k^T v), which would need fewer products without a softmax
+    shapes = [[tuple(t.shape) for t in args] for function, args, _ in recorder.calls if "bmm" in str(function)]
+    assert shapes[:2] == [[(4, 36, 4), (4, 4, 36)], [(4, 36, 36), (4, 36, 4)]]
+
+
+class ToChannelsLast(nn.Module):
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1)
 
 
 @pytest.mark.parametrize(
