@@ -14,10 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import create, create_model
 from attention_zoo.published.models import PUBLISHED, counterpart_model
-from benchmarks import report, scaling
+from benchmarks import report, scaling, sections
 from benchmarks.claims import Claim, Measured, judge
 from benchmarks.floor import FUSED, FUSED_BACKWARD, Recorder, floor, record, replay, separate_products
-from benchmarks.models import OUR_SWIN, TIMM_SWIN, Work, build
+from benchmarks.models import OUR_SWIN, OURS, TIMM_SWIN, Work, build
 from benchmarks.pairs import Spread, share, speed, take_turns
 from benchmarks.paper_steps import PaperBiFormer
 from benchmarks.report import KEEP_FREED, main, measure, plan, read_command, set_unless_given
@@ -156,6 +156,32 @@ def test_a_number_beside_a_stand_in_outside_its_range_is_not_valid(paper_ms):
     assert paper.verdict == "OUT OF RANGE"
     assert (invalid.spread.median, invalid.wanted) == (paper_ms / 100, "at least 2")
     assert invalid.verdict == "not valid: paper ran outside its range beside swin"
+
+
+@pytest.mark.parametrize(
+    ("cpu", "goals"),
+    [
+        ("AMD EPYC 9R14", [1.55, 1.5, 1.4]),
+        ("Intel(R) Xeon(R) Processor", [1.85, 1.8, 1.55]),
+        ("Neoverse-V2", [None, None, None]),
+    ],
+    ids=str,
+)
+def test_the_ratio_to_the_floor_has_a_goal_for_the_processor(cpu, goals, monkeypatch):
+    monkeypatch.setattr(sections, "cpu_model", lambda: cpu)
+    claims = []
+    monkeypatch.setattr(sections, "timed", lambda *arguments: claims.extend(arguments[-1]))
+    sections.floors(7)
+    assert [claim.wanted for claim in claims if claim.subject == "biformer_tiny"] == goals
+    assert {claim.wanted for claim in claims if claim.subject != "biformer_tiny"} == {None}
+    assert {claim.kind for claim in claims} == {"share"}
+
+
+def test_beside_timm_nothing_is_wanted(monkeypatch):
+    claims = []
+    monkeypatch.setattr(sections, "timed", lambda *arguments: claims.extend(arguments[-1]))
+    sections.anchors(7)
+    assert [claim.wanted for claim in claims if (claim.subject, claim.against) == (OURS, TIMM_SWIN)] == [None] * 3
 
 
 def test_few_rounds_and_failures_are_said():
