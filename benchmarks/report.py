@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from benchmarks.claims import Measured
     from benchmarks.sections import Task
 
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 SECTIONS = ("anchors", "memory", "twins", "compiled", "floor", "scaling", "harness")
 STARTS_PROCESSES = ("memory", "harness")
 KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
@@ -49,7 +50,7 @@ def read_command(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", metavar="N", type=_positive, default=7, help="samples of each contender (default: 7)")
     add("--threads", metavar="N", type=_positive, default=2, help="CPU threads (default: 2)")
     add("--json", metavar="FILE", type=Path, help="print a saved report instead of measuring")
-    add("--save", action="store_true", help="write benchmarks/results_<device>.json and .md; what it has else stays")
+    add("--save", action="store_true", help="write results/benchmarks_<device>.json and .md; what it has else stays")
     options = parser.parse_args(argv)
     chosen = options.only or tuple(name for name in SECTIONS if name != "compiled")
     options.sections = [name for name in SECTIONS if name in chosen or (options.compile and name == "compiled")]
@@ -194,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     measured = measure(tasks, options.rounds, options.threads)
     show(measured)
     if options.save:
-        print(f"saved: {save(measured, Path(__file__).parent)}")
+        print(f"saved: {save(measured, RESULTS)}")
     return int(any(one.failed for one in measured))
 
 

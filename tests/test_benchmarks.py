@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import create, create_model
 from attention_zoo.published.models import PUBLISHED, counterpart_model
-from benchmarks import report, scaling, sections
+from benchmarks import report, results, scaling, sections
 from benchmarks.claims import Claim, Measured, judge
 from benchmarks.floor import FUSED, FUSED_BACKWARD, Recorder, floor, record, replay, separate_products
 from benchmarks.models import OUR_SWIN, OURS, TIMM_SWIN, Work, build
@@ -194,8 +194,10 @@ def test_few_rounds_and_failures_are_said():
     assert (row.spread.median, row.wanted, row.verdict) == (pytest.approx(4 / 9), "at most 0.4", "SHORT")
 
 
-def test_a_report_is_saved_and_added_to(tmp_path):
+def test_a_report_is_saved_and_added_to(tmp_path, monkeypatch):
     save([anchor(220.0), Measured(section="twins", work="w", failed="x")], tmp_path)
+    later = {**results.here(), "git_sha": "another"}
+    monkeypatch.setattr(results, "here", lambda: later)
     path = save([anchor(180.0)], tmp_path)
     content = read(path)
     assert [len(run["measured"]) for run in content["runs"]] == [1, 1]
@@ -207,6 +209,9 @@ def test_a_report_is_saved_and_added_to(tmp_path):
     text = path.with_suffix(".md").read_text()
     assert "| forward | ours | swin | 2 | 2 to 2 | 7 | at least 2.3 | SHORT |" in text
     assert list(rows_of(saved)) == ["anchors", "twins"]
+    # what the same command measures next is of the same run
+    save([replace(anchor(180.0), work="another")], tmp_path)
+    assert [len(run["measured"]) for run in read(path)["runs"]] == [1, 2]
 
 
 def test_the_floor_holds_every_product():
