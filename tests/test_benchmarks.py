@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -307,11 +310,43 @@ def test_each_comparison_has_a_process_of_its_own():
     (task,) = [task for task in plan(["twins"], 1, "vanilla on 14x14") if task.work.endswith("forward")]
     elsewhere = replace(task, work="nowhere planned")
     threads = torch.get_num_threads()
-    found, lost = measure([task, elsewhere], rounds=1, threads=threads + 1)
+    found, lost = list(measure([task, elsewhere], rounds=1, threads=threads + 1))
     assert {name: len(samples) for name, samples in found.samples.items()} == {"ours": 1, "timm's": 1}
     assert found.failed is None
     assert lost.failed.startswith("ValueError")
     assert torch.get_num_threads() == threads
+
+
+def test_an_interrupted_report_keeps_what_is_done(tmp_path, monkeypatch, capsys):
+    shown = []
+
+    def measure_one(task, rounds, threads):
+        shown.append(capsys.readouterr().out)
+        if task.section == "floor" and "batch 1" not in task.work:
+            raise KeyboardInterrupt
+        return Measured(section=task.section, work=task.work, samples={"a": [1.0]}, claims=(Claim("a", kind="value"),))
+
+    monkeypatch.setattr(report, "measure_one", measure_one)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: number)
+    assert main(["--only", "anchors,floor,harness", "--save"]) == 130
+    # a section is on screen before the next begins
+    assert [text.count("training step, batch 8") for text in shown] == [0, 0, 0, 1, 0]
+    saved = measured_in(read(next(tmp_path.glob("*.json"))))
+    assert [one.section for one in saved] == ["anchors", "anchors", "anchors", "floor"]
+    assert "biformer_tiny, forward, batch 1" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_terminated_report_ends_at_once():
+    command = [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--only", "twins", "--rounds", "1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        deadline = time.monotonic() + 120
+        while not psutil.Process(running.pid).children() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        running.terminate()
+        running.communicate(timeout=60)
+    assert running.returncode == 130
 
 
 def test_the_rounds_of_an_anchor_are_shared_by_processes(monkeypatch):
