@@ -16,7 +16,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import create, create_model
-from attention_zoo.published.models import PUBLISHED, counterpart_model
+from attention_zoo.published.classes import counterpart_model
+from attention_zoo.published.models import PUBLISHED
 from benchmarks import report, results, scaling, sections
 from benchmarks.claims import Claim, Measured, judge
 from benchmarks.floor import FUSED, FUSED_BACKWARD, Recorder, floor, record, replay, separate_products

@@ -1,21 +1,20 @@
-"""The published codes' weights: loaded strictly into our counterparts, and written back under their names."""
+"""The published codes' weights: loaded strictly into their counterparts, and written back under their names."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from attention_zoo.base import Attention
-from attention_zoo.hosts.pyramid import Pyramid
-from attention_zoo.published.host_maps import HOSTS
-from attention_zoo.published.name_maps import MIXERS, Official, Place
+from attention_zoo.published.classes import places_of
+from attention_zoo.published.places import Official, Place
 
 State = dict[str, Tensor]
 
 
 def load_official(module: nn.Module, official: Official, state: Mapping[str, Tensor]) -> None:
-    """Copy the weights of an official class into its counterpart of ours, strictly.
+    """Copy the weights of a published class into its counterpart, strictly.
 
     Raises:
         ValueError: no such class, or names that are unknown, missing or mis-shaped; all are listed.
@@ -27,7 +26,7 @@ def load_official(module: nn.Module, official: Official, state: Mapping[str, Ten
         "unknown": sorted(set(state) - set(expected) - unused),
         "missing": sorted(set(expected) - set(state)),
         "mis-shaped": [
-            f"{name} {_shape(state[name].shape)} instead of {_shape(shape)}"
+            f"{name} {_text(state[name].shape)} instead of {_text(shape)}"
             for name, shape in sorted(expected.items())
             if name in state and state[name].shape != shape
         ],
@@ -58,12 +57,8 @@ def load_checkpoint(model: nn.Module, official: Official, path: str | Path) -> N
         ValueError: it cannot be read, or is one of another model.
     """
     try:
-        if str(path).endswith(".safetensors"):
-            from safetensors.torch import load_file  # only parity and checkpoints need it
-
-            state: object = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        is_safe = str(path).endswith(".safetensors")
+        state: object = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"checkpoint={path} cannot be read: {type(error).__name__}: {error}") from error
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
@@ -76,33 +71,15 @@ def load_checkpoint(model: nn.Module, official: Official, path: str | Path) -> N
         raise ValueError(f"checkpoint={path}: {error}") from error
 
 
-def places_of(module: nn.Module, official: Official) -> Iterator[Place]:
-    """List where each tensor of an official class lives in our counterpart.
-
-    Raises:
-        ValueError: no such class.
-    """
-    if isinstance(module, Pyramid) and official.name in HOSTS:
-        return HOSTS[official.name](module)
-    if isinstance(module, Attention) and official.name in MIXERS:
-        return MIXERS[official.name](module, "", "", official)
-    raise ValueError(f"no weights of {official.name!r} for {type(module).__name__}; known: {', '.join(known())}")
-
-
-def known() -> list[str]:
-    """Official classes whose weights can be read."""
-    return sorted({*MIXERS, *HOSTS})
-
-
-def _shape(shape: torch.Size) -> str:
+def _text(shape: torch.Size) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
 def _official_state(module: nn.Module, places: list[Place]) -> State:
-    ours, found = module.state_dict(), State()
+    ours, official = module.state_dict(), State()
     for place in places:
         if place.ours is not None:
-            found.update(zip(place.official, place.to_official(ours[place.ours]), strict=True))
+            official.update(zip(place.official, place.to_official(ours[place.ours]), strict=True))
         elif place.derived is not None:
-            found[place.official[0]] = place.derived()
-    return found
+            official[place.official[0]] = place.derived()
+    return official
