@@ -47,7 +47,7 @@ def paper_and_ours():
                 parameter.normal_(0, 2 * parameter[0].numel() ** -0.5, generator=generator)
     needed = ("mlp_ratios", "topks", "n_win", "head_dim")
     paper = PaperBiFormer(**NARROW, **{name: arguments[name] for name in needed})
-    paper.load_ours(ours)
+    paper.load_state_dict(ours.state_dict())
     return paper.double(), ours.double()
 
 
@@ -75,7 +75,7 @@ def test_so_do_their_gradients(paper_and_ours):
 @pytest.mark.slow
 def test_biformer_tiny_in_the_steps_of_the_paper():
     paper, ours = build("paper_steps").eval(), build("biformer_tiny").eval()
-    paper.load_ours(ours)
+    paper.load_state_dict(ours.state_dict())
     images = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), paper(images), atol=1e-4, rtol=1e-4)
