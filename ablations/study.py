@@ -14,7 +14,8 @@ class Cell:
 
     A default never changes: `cell_key` leaves defaults out, so a new field finds the old cells again.
     `settings` holds the mechanism's config fields as sorted (name, value) pairs; a value that differs between
-    stages is a string with dashes, `"1-4-16-full"`.
+    stages is a string with dashes, `"1-4-16-full"`. `defaults` holds the mechanism's other fields, for readers of the
+    cell; the key leaves them out, as all defaults.
     """
 
     attn: str = "bra"
@@ -29,10 +30,12 @@ class Cell:
     precision: str = "fp32"
     compile: bool = False
     threads: int | None = field(default=None)
+    defaults: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, ready for JSON."""
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        changed.pop("defaults", None)
         if "settings" in changed:
             changed["settings"] = dict(self.settings)
         return changed
@@ -47,10 +50,12 @@ class Cell:
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(data) - known):
             raise ValueError(f"unknown cell fields {unknown}; known: {', '.join(sorted(known))}")
-        settings = data.get("settings", {})
-        if not isinstance(settings, dict):
-            raise ValueError(f"cell settings must be an object, got {settings!r}")
-        return cls(**{**data, "settings": tuple(sorted(settings.items()))})
+        values = dict(data)
+        for name in values.keys() & {"settings", "defaults"}:
+            if not isinstance(data[name], dict):
+                raise ValueError(f"cell {name} must be an object, got {data[name]!r}")
+            values[name] = tuple(sorted(data[name].items()))
+        return cls(**values)
 
 
 def cell_key(cell: Cell) -> str:

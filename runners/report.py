@@ -95,9 +95,7 @@ def write(options: argparse.Namespace) -> str:
     from runners.reporting.page import to_html
     from runners.rows import selection
 
-    rows = selection.read_rows(options.results)
-    if options.study:
-        rows = selection.of_study(rows, options.study)
+    rows = selection.read_rows(options.results, options.study)
     selection.check_devices(rows, options.mixed_devices)
     if options.format in COMPARING:
         selection.check_comparable(rows)

@@ -14,7 +14,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from ablations.study import Cell, cell_key
-from runners.cells.plan import Plan, estimate_seconds, label
+from runners.cells.plan import Plan, estimate_seconds
 from runners.cells.run import Job, blank_record, place, run_job
 from runners.cli.progress import Display, format_seconds
 from runners.jobs.executors import Running, start_local
@@ -23,6 +23,7 @@ from runners.machine.environment import device_id, pick_device
 from runners.machine.failures import oom_kills
 from runners.measures import MEASURES
 from runners.store.lease import Lease, acquire, holder
+from runners.store.names import cell_name
 from runners.store.record import RecordName
 from runners.store.store import Store
 
@@ -61,7 +62,7 @@ class Sweep:
         try:
             with _sigterm_as_interrupt(), Display(self.console, estimates) as display:
                 for index, (cell, measures) in enumerate(todo):
-                    display.begin(index, label(cell))
+                    display.begin(index, cell_name(cell))
                     self._run_cell(cell, measures, display)
                 display.finish()
         except KeyboardInterrupt:

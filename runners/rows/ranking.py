@@ -88,7 +88,6 @@ class Group:
 
 def groups(rows: pd.DataFrame) -> list[Group]:
     """Split rows by study and conditions; a row of two studies is in both, one of none in the study ``."""
-    rows = rows.assign(configuration=selection.configurations(rows), conditions=selection.conditions(rows))
     # a table has a hundred columns, and each selection of rows would copy them all
     columns = ["study", "configuration", "conditions", "seed", "status"]
     rows = rows[[*columns, *(metric.column for metric in QUANTITIES)]]
