@@ -18,9 +18,9 @@ from test_train import Stripes
 from torch import nn
 
 from runners.measure import resume as checkpoint
-from runners.measure.accuracy import Diverged, Recipe, Training, make_optimizer, train_and_evaluate
+from runners.measure.accuracy import Diverged, Recipe, make_optimizer, train_and_evaluate
 from runners.measure.distributed import Group
-from runners.measure.resume import NOTICES, Checkpoint
+from runners.measure.resume import NOTICES, Checkpoint, Training
 
 CPU = torch.device("cpu")
 STEPS = 12

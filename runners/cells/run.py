@@ -21,7 +21,7 @@ from attention_zoo.hosts.pyramid import Pyramid
 from runners.cells.models import build_baseline, build_model, counted_cell, first_core_macs, identity
 from runners.cells.plan import command_for
 from runners.cells.weights import save_checkpoint
-from runners.data.datasets import make_data
+from runners.data.loading import make_data
 from runners.machine.environment import apply_threads, device_id, environment, memory_limit, pick_device
 from runners.machine.failures import status_of
 from runners.measure import accuracy as train

@@ -17,19 +17,32 @@ import os
 import signal
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from runners.measure.distributed import ALONE, Group
 
-if TYPE_CHECKING:
-    from runners.measure.accuracy import Training
-
 NOTICES = (signal.SIGTERM, signal.SIGUSR2)
+
+
+@dataclass
+class Training:
+    """A training run between two steps: all of its state, for the learning rate and the data follow from `step`.
+
+    `resumed` counts how often it went on from a saved state, `seconds` leave out what was lost with the rest.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    resumed: int = 0
 
 
 def identify(model: nn.Module, **settings: Any) -> str:
@@ -66,13 +79,13 @@ class Checkpoint:
         self._before = {}
         self._deliver()
 
-    def after_step(self, training: "Training") -> None:
+    def after_step(self, training: Training) -> None:
         """Save if it is time, or if a signal asks for it, which is then let through."""
         if self._asked or time.monotonic() - self._saved_at >= self.every_s:
             self.save(training)
         self._deliver()
 
-    def save(self, training: "Training") -> None:
+    def save(self, training: Training) -> None:
         """Write the state of a run between two steps durably."""
         if self.group.rank:
             return
@@ -96,7 +109,7 @@ class Checkpoint:
             self._complained = True
         self._saved_at = time.monotonic()
 
-    def restore(self, training: "Training") -> None:
+    def restore(self, training: Training) -> None:
         """Bring a run, in place, to the saved state, if there is one of this run; every process must call it."""
         content = self.group.broadcast(None if self.group.rank else self._read())
         if content is None:
@@ -156,7 +169,7 @@ class Checkpoint:
                 signal.signal(number, self._note)
 
 
-def _state(training: "Training") -> dict[str, Any]:
+def _state(training: Training) -> dict[str, Any]:
     device = next(training.model.parameters()).device
     return {
         "model": training.model.state_dict(),

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from runners.data.datasets import make_data, parse_data
+from runners.data.datasets import parse_data
+from runners.data.loading import make_data
 
 if TYPE_CHECKING:
     import numpy as np
