@@ -17,7 +17,7 @@ import pandas as pd
 
 from ablations.study import Cell, Scalar
 from runners.measures import depends_on_device, severity
-from runners.store.columns import COLUMNS
+from runners.store.columns import COLUMNS, impl_today
 from runners.store.names import as_text
 from runners.store.record import Record, RecordName
 from runners.store.store import Store, open_store
@@ -95,6 +95,8 @@ def _rows(store: Store, key: str) -> list[dict[str, Any]]:
     for device_id, measured in devices.items():
         records = shared + [store.read_record(key, name, samples=False) for name in measured.values()]
         row = identity | _join(device_id, records) | _judge(_asked(wanted, device_id), unmeasured, records)
+        if isinstance(row.get("impl"), str):
+            row["impl"] = impl_today(row.get("attention"), row["impl"])
         if lost and row["status"] == "lost":
             row |= lost
         rows.append(row if cell is not None else row | _CELL_LOST)

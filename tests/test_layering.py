@@ -90,6 +90,8 @@ def test_runners_import_no_tests(path):
 
 COMMANDS = {
     *("sweep", "status", "collect", "retry", "cancel", "clean", "report", "compare", "visualize"),
+    # under this name the pickles of earlier versions find their task
+    "slurm_job",
 }
 
 RUNNERS = {

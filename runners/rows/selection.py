@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from runners.measures import depends_on_device
-from runners.store.columns import COLUMNS
+from runners.store.columns import COLUMNS, impl_today
 from runners.store.names import configuration_name
 from runners.table import load
 
@@ -55,10 +55,14 @@ def _read_csv(path: Path) -> pd.DataFrame:
     try:
         header = pd.read_csv(path, nrows=0)
         dtypes = {name: COLUMNS[name].dtype for name in header if name in COLUMNS}
-        return pd.read_csv(path, dtype=dtypes)
+        rows = pd.read_csv(path, dtype=dtypes)
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is no results folder and cannot be read as a CSV table: {reason}") from error
+    if {"attention", "impl"} <= {*rows}:
+        named = [rows[name].astype("object").where(rows[name].notna(), None) for name in ("attention", "impl")]
+        rows["impl"] = pd.array(list(map(impl_today, *named)), dtype="string")
+    return rows
 
 
 def of_study(rows: pd.DataFrame, study: str) -> pd.DataFrame:
