@@ -101,7 +101,7 @@ RUNNERS = {
     "machine": set(),
     "data": set(),
     "pictures": {"data"},
-    "measure": {"measures", "machine", "data"},
+    "measure": {"measures", "store", "machine", "data"},
     "cells": {"measures", "store", "machine", "data", "measure"},
     "rows": {"measures", "store", "table"},
     "figures": {"measures", "store", "rows", "cli"},

@@ -7,7 +7,7 @@ from pandas import DataFrame, Series
 
 from runners.measures import NOT_FAILED, Quantity
 from runners.rows import selection
-from runners.rows.stats import Interval, mean_interval
+from runners.rows.stats import Interval, mean_intervals
 from runners.store.names import configuration_name
 
 IDENTITY = (
@@ -95,5 +95,5 @@ def shown(rows: DataFrame, quantities: Sequence[Quantity]) -> list[Quantity]:
 
 def intervals(rows: DataFrame, column: str, x: str) -> Mapping[float, Interval]:
     """Mean and t-interval over repeats of a column at each value of `x`, in their order."""
-    found = rows[[x, column]].dropna()
-    return {float(at): mean_interval(values) for at, values in found.groupby(x)[column]}  # type: ignore[arg-type]
+    found = mean_intervals(rows[[x, column]].dropna(), column, x)
+    return {float(at): interval for at, interval in found.items()}

@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import signal
 import threading
 import time
@@ -26,6 +25,7 @@ import torch
 from torch import nn
 
 from runners.measure.distributed import ALONE, Group
+from runners.store.files import StoreError, write_whole
 
 NOTICES = (signal.SIGTERM, signal.SIGUSR2)
 
@@ -58,7 +58,6 @@ class Checkpoint:
     def __init__(self, path: Path, run: str, *, every_s: float, group: Group = ALONE) -> None:
         """Name the file and the run that it must be of; saving once in `every_s` seconds, 0 is after every step."""
         self.path, self.run, self.every_s, self.group = path, run, every_s, group
-        self._temporary = path.with_name(f".{path.name}.tmp")
         self._saved_at = time.monotonic()
         self._complained = False
         self._asked: list[int] = []
@@ -94,18 +93,11 @@ class Checkpoint:
         content = buffer.getvalue()
         header = {"run": self.run, "step": training.step, "sha256": hashlib.sha256(content).hexdigest()}
         try:
-            with open(self._temporary, "wb") as file:
-                file.write(f"{json.dumps(header)}\n".encode())
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(self._temporary, self.path)
+            write_whole(self.path, f"{json.dumps(header)}\n".encode() + content)
             self._complained = False
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self._temporary.unlink()
+        except StoreError as error:
             if not self._complained:
-                self._say(f"cannot be written ({error.strerror or error}): if killed, training repeats its steps")
+                print(f"warning: {error}; if killed, training repeats its steps", flush=True)
             self._complained = True
         self._saved_at = time.monotonic()
 
@@ -126,7 +118,7 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete the file, and what a process that was killed while saving has left of one."""
         if self.group.rank == 0:
-            for path in (self.path, self._temporary):
+            for path in (self.path, *self.path.parent.glob(f".{self.path.name}.*.tmp")):
                 with contextlib.suppress(OSError):
                     path.unlink()
 

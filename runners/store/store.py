@@ -109,7 +109,7 @@ class Store:
         if self.read_cell(key) is None:
             content = {"label": cell_name(cell), "cell": cell.to_dict(), "defaults": dict(cell.defaults)}
             text = json.dumps({"schema": SCHEMA, **content}, indent=2, default=str)
-            write_whole(self.folder(key) / "cell.json", text + "\n", os.replace)
+            write_whole(self.folder(key) / "cell.json", text + "\n")
         return key
 
     def cell_keys(self) -> list[str]:
@@ -250,7 +250,7 @@ def open_store(out: Path, *, create: bool) -> Store:
         except OSError as error:
             raise StoreError(f"results folder {out} cannot be written: {error.strerror or error}") from error
         if not exists:
-            write_whole(path, json.dumps({"schema": SCHEMA}) + "\n", os.replace)
+            write_whole(path, json.dumps({"schema": SCHEMA}) + "\n")
     return Store(out)
 
 
