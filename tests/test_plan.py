@@ -81,11 +81,11 @@ def test_what_does_not_fit_is_one_clear_error(line: str) -> None:
 
 
 def test_clipping_is_recorded() -> None:
-    from runners.cells.models import identity
+    from runners.cells.models import describe
 
     (cell,) = plan("--topk 99 --clip-topk").cells
-    assert identity(cell)["topk_effective"] == "16-16-16-full"
-    assert identity(cell)["topk"] == 99
+    assert describe(cell).columns["topk_effective"] == "16-16-16-full"
+    assert describe(cell).columns["topk"] == 99
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from ablations.values import as_text
 from attention_zoo import LAYOUTS, names, resolve
 from attention_zoo.config import field_names, parse_values
 from attention_zoo.registry import suggest
-from runners.cells.models import identity, notes, training_macs
+from runners.cells.models import Description, describe
 from runners.data.datasets import check_data, steps_per_epoch
 from runners.measures import MEASURES
 
@@ -54,8 +54,7 @@ def make_plan(all_axes: Iterable[Axes], spell: Spelling = as_keyword) -> Plan:
         for cell in _expand(axes, selected, spell):
             cells.setdefault(cell_key(cell), cell)
     for cell in cells.values():
-        _check(cell)
-        remarks.update(dict.fromkeys(notes(cell.attn, cell.settings, cell.layout)))
+        remarks.update(dict.fromkeys(_check(cell).notes))
     return Plan(tuple(cells.values()), tuple(remarks))
 
 
@@ -172,11 +171,11 @@ def _steps(axes: Axes, data: str, batch_size: int, spell: Spelling) -> tuple[int
     return (axes.epochs * per_epoch,)
 
 
-def _check(cell: Cell) -> None:
+def _check(cell: Cell) -> Description:
     settings = ", ".join(f"{name}={value}" for name, value in cell.settings)
     try:
         check_data(cell.data, cell.height_px, cell.width_px)
-        identity(cell)
+        return describe(cell)
     except ValueError as error:
         raise ValueError(f"{cell.attn}{f' ({settings})' if settings else ''}: {error}") from error
 
@@ -191,7 +190,7 @@ def label(cell: Cell) -> str:
 
 def estimate_seconds(cell: Cell, measures: Iterable[str]) -> float:
     """Guess how long a cell takes; rough, since it assumes two CPU cores of 2023."""
-    macs = training_macs(cell.attn, cell.settings, cell.layout, cell.height_px, cell.width_px) * cell.batch_size
+    macs = describe(cell).training_macs * cell.batch_size
     step_s = 0.02 + macs / 15e9
     found = [MEASURES[name] for name in measures]
     steps = sum(cell.steps if measure.training_steps is None else measure.training_steps for measure in found)
