@@ -100,15 +100,17 @@ RUNNERS = {
     "table": {"measures", "store"},
     "machine": set(),
     "data": set(),
-    "pictures": {"data"},
     "measure": {"measures", "store", "machine", "data"},
     "cells": {"measures", "store", "machine", "data", "measure"},
+    "pictures": {"data", "cells"},
     "rows": {"measures", "store", "table"},
     "figures": {"measures", "store", "rows", "cli"},
     "reporting": {"measures", "store", "rows", "figures"},
     # a sweep that runs here shows how far it is, and the screen says what was submitted
     "jobs": {"measures", "store", "table", "machine", "measure", "cells", "cli"},
     "cli": {"measures", "store", "table", "cells", "jobs"},
+    # `from runners import Sweep`
+    "__init__": {"jobs"},
 }
 """What the files of each wing may import of the others, from the bottom to the top."""
 
