@@ -297,6 +297,17 @@ def test_accuracies_of_different_tasks_have_no_front(change, name):
         draw("pareto", frame(rows))
 
 
+def test_points_of_one_cost_are_named_and_the_ceiling_of_the_probe_is_a_line():
+    one_cost = {"infer_latency_ms": None, "peak_infer_mib": None, "train_step_ms": None, "ceiling_percent": 61.1}
+    (ax,) = draw("pareto", frame([{**row, **one_cost} for row in trained()])).findobj(matplotlib.axes.Axes)
+    named = {text.get_text(): text.xy for text in ax.texts if text.get_text() in lines_of(ax)}
+    assert named.keys() == {"bra topk=1", "bra topk=4", "bra topk=16", "vanilla"}
+    assert all(named[name] == pytest.approx(point.get_xydata()[0]) for name, point in lines_of(ax).items())
+    (ceiling,) = (line for line in ax.lines if line.get_label() == "_ceiling")
+    assert set(ceiling.get_ydata()) == {61.1}
+    assert "bra topk=1" not in {text.get_text() for text in ax.get_legend().get_texts()}
+
+
 # --- roofline
 
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from submitit.helpers import DelayedSubmission
 
+from attention_zoo import names, resolve
 from runners import cancel, collect, retry, status
 from runners.cells import run
 from runners.jobs import submissions
 from runners.jobs.task import ArrayTask
 from runners.rows.selection import read_rows
-from runners.store.columns import EARLIER_IMPLS, impl_today
+from runners.store.columns import impl_today
 from runners.store.store import open_store
 from runners.table import load
 
@@ -63,7 +64,7 @@ def test_a_folder_loads_as_the_table_that_its_own_version_made(folder):
     load(folder).to_csv(folder / "now.csv", index=False)
     now = pd.read_csv(folder / "now.csv")
     assert before["impl"].dropna().tolist() == ["gather-dense-dense-full"] * 2 + ["dense-dense-dense-dense"]
-    assert now["impl"].dropna().tolist() == ["gather-dense-dense-full"] * 2 + ["plain-plain-plain-plain"]
+    assert now["impl"].dropna().tolist() == ["plain-dense-dense-full"] * 2 + ["plain-plain-plain-plain"]
     same = [name for name in before if name != "impl" and name in now]
     assert len(same) > 90
     pd.testing.assert_frame_equal(now[same], before[same])
@@ -82,9 +83,8 @@ def test_committed_tables_load_with_the_names_of_today(path):
     assert len(rows) == len(before) >= 5
     for attention, was, now in zip(rows["attention"], before["impl"], rows["impl"], strict=True):
         if pd.notna(was):
-            gone = EARLIER_IMPLS.get(attention, {})
-            assert now.split("-") == [gone.get(part, part) for part in was.split("-")]
-            assert not set(now.split("-")) & gone.keys()
+            known = {*resolve(attention).impls, "reference", "full"}
+            assert len(now.split("-")) == len(was.split("-")) and set(now.split("-")) <= known
 
 
 @pytest.mark.parametrize(
@@ -93,14 +93,21 @@ def test_committed_tables_load_with_the_names_of_today(path):
         ("swin", "gather-gather-gather-full", "plain-plain-plain-full"),
         ("vanilla", "dense", "plain"),
         ("sliding", "gather-reference", "tiles-reference"),
-        ("bra", "gather-dense-dense-full", "gather-dense-dense-full"),
-        ("mine.package:Class", "gather", "gather"),
-        (None, "gather", "gather"),
+        ("bra", "gather-dense-dense-full", "plain-dense-dense-full"),
+        ("mine.package:Class", "gather-reference", "plain-reference"),
+        (None, "gather", "plain"),
         ("swin", None, None),
     ],
 )
 def test_an_implementation_is_called_as_today(attention, before, today):
     assert impl_today(attention, before) == today
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_names_are_those_by_which_a_mechanism_knows_its_implementations(name):
+    for before in ("gather", "dense"):
+        known = resolve(name).impls
+        assert impl_today(name, before) == (before if before in known else resolve(name).old_impls.get(before, before))
 
 
 # --- jobs

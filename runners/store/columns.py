@@ -137,18 +137,14 @@ COLUMNS = {
     "command": Column("string", "", "command that measures the row again"),
 }
 
-EARLIER_IMPLS = {
-    **{
-        attention: {"gather": "plain"}
-        for attention in ("swin", "maxvit", "crossformer", "sep", "cswin", "dat", "pvt", "axial", "crisscross")
-    },
-    "vanilla": {"dense": "plain"},
-    "sliding": {"gather": "tiles"},
-}
-"""By mechanism, what earlier versions called an implementation, and its name of today."""
+EARLIER_IMPLS = {"vanilla": {"dense": "plain"}, "sliding": {"gather": "tiles"}}
+"""By mechanism, what earlier versions called an implementation, and its name of today; see `impl_today`."""
 
 
 def impl_today(attention: str | None, impl: str | None) -> str | None:
-    """Name the implementations of a row, joined by dashes where stages differ, as they are called today."""
-    names = EARLIER_IMPLS.get(attention or "", {})
+    """Name the implementations of a row, joined by dashes where stages differ, as they are called today.
+
+    As `Attention.old_impls`, but without importing the mechanisms, which takes seconds.
+    """
+    names = EARLIER_IMPLS.get(attention or "", {"gather": "plain"})
     return impl and "-".join(names.get(part, part) for part in impl.split("-"))
