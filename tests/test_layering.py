@@ -86,6 +86,24 @@ def test_runners_import_no_tests(path):
     assert not packages(path) & {"tests", "benchmarks", "pytest", "hypothesis", "conftest"}
 
 
+CONTRACT = {"base", "config", "registry", "regions", "layouts", "partitioned", "pooled", "routing", "dispatch"}
+"""Files at the top level of the zoo that its mechanisms stand on."""
+
+ZOO = {
+    **dict.fromkeys(CONTRACT, CONTRACT),
+    # a user's class is checked when its name is first resolved
+    "registry": {*CONTRACT, "contract", "check"},
+    # the guarded import of what can be deleted
+    "dispatch": {*CONTRACT, "kernels"},
+    "kernels": {"regions"},
+    "mechanisms": CONTRACT,
+    "check": {*CONTRACT, "counting"},
+    "hosts": {*CONTRACT, "mechanisms"},
+    "published": {*CONTRACT, "mechanisms", "hosts"},
+}
+"""What the files of each wing of the zoo may import of the others; the files that stand on all of them are not here."""
+
+
 COMMANDS = {
     *("sweep", "status", "collect", "retry", "cancel", "clean", "report", "compare", "visualize"),
     # under this name the pickles of earlier versions find their task
@@ -128,6 +146,25 @@ def ours(path, package):
 def wing(name):
     """Second part of a dotted name: a folder, or a file at the top level."""
     return name.split(".")[1] if "." in name else "__init__"
+
+
+@pytest.mark.parametrize("path", sources("attention_zoo"), ids=label)
+def test_a_wing_of_the_zoo_imports_those_below(path):
+    here = wing(module(path))
+    above = {wing(name) for name in ours(path, "attention_zoo")} - {here}
+    assert here in ZOO or path.parent == ROOT / "attention_zoo"
+    assert here not in ZOO or above <= ZOO[here]
+
+
+def test_kernels_are_imported_where_they_are_chosen_and_nowhere_else():
+    folder = ROOT / "attention_zoo" / "kernels"
+    users = {
+        label(path)
+        for package in OURS
+        for path in sources(package)
+        if path.parent != folder and any(name.startswith("attention_zoo.kernels") for name in imported(path))
+    }
+    assert users == {"attention_zoo/dispatch.py"}
 
 
 @pytest.mark.parametrize("path", sources("runners"), ids=label)
