@@ -137,6 +137,7 @@ def _expand(axes: Axes, selected: list[str], spell: Spelling) -> Iterable[Cell]:
                         precision=precision,
                         compile=axes.compile,
                         threads=threads,
+                        defaults=_defaults(attn, settings),
                     )
 
 
@@ -155,6 +156,12 @@ def _settings(axes: Axes, attn: str, spell: Spelling) -> Iterable[tuple[tuple[st
                 raise ValueError(f"{spell(setting, [])}: {error}") from error
             typed[field] = text if len(values) > 1 or isinstance(values[0], tuple) else values[0]
         yield tuple(sorted((field, value) for field, value in typed.items() if value != defaults[field]))
+
+
+def _defaults(attn: str, settings: tuple[tuple[str, Scalar], ...]) -> tuple[tuple[str, Any], ...]:
+    """Fields of a mechanism that the settings leave as they are."""
+    chosen = dict(settings)
+    return tuple((name, value) for name, value in sorted(vars(resolve(attn).Config()).items()) if name not in chosen)
 
 
 def _steps(axes: Axes, data: str, batch_size: int, spell: Spelling) -> tuple[int, ...]:
@@ -178,14 +185,6 @@ def _check(cell: Cell) -> Description:
         return describe(cell)
     except ValueError as error:
         raise ValueError(f"{cell.attn}{f' ({settings})' if settings else ''}: {error}") from error
-
-
-def label(cell: Cell) -> str:
-    """Name a cell for people: mechanism, settings and top-k even where it is the default, layout, size, seed."""
-    config = resolve(cell.attn).Config()
-    shown = {"topk": vars(config)["topk"]} if "topk" in vars(config) else {}
-    settings = "".join(f" {name}={value}" for name, value in {**shown, **dict(cell.settings)}.items())
-    return f"{cell.attn}{settings} {cell.layout} {cell.height_px}x{cell.width_px} seed {cell.seed}"
 
 
 def estimate_seconds(cell: Cell, measures: Iterable[str]) -> float:

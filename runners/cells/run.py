@@ -22,7 +22,7 @@ from runners.cells.models import build_baseline, build_model, build_packed, coun
 from runners.cells.plan import command_for
 from runners.cells.registered import is_registered_here, pack
 from runners.cells.weights import save_checkpoint
-from runners.data.datasets import make_data
+from runners.data.loading import make_data
 from runners.machine.environment import apply_threads, device_id, environment, memory_limit, pick_device
 from runners.machine.failures import status_of
 from runners.measure import accuracy as train

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ablations.study import cell_key
-from runners.cells.plan import Plan, estimate_seconds, label
+from runners.cells.plan import Plan, estimate_seconds
 from runners.cli.progress import count, format_seconds
+from runners.store.names import cell_name
 from runners.store.store import Store
 from runners.table import load
 
@@ -39,7 +40,7 @@ def print_plan(plan: Plan, measures: tuple[str, ...]) -> None:
     """Print the cells of a dry run, their count and a rough estimate of the time."""
     seconds = [estimate_seconds(cell, measures) for cell in plan.cells]
     for cell, estimate in zip(plan.cells, seconds, strict=True):
-        print(f"{cell_key(cell)}  {label(cell)}  {cell.data} {cell.steps} steps  about {format_seconds(estimate)}")
+        print(f"{cell_key(cell)}  {cell_name(cell)}  {cell.steps} steps  about {format_seconds(estimate)}")
     for note in plan.notes:
         print(f"note: {note}")
     print(

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ablations.study import Cell, cell_key
 from runners.cells.models import describe
-from runners.cells.plan import Plan, Spelling, estimate_seconds, label
+from runners.cells.plan import Plan, Spelling, estimate_seconds
 from runners.cells.registered import offered
 from runners.cells.run import Job, blank_record, place, run_job
 from runners.cli.progress import Display, format_seconds
@@ -27,6 +27,7 @@ from runners.machine.environment import device_id, pick_device
 from runners.machine.failures import oom_kills
 from runners.measures import MEASURES
 from runners.store.lease import Lease, acquire, holder
+from runners.store.names import cell_name
 from runners.store.record import RecordName
 from runners.store.store import Store
 
@@ -66,7 +67,7 @@ class LocalRun:
         try:
             with _sigterm_as_interrupt(), Display(self.console, estimates) as display:
                 for index, (cell, measures) in enumerate(todo):
-                    display.begin(index, label(cell))
+                    display.begin(index, cell_name(cell))
                     self._run_cell(cell, measures, display)
                 display.finish()
         except KeyboardInterrupt:

@@ -136,3 +136,19 @@ COLUMNS = {
     "started_at": Column("string", "UTC", "start of the latest measure, ISO 8601"),
     "command": Column("string", "", "command that measures the row again"),
 }
+
+EARLIER_IMPLS = {
+    **{
+        attention: {"gather": "plain"}
+        for attention in ("swin", "maxvit", "crossformer", "sep", "cswin", "dat", "pvt", "axial", "crisscross")
+    },
+    "vanilla": {"dense": "plain"},
+    "sliding": {"gather": "tiles"},
+}
+"""By mechanism, what earlier versions called an implementation, and its name of today."""
+
+
+def impl_today(attention: str | None, impl: str | None) -> str | None:
+    """Name the implementations of a row, joined by dashes where stages differ, as they are called today."""
+    names = EARLIER_IMPLS.get(attention or "", {})
+    return impl and "-".join(names.get(part, part) for part in impl.split("-"))
