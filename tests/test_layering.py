@@ -141,11 +141,9 @@ def test_a_wing_of_the_runners_imports_those_below(path):
 
 def test_at_the_top_level_of_the_runners_are_commands_and_what_is_documented():
     files = {path.stem for path in sources("runners") if path.parent.name == "runners"}
+    folders = {path.parent.name for path in sources("runners") if path.parent.parent.name == "runners"}
     assert files == {*COMMANDS, "__init__", "measures", "table"}
-    assert {path.name for path in (ROOT / "runners").iterdir() if (path / "__init__.py").is_file()} == {*RUNNERS} - {
-        "measures",
-        "table",
-    }
+    assert folders == {*RUNNERS} - files
 
 
 @pytest.mark.parametrize("package", sorted(OURS))
@@ -158,7 +156,7 @@ def test_no_circle_of_modules(package):
 @pytest.mark.parametrize("library", ["fvcore", "submitit"])
 def test_a_library_enters_through_one_file(library):
     users = [label(path) for package in OURS for path in sources(package) if library in packages(path)]
-    assert len(users) == 1 and users[0].startswith("runners/")
+    assert len(users) == 1
 
 
 def loaded_by(program):
