@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from runners.cli.progress import count, format_seconds
 from runners.cli.verbs import cells_of, run_verb, try_look, verb_parser
+from runners.jobs.progress import count, format_seconds
 from runners.measures import DONE, severity
 
 if TYPE_CHECKING:
