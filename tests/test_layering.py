@@ -122,8 +122,7 @@ RUNNERS = {
     "rows": {"measures", "store", "table"},
     "figures": {"measures", "store", "rows", "cli"},
     "reporting": {"measures", "store", "rows", "figures"},
-    # a sweep that runs here shows how far it is, and the screen says what was submitted
-    "jobs": {"measures", "store", "table", "machine", "measure", "cells", "cli"},
+    "jobs": {"measures", "store", "table", "machine", "measure", "cells"},
     "cli": {"measures", "store", "table", "cells", "jobs"},
     # `from runners import Sweep`
     "__init__": {"jobs"},

@@ -8,12 +8,12 @@ from ablations.study import Cell
 from runners import measures
 from runners.cells.run import FUNCTIONS
 from runners.figures.frames import failures
+from runners.jobs.cell_status import sort_key
 from runners.jobs.pending import pending
 from runners.measures import CAN_RETRY, DONE, MEASURES, NOT_FAILED, RECORDED, STATUSES, Quantity, severity
 from runners.reporting.payload import table
 from runners.rows.ranking import groups
 from runners.rows.selection import read_rows
-from runners.status import _place
 from runners.store.columns import COLUMNS
 from runners.store.record import Record, to_text
 from runners.store.store import open_store
@@ -56,4 +56,4 @@ def test_a_status_of_a_newer_version_is_a_failure_everywhere(tmp_path):
     assert table(rows)["failures"] == ["melted"]
     assert [record.status for record in pending(store, key, ["accuracy"], "cpu").failed] == ["melted"]
     assert severity("melted") < severity("error") < severity("ok")
-    assert _place("running") < _place("melted") < _place("error")
+    assert sort_key("running") < sort_key("melted") < sort_key("error")

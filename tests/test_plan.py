@@ -26,6 +26,13 @@ def test_an_axis_multiplies_only_mechanisms_that_have_it_and_says_so() -> None:
     assert "--topk 1,8 applies to bra; it changes nothing of vanilla, swin" in made.notes
 
 
+def test_the_class_alone_names_a_mechanism_of_a_module() -> None:
+    path = "attention_zoo.mechanisms.swin:Swin"
+    (short,) = plan(f"--attn {path} --set Swin.window=4").cells
+    (long,) = plan(f"--attn {path} --set {path}.window=4").cells
+    assert short == long and dict(short.settings) == {"window": 4}
+
+
 def test_the_default_spelled_out_is_the_same_cell() -> None:
     assert plan("--attn bra --topk 4").cells == plan("--attn bra").cells
     assert plan("--attn bra --resolution 64x64 --steps 400").cells == plan("").cells

@@ -24,6 +24,7 @@ import torch
 from attention_zoo import register
 from attention_zoo.mechanisms.vanilla import Vanilla, VanillaConfig
 from runners import Sweep
+from runners.cells.registered import pack
 
 OUT = Path({out!r})
 SOURCE = '''
@@ -44,6 +45,7 @@ class Mine(Vanilla):
 SMALL = dict(attn=["mine"], gains=[2], resolution=32, batch_size=2, threads=1)
 
 exec(SOURCE)
+assert b"gain_of_mine" in pack("mine")
 first = Sweep(**SMALL, measures=["flops", "memory"]).run(OUT)
 assert set(first["status"]) == {{"ok"}}, first["error_message"][0]
 assert first["peak_train_mib"].gt(first["peak_infer_mib"]).all()

@@ -19,10 +19,10 @@ from runners.cells.models import describe
 from runners.cells.plan import Plan, Spelling, estimate_seconds
 from runners.cells.registered import offered
 from runners.cells.run import Job, blank_record, place, run_job
-from runners.cli.progress import Display, format_seconds
 from runners.jobs.executors import Running, start_local
 from runners.jobs.options import RunOptions
 from runners.jobs.pending import Pending, pending
+from runners.jobs.progress import Display, format_seconds
 from runners.machine.environment import device_id, pick_device
 from runners.machine.failures import oom_kills
 from runners.measures import MEASURES

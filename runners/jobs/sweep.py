@@ -17,10 +17,10 @@ from ablations.values import choice, read_values
 from attention_zoo.registry import suggest
 from runners.cells.plan import Spelling, as_keyword, make_plan
 from runners.cells.registered import is_registered_here
-from runners.cli.screen import print_submission
 from runners.jobs.launch import Order, Outcome, launch
 from runners.jobs.local import LocalRun
 from runners.jobs.options import RunOptions
+from runners.jobs.progress import print_submission
 from runners.jobs.request import make_request, study_name
 from runners.machine.environment import pick_device
 from runners.measures import MEASURES
