@@ -64,7 +64,7 @@ class Sliding(Attention):
 
     Config: ClassVar[type[AttentionConfig]] = SlidingConfig
     impls: ClassVar[tuple[str, ...]] = ("plain", "tiles")
-    old_impls: ClassVar[dict[str, str]] = {"gather": "tiles"}
+    old_impls: ClassVar[dict[str, str]] = {"gather": "auto"}
 
     paper: ClassVar[str] = "2204.07143"
     reads: ClassVar[str] = "its own neighbourhood of K x K tokens"
