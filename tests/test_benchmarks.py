@@ -87,6 +87,32 @@ def test_our_swin_is_the_size_of_timms():
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 
+@pytest.fixture
+def compiled_anew():
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled_anew")
+@pytest.mark.parametrize("name", ["bra", "dat"])
+def test_a_model_compiled_with_frozen_weights_computes_the_same(name):
+    torch.manual_seed(0)
+    model = create_model("small", attn=name, num_classes=10).eval()
+    images = torch.randn(2, 3, 64, 64)
+    frozen, plain = sections.Compiled(model, frozen=True), sections.Compiled(model, frozen=False)
+    with torch.inference_mode():
+        expected = model(images)
+        # a graph that is not frozen must not be taken for one that is
+        torch.testing.assert_close(plain(images), expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(frozen(images), expected, rtol=1e-3, atol=1e-4)
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear):
+                layer.weight.data = torch.zeros_like(layer.weight)
+        # packed copies were read; else what is reported as frozen is not
+        torch.testing.assert_close(frozen(images), expected, rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(plain(images), expected, rtol=1e-3, atol=1e-4)
+
+
 class Clock:
     """Time that passes only when a contender works; every second round the machine is ten times as slow."""
 
