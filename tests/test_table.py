@@ -140,9 +140,9 @@ def test_a_schedule_is_text_beside_the_number(store):
 
 
 def test_a_record_tells_what_the_cell_left_open(store):
-    store.write_record(KEY, record(values={"threads": 2, "topk_effective": "4-4-4-1", "impl": "gather"}))
+    store.write_record(KEY, record(values={"threads": 2, "topk_effective": "4-4-4-1", "impl": "dense"}))
     row = only_row(store)
-    assert (row.threads, row.topk_effective, row.impl) == (2, "4-4-4-1", "gather")
+    assert (row.threads, row.topk_effective, row.impl) == (2, "4-4-4-1", "dense")
 
 
 def test_studies_are_joined(store):

@@ -67,26 +67,18 @@ def to_latex(rows: pd.DataFrame) -> str:
     parts = []
     for group in groups(rows):
         header, body = _table(group, escape_latex, r"\textbf{{{}}}")
-        lines = [" & ".join(cells) + r" \\" for cells in body]
         caption = ". ".join(filter(None, (_title(group), selection.common(rows), NOTE)))
         parts.append(
-            "\n".join(
-                [
-                    r"\begin{table}",
-                    r"\centering",
-                    rf"\caption{{{escape_latex(caption)}}}",
-                    rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
-                    r"\toprule",
-                    " & ".join(header) + r" \\",
-                    r"\midrule",
-                    *lines,
-                    r"\bottomrule",
-                    r"\end{tabular}",
-                    r"\end{table}",
-                ]
+            pd.DataFrame(body, columns=header)
+            .style.hide(axis="index")
+            .to_latex(
+                hrules=True,
+                position_float="centering",
+                caption=escape_latex(caption),
+                column_format=f"l{'r' * (len(header) - 1)}",
             )
         )
-    return "% needs \\usepackage{booktabs}\n" + "\n\n".join(parts) + "\n"
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
 
 
 def _title(group: Group) -> str:

@@ -144,7 +144,7 @@ EARLIER_IMPLS = {"vanilla": {"dense": "plain"}, "sliding": {"gather": "tiles"}}
 def impl_today(attention: str | None, impl: str | None) -> str | None:
     """Name the implementations of a row, joined by dashes where stages differ, as they are called today.
 
-    As `Attention.old_impls`, but without importing the mechanisms, which takes seconds.
+    `Attention.old_impls` says so of what a configuration asks for; this is what ran, and imports no mechanism.
     """
     names = EARLIER_IMPLS.get(attention or "", {"gather": "plain"})
     return impl and "-".join(names.get(part, part) for part in impl.split("-"))

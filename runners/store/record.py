@@ -13,10 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-# decoding starts behind these, where each of the three lines has its object
-_START, _ENVIRONMENT, _SAMPLES = '{"record": ', ',\n"environment": ', ',\n"samples": '
-_decode = json.JSONDecoder().raw_decode
-
 _FILE = re.compile(r"([A-Za-z0-9_]+)\.([A-Za-z0-9_+-][A-Za-z0-9_.+-]*)\.v([0-9]+)\.a([0-9]+)\.json")
 
 
@@ -89,9 +85,13 @@ def plain(value: Any) -> Any:
 
 def to_text(record: Record) -> str:
     """Write a record as JSON."""
-    parts = {name: getattr(record, name) for name in _HEAD}, record.environment, record.samples
-    head, environment, samples = (json.dumps(plain(part), allow_nan=False) for part in parts)
-    return f"{_START}{head}{_ENVIRONMENT}{environment}{_SAMPLES}{samples}}}\n"
+    parts = {
+        "record": {name: getattr(record, name) for name in _HEAD},
+        "environment": record.environment,
+        "samples": record.samples,
+    }
+    lines = (f'"{name}": {json.dumps(plain(part), allow_nan=False)}' for name, part in parts.items())
+    return "{" + ",\n".join(lines) + "}\n"
 
 
 def from_text(text: str, name: RecordName, *, samples: bool) -> Record:
@@ -102,23 +102,23 @@ def from_text(text: str, name: RecordName, *, samples: bool) -> Record:
     """
     if not text.endswith("}}\n"):
         raise ValueError("it is cut off")
-    content, end = _decode(text, len(_START))
-    last = text.index(_SAMPLES, end)
+    head, environment, raw = text[:-2].split("\n")
+    content = json.loads(head.removeprefix('{"record": ').removesuffix(","))
     if not _KNOWN.issuperset(content):
         content = {field: content[field] for field in _HEAD if field in content}
     content["measure"], content["device_id"], content["protocol"], content["attempt"] = name
-    record = Record(**content, environment=_parse_environment(text[end:last]))
+    record = Record(**content, environment=_parse_environment(environment))
     types = type(content["values"]), type(record.status), type(record.started_at), type(record.ended_at)
     if types != (dict, str, str, str):
         raise TypeError("its fields have other types")
     if samples:
-        record.samples = _decode(text, last + len(_SAMPLES))[0]
+        record.samples = json.loads(raw.removeprefix('"samples": '))
     return record
 
 
 @functools.lru_cache(maxsize=256)
 def _parse_environment(line: str) -> Mapping[str, Any]:
-    environment, _ = _decode(line, len(_ENVIRONMENT))
+    environment = json.loads(line.removeprefix('"environment": ').removesuffix(","))
     if not isinstance(environment, dict):
         raise TypeError("its environment is no object")
     return environment
