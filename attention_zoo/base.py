@@ -1,6 +1,7 @@
 """The contract of a mechanism, and the slow oracle that every fast path is compared with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import torch
@@ -43,6 +44,15 @@ class Macs:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A setting of a mechanism that shows what a query reads, for figures; `turn` is its block among those in turns."""
+
+    reads: str
+    config: dict[str, Any] = field(default_factory=dict)
+    turn: int | None = None
+
+
 class Attention(nn.Module):
     """A token mixer: (B, H, W, C) -> (B, H, W, C) on a map of any size.
 
@@ -57,6 +67,24 @@ class Attention(nn.Module):
     Config: ClassVar[type[AttentionConfig]] = AttentionConfig
     impls: ClassVar[tuple[str, ...]] = ("forward",)
     """Ways in which `fast` computes, all of one meaning; the first is the one whose products `macs` counts."""
+
+    paper: ClassVar[str] = ""
+    """Its arXiv number."""
+    reads: ClassVar[str] = ""
+    """What a query reads, in words."""
+    cost: ClassVar[str] = ""
+    """Closed form of its multiply-adds, as text."""
+    legend: ClassVar[str] = ""
+    """Name in figures; the registered name if empty."""
+    exponent: ClassVar[Fraction | None] = None
+    """Power of the tokens by which the core's multiply-adds grow on large maps, by default settings."""
+    examples: ClassVar[tuple[Example, ...]] = ()
+    """Settings that figures show."""
+
+    @classmethod
+    def core_exponent(cls, config: AttentionConfig) -> Fraction | None:
+        """Return `exponent`, or that of these settings where they decide it."""
+        return cls.exponent
 
     def __init__(self, dim: int, num_heads: int, config: AttentionConfig, *, qk_dim: int | None = None) -> None:
         """Make the projections and the LePE convolution that all mechanisms share."""
