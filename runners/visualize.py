@@ -173,9 +173,10 @@ def prepare(options: argparse.Namespace) -> "tuple[Pyramid, str, Shown]":
         raise ValueError(f"--image: {error}") from error
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"--out {options.out} is a file; give a folder")
+    attn = options.attn or "bra"
     for owner, field, value in options.settings:
-        if owner not in (None, options.attn or "bra"):
-            raise ValueError(f"--set {owner}.{field}={value}: the mechanism is {options.attn or 'bra'}, not {owner}")
+        if owner not in (None, attn, attn.partition(":")[2]):
+            raise ValueError(f"--set {owner}.{field}={value}: the mechanism is {attn}, not {owner}")
 
     # torch takes seconds to import; nothing above this line needs it
     from runners.cells.weights import load_model

@@ -61,8 +61,9 @@ def _flag(setting: str) -> str:
 
 
 def _applies(setting: str, name: str) -> bool:
+    """Whether a setting is one of a mechanism: `field` of all that have it, `Class.field` also of module:Class."""
     owner, _, field = setting.rpartition(".")
-    return field in _fields(name) if not owner else owner == name
+    return owner in (name, name.partition(":")[2]) if owner else field in _fields(name)
 
 
 def _check_settings(axes: Axes, selected: list[str]) -> list[str]:
@@ -71,11 +72,12 @@ def _check_settings(axes: Axes, selected: list[str]) -> list[str]:
     for setting, values in axes.settings:
         owner, _, field = setting.rpartition(".")
         shown = f"{_flag(setting)}{'=' if owner else ' '}{','.join(values)}"
-        if owner and owner not in selected:
-            raise ValueError(f"{shown}: {owner!r} is not selected; --attn has {', '.join(selected)}")
-        if owner and field not in _fields(owner):
-            raise ValueError(f"{shown}: {suggest(f'field of {owner}', field, _fields(owner))}")
         having = [name for name in selected if _applies(setting, name)]
+        if owner and not having:
+            raise ValueError(f"{shown}: {owner!r} is not selected; --attn has {', '.join(selected)}")
+        for name in having:
+            if field not in _fields(name):
+                raise ValueError(f"{shown}: {suggest(f'field of {owner}', field, _fields(name))}")
         if not having:
             owners = [name for name in names() if field in _fields(name)]
             raise ValueError(
