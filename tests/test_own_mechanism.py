@@ -26,7 +26,7 @@ from runners.visualize import main as visualize
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "adding_a_mechanism.md").read_text()
 TEMPLATE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
-# a reference of its own, in which the mistakes of the inherited parts make no sense
+# one softmax over tokens is not what it computes
 LINEAR = """
 class Linear(Strided):
     def forward(self, x):
@@ -41,6 +41,14 @@ class Linear(Strided):
 
 
 numbers = itertools.count()
+
+
+REFERENCE = """
+    def reference(self, x):
+        q, k, v = self.project(x)
+        weights = q.exp() @ k.exp().mT
+        return self.output(weights / weights.sum(-1, keepdim=True) @ v).reshape(x.shape)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +138,24 @@ def test_linear_attention_is_told_to_write_its_reference(written):
     result = outcome("forward equals reference, with gradients", cls)
     assert result.outcome == "fail"
     assert "inherited masked softmax" in result.why and "`reference` (plain loops) or `weights`" in result.why
+
+
+def test_a_reference_of_its_own_needs_no_connectivity(written):
+    source = "import dataclasses\n" + TEMPLATE.replace("def connectivity", "def links") + LINEAR + REFERENCE
+    cls = written(source.replace('examples = (Example(reads="every third token", config={"every": 3}),)', "")).Linear
+    subject = Subject(cls, cls.Config(), sizes=((5, 7),))
+    results = {check.name: run(check, subject) for check in CHECKS if not check.is_slow}
+    # its Config takes lepe=True, which it then ignores
+    assert {name for name, result in results.items() if result.outcome == "fail"} == {"exponent", "LePE"}
+    assert results["forward equals reference, with gradients"].outcome == "pass"
+    registry.register("links")(cls)
+    assert "links" not in {panel.name for panel in gallery_panels()}
+
+
+def test_a_mechanism_that_writes_fast_still_runs(written):
+    cls = written(TEMPLATE.replace("def forward(", "def fast(")).Strided
+    assert outcome("forward equals reference, with gradients", cls).outcome == "pass"
+    assert outcome("reference stands alone", cls).outcome == "pass"
 
 
 def test_a_failed_check_ends_with_1_and_bad_input_with_2(written, capsys):

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from attention_zoo.base import Attention
-from attention_zoo.check import costs, oracle, ordinary
+from attention_zoo.check import costs, inputs, oracle, ordinary
 from attention_zoo.check.subject import Failed, NotApplicable, Subject
 from attention_zoo.config import AttentionConfig
 
@@ -20,7 +20,7 @@ class Check(NamedTuple):
 
 
 CHECKS = (
-    Check("keeps shape and dtype", oracle.keeps_shape_and_dtype),
+    Check("keeps shape and dtype", inputs.keeps_shape_and_dtype),
     Check("forward equals reference, with gradients", oracle.equals_its_reference),
     Check("any size of map", oracle.fits_any_size),
     Check("reference stands alone", oracle.reference_stands_alone),
@@ -28,13 +28,13 @@ CHECKS = (
     Check("a shifted bias is noticed", oracle.notices_a_shifted_bias),
     Check("a rolled query is noticed", oracle.notices_a_rolled_query),
     Check("padding may hold NaN", oracle.ignores_padding),
-    Check("connectivity of some queries", oracle.connectivity_takes_queries),
-    Check("weights of some queries", oracle.weights_take_queries),
-    Check("images do not mix", oracle.images_do_not_mix),
-    Check("batch of 0", oracle.takes_no_images),
-    Check("views that are not contiguous", oracle.takes_views),
-    Check("meta device", oracle.runs_on_meta),
-    Check("autocast to bfloat16", oracle.runs_under_autocast),
+    Check("connectivity of some queries", inputs.connectivity_takes_queries),
+    Check("weights of some queries", inputs.weights_take_queries),
+    Check("images do not mix", inputs.images_do_not_mix),
+    Check("batch of 0", inputs.takes_no_images),
+    Check("views that are not contiguous", inputs.takes_views),
+    Check("meta device", inputs.runs_on_meta),
+    Check("autocast to bfloat16", inputs.runs_under_autocast),
     Check("macs and geometry", costs.describes_its_map),
     Check("macs equal two counters", costs.macs_are_those_counted),
     Check("core covers connectivity", costs.core_covers_connectivity),
@@ -117,7 +117,7 @@ def _try_out(subject: Subject) -> None:
         with torch.no_grad():
             attention, x = subject.build(), subject.images(size)
             for method in ("forward", "reference"):
-                oracle.returned(attention, x, method)
+                inputs.returned(attention, x, method)
             costs.describes_its_map(subject)
             oracle.has_same_output(attention, x, size, rtol=1e-6, atol=1e-9)
     except Failed:

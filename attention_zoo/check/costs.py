@@ -7,8 +7,9 @@ import torch
 
 from attention_zoo.base import Macs
 from attention_zoo.check.oracle import equals_its_reference, spy
-from attention_zoo.check.subject import Failed, NotApplicable, Subject, describe, on
+from attention_zoo.check.subject import Failed, NotApplicable, Subject, describe, on, require_connectivity
 from attention_zoo.counting import count_macs, differences
+from attention_zoo.layouts import STL
 
 LARGE = ((224, 224), (896, 896))
 """Maps between which a core's multiply-adds grow as on large maps."""
@@ -27,6 +28,8 @@ def describes_its_map(subject: Subject) -> None:
             raise Failed(f"Macs.host is what the model around a mechanism adds, so it must be 0 here, got {macs.host}")
         if "pad_ratio" not in geometry:
             raise Failed(f"geometry(height, width) must hold pad_ratio, got {geometry}")
+        if attention.impl_on(*size) not in (*subject.cls.impls, "reference"):
+            raise Failed(f"impl_on(height, width) must be one of {subject.cls.impls}, got {attention.impl_on(*size)!r}")
 
 
 def macs_are_those_counted(subject: Subject) -> None:
@@ -67,13 +70,17 @@ def core_covers_connectivity(subject: Subject) -> None:
 
 
 def grows_as_declared(subject: Subject) -> None:
-    """The core and routing of the closed form grow with the tokens by the declared exponent, on large maps."""
+    """The core and routing of the closed form grow with the tokens by the declared exponent, on large maps.
+
+    Of blocks that take turns in a model, all together.
+    """
     declared = subject.cls.core_exponent(subject.config)
     if declared is None:
         raise NotApplicable("it declares no `exponent`, so the figures draw no slope of its closed form")
-    attention = subject.build()
-    few, many = (sum(dataclasses.astuple(attention.macs(*size))[1:3]) for size in LARGE)
-    ratio = LARGE[1][0] * LARGE[1][1] / (LARGE[0][0] * LARGE[0][1])
+    config = subject.config
+    blocks = [dataclasses.replace(subject, config=config.at(0, i, STL)).build() for i in range(config.period)]
+    few, many = (sum(macs.core + macs.routing for block in blocks for macs in [block.macs(*size)]) for size in LARGE)
+    ratio = math.prod(LARGE[1]) / math.prod(LARGE[0])
     found = math.log(many / few) / math.log(ratio)
     if abs(found - declared) > 0.05:
         raise Failed(f"exponent is {declared}, and core and routing of macs grow as N^{found:.2f}")
@@ -83,6 +90,7 @@ def shows_its_examples(subject: Subject) -> None:
     """Each of `examples` builds and tells the connectivity of the figure's map."""
     if not subject.cls.examples:
         raise NotApplicable("it declares no `examples`: the figure of connectivity shows its defaults")
+    require_connectivity(subject)
     for example in subject.cls.examples:
         shown = dataclasses.replace(subject, config=subject.cls.Config(**example.config))
         size = (12, 16)

@@ -120,6 +120,16 @@ def require_close(
             raise Failed(f"{what}: {name} differs by {(found[name] - value).abs().max():.2g}{hint}")
 
 
+def require_connectivity(subject: Subject) -> None:
+    """Leave out a check that asks `connectivity`, of a mechanism with a reference of its own that has none.
+
+    Raises:
+        NotApplicable: it has none.
+    """
+    if subject.cls.connectivity is Attention.connectivity:
+        raise NotApplicable("it has no connectivity(x, queries), and a reference of its own")
+
+
 def describe(value: Any) -> str:
     """Shape and type of a tensor, the class of anything else."""
     return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

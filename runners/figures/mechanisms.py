@@ -42,9 +42,11 @@ def exponent(name: str, settings: Mapping[str, object]) -> Fraction | None:
 
 
 def examples(name: str) -> tuple[Example, ...]:
-    """Settings that show what a query reads; the defaults, if the class has none."""
+    """Settings that show what a query reads: those of the class, else its defaults; none if it has no connectivity."""
     cls = known(name)
-    return (cls.examples if cls else ()) or _EXAMPLES.get(name) or (Example(reads="default settings"),)
+    if cls is None or cls.connectivity is Attention.connectivity:
+        return ()
+    return cls.examples or _EXAMPLES.get(name) or (Example(reads="default settings"),)
 
 
 def _declared(name: str, cls: type[Attention], config: object) -> Fraction | None:
