@@ -100,6 +100,7 @@ BROKEN = {
         "torch.nn.functional.linear((y if lepe is None else y + lepe).transpose(1, 2).flatten(2), self.proj.weight, "
         "self.proj.bias)",
     ),
+    "LePE left out": ("y if lepe is None else y + lepe", "y"),
     "reference by forward": ("    def macs(", "    def reference(self, x):\n        return self(x)\n\n    def macs("),
     "three operands": (
         "(y if lepe is None else y + lepe)",
@@ -115,6 +116,7 @@ FAILS = {
     "exponent": ("exponent", ["exponent is 1", "N^2.00"]),
     "example": ("examples", ["evry"]),
     "weights behind a layer": ("hooks on its layers", ["proj"]),
+    "LePE left out": ("LePE", ["lepe=True", "output differs", "value_term(x, v)"]),
     "reference by forward": ("reference stands alone", ["forward"]),
     "three operands": ("macs equal two counters", ["fvcore cannot count aten::einsum", "bhnd,de,ef->bhnf"]),
 }

@@ -6,7 +6,7 @@ import math
 import torch
 
 from attention_zoo.base import Macs
-from attention_zoo.check.oracle import equals_its_reference, spy
+from attention_zoo.check.oracle import equals_its_reference, require_agreement, spy
 from attention_zoo.check.subject import Failed, NotApplicable, Subject, describe, on, require_connectivity
 from attention_zoo.counting import count_macs, differences
 from attention_zoo.layouts import STL
@@ -57,6 +57,7 @@ def core_covers_connectivity(subject: Subject) -> None:
     """The core of the closed form has a product for each pair that connectivity allows, at least."""
     size = subject.unpadded_size()
     attention, x = subject.build(), subject.images(size, batch=1)
+    require_agreement(attention, x)
     with spy(attention, "connectivity") as asked, torch.no_grad():
         attention.reference(x)
     if not asked.called:
@@ -116,4 +117,10 @@ def counts_lepe(subject: Subject) -> None:
             f"with lepe=True macs is {_parts(macs)}, without {_parts(bare)}: only `position` may grow; start from "
             "shared_macs(height, width), or refuse lepe in Config.__post_init__"
         )
-    equals_its_reference(with_lepe)
+    require_agreement(without.build(), subject.images(size))
+    try:
+        equals_its_reference(with_lepe)
+    except Failed as reason:
+        raise Failed(
+            f"with lepe=True: {reason}; add value_term(x, v) before output(y), or refuse lepe in Config.__post_init__"
+        ) from reason

@@ -25,7 +25,10 @@ def keeps_shape_and_dtype(subject: Subject) -> None:
         exact = attention(x)
         for dtype in (torch.float64, torch.float32, torch.bfloat16):
             attention, x = attention.to(dtype), x.to(dtype)
-            y = returned(attention, x, "forward")
+            try:
+                y = returned(attention, x, "forward")
+            except RuntimeError as error:
+                raise Failed(f"in {dtype} {on(size)}: {error} (make tensors in x.dtype and on x.device)") from error
             if dtype == torch.float32:
                 found, expected = {"output": y.double()}, {"output": exact}
                 require_close(found, expected, f"float32 and float64 differ {on(size)}", rtol=1e-4, atol=1e-4)
@@ -98,7 +101,10 @@ def images_do_not_mix(subject: Subject) -> None:
 def takes_no_images(subject: Subject) -> None:
     """A batch of no images gives a batch of none."""
     x = subject.images(subject.sizes[0], batch=0)
-    y = subject.build()(x)
+    try:
+        y = subject.build()(x)
+    except RuntimeError as error:
+        raise Failed(f"{error} (give a reshape the size instead of -1)") from error
     if y.shape != x.shape:
         raise Failed(f"a batch of 0 images gives {tuple(y.shape)}, expected {tuple(x.shape)}")
 

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from attention_zoo.base import Attention
+from attention_zoo.check.oracle import require_agreement
 from attention_zoo.check.subject import Failed, Subject, evaluate, require_close
 
 
@@ -141,6 +142,7 @@ def takes_functional_weights(subject: Subject) -> None:
 def has_second_derivatives(subject: Subject) -> None:
     """Second derivatives are those of the reference, or refused by torch; never others in silence."""
     attention, x = subject.build(), subject.images(subject.sizes[-1])
+    require_agreement(attention, x)
 
     def penalty(run: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         leaves = [x.detach().requires_grad_(), *attention.parameters()]
