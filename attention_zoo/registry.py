@@ -49,24 +49,26 @@ def resolve(name: str) -> type[Attention]:
     Raises:
         ValueError: nobody offers that name, it cannot be imported, or it breaks the contract.
     """
+    if name not in _MECHANISMS:
+        # with torch's counter, which takes 0.3 s to import and which nothing built in needs
+        from attention_zoo.check.contract import check_contract
+
+        _MECHANISMS[name] = check_contract(name, find(name))
+    return _MECHANISMS[name]
+
+
+def find(name: str) -> Any:
+    """Find what a name stands for, as `resolve` does, but whatever it is.
+
+    Raises:
+        ValueError: nobody offers that name, or it cannot be imported.
+    """
     if name in _MECHANISMS:
         return _MECHANISMS[name]
-    if ":" in name:
-        found = _import(name, name)
-    else:
-        offered = {point.name: point.value for point in entry_points(group=GROUP)}
-        if name not in offered:
-            raise ValueError(f"{suggest('mechanism', name, names())}, or package.module:Class")
-        found = _import(name, offered[name])
-    from attention_zoo.contract import check_contract  # it builds models, which nothing built in needs here
-
-    mechanism = check_contract(name, found)
-    _MECHANISMS[name] = mechanism
-    return mechanism
-
-
-def _import(name: str, path: str) -> Any:
-    module, _, attribute = path.partition(":")
+    offered = {point.name: point.value for point in entry_points(group=GROUP)}
+    if ":" not in name and name not in offered:
+        raise ValueError(f"{suggest('mechanism', name, names())}, or package.module:Class")
+    module, _, attribute = offered.get(name, name).partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
     except Exception as error:

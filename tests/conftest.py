@@ -14,6 +14,9 @@ from torch import Tensor
 
 import attention_zoo
 from attention_zoo.base import Attention
+from attention_zoo.check import subject
+from attention_zoo.check.oracle import spy
+from attention_zoo.check.subject import Subject
 from attention_zoo.mechanisms.bra import BRA
 from attention_zoo.mechanisms.cswin import CSWin
 from attention_zoo.mechanisms.sep import Sep
@@ -22,7 +25,7 @@ from attention_zoo.partitioned import PartitionAttention
 hypothesis.settings.register_profile("zoo", derandomize=True, deadline=None, print_blob=False)
 hypothesis.settings.load_profile("zoo")
 
-DIM, HEADS = 12, 2
+HEADS = Subject.num_heads
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # workers share the processors; threads that wait for each other would take most of them
@@ -130,12 +133,17 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+def settings_of(name: str) -> list[dict[str, Any]]:
+    """Settings that tests try of a mechanism: those of the table, else its defaults and its own examples."""
+    return SETTINGS.get(name) or [{}, *(example.config for example in attention_zoo.resolve(name).examples)]
+
+
 def mechanisms() -> list[Mechanism]:
-    """Every registered mechanism in its settings and implementations; one that the table lacks, with its defaults."""
+    """Every registered mechanism in its settings and implementations."""
     return [
         Mechanism(name, {**config, **impl})
         for name in attention_zoo.names()
-        for config in SETTINGS.get(name, [{}])
+        for config in settings_of(name)
         for impl in implementations(name, config)
     ]
 
@@ -146,21 +154,20 @@ def implementations(name: str, config: dict[str, Any]) -> list[dict[str, str]]:
     Flex, which computes in 32 bits and is compiled for each shape, has tests of its own.
     """
     with torch.device("meta"):
-        usable = attention_zoo.create(name, dim=DIM, num_heads=HEADS, **config).usable_impls()
+        usable = attention_zoo.create(name, dim=Subject.dim, num_heads=HEADS, **config).usable_impls()
     impls = [impl for impl in usable if impl != "flex"]
     return [{"impl": impl} for impl in impls] if len(impls) > 1 else [{}]
 
 
-def counted(mechanism: Mechanism) -> dict[str, Any]:
-    """Configuration in the implementation whose products `macs` counts."""
-    impl = {"impl": attention_zoo.resolve(mechanism.name).impls[0]} if "impl" in mechanism.config else {}
-    return {**mechanism.config, **impl}
+def subject_of(mechanism: Mechanism, **more: Any) -> Subject:
+    """What the checks of `attention_zoo.check` take."""
+    cls = attention_zoo.resolve(mechanism.name)
+    return Subject(cls, cls.Config(**mechanism.config), **more)
 
 
 def reads_padding(mechanism: Mechanism) -> bool:
     """Whether padded tokens are read, as in the published code."""
-    rule = getattr(attention_zoo.resolve(mechanism.name).Config(**mechanism.config), "pad_rule", "mask")
-    return rule in ("input", "projected")
+    return subject_of(mechanism).reads_padding
 
 
 def is_one_softmax(attention: attention_zoo.Attention) -> bool:
@@ -178,29 +185,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{skipped} proofs against the published codes were skipped: {SKIPPED}")
 
 
+def reads_tokens(attention: attention_zoo.Attention, x: Tensor) -> bool:
+    """Whether its reference asks `connectivity` which tokens to read; others make keys of their own."""
+    with spy(attention, "connectivity") as asked, torch.no_grad():
+        attention.reference(x)
+    return bool(asked.called)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "mechanism" in metafunc.fixturenames:
         metafunc.parametrize("mechanism", mechanisms(), ids=str)
 
 
 def _small(name: str, height: int, width: int, **config: Any) -> tuple[attention_zoo.Attention, Tensor]:
-    with torch.random.fork_rng(devices=[]):
-        attention = attention_zoo.create(name, dim=DIM, num_heads=HEADS, **config).double().eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in attention.parameters():
-            # far from the initial weights, whose softmax is flat and whose tables of biases are all but 0
-            parameter.normal_(0, 0.4, generator=generator)
-    return attention, torch.randn(2, height, width, DIM, generator=generator, dtype=torch.float64)
+    small = subject_of(Mechanism(name, config))
+    return small.build(), small.images((height, width))
 
 
-def _evaluate(attention: attention_zoo.Attention, x: Tensor, road: str = "forward") -> dict[str, Tensor]:
-    x = x.detach().requires_grad_()
-    y = getattr(attention, road)(x)
-    probe = torch.cos(torch.arange(y.numel(), dtype=y.dtype)).reshape(y.shape)
-    names, parameters = zip(*attention.named_parameters(), strict=True)
-    gradients = torch.autograd.grad((y * probe).sum(), [x, *parameters])
-    return {"output": y.detach(), **dict(zip(("gradient of x", *names), gradients, strict=True))}
+def _evaluate(attention: attention_zoo.Attention, x: Tensor, method: str = "forward") -> dict[str, Tensor]:
+    return subject.evaluate(attention, x, getattr(attention, method))
 
 
 @pytest.fixture(scope="session")
@@ -211,7 +214,7 @@ def small():
 
 @pytest.fixture(scope="session")
 def evaluate():
-    """evaluate(attention, x, road="forward") -> its output, and the gradients of a probe to x and all parameters."""
+    """evaluate(attention, x, method="forward") -> its output, and the gradients of a probe to x and all parameters."""
     return _evaluate
 
 

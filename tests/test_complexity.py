@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 import attention_zoo
 from ablations.study import Cell
+from attention_zoo import Macs, counting
 from runners.cells.models import counted_cell
-from runners.measure import macs as complexity
 from runners.measure.macs import CountMismatch, count
 
 HEIGHT, WIDTH = 4, 6
@@ -180,7 +180,7 @@ def test_a_wrong_closed_form_is_refused_with_the_three_numbers():
 
 @pytest.mark.parametrize("operator", ["scaled_dot_product_attention", "baddbmm", "matmul"])
 def test_counters_that_disagree_are_refused_with_module_and_operator(operator, monkeypatch):
-    monkeypatch.delitem(complexity._PRODUCTS, f"aten::{operator}")  # as fvcore counts without us
+    monkeypatch.delitem(counting._PRODUCTS, f"aten::{operator}")  # as fvcore counts without us
     functions = {
         "scaled_dot_product_attention": lambda m, x: attend(x, x),
         "baddbmm": OPERATORS["baddbmm"][0],
@@ -207,8 +207,43 @@ def test_an_operator_that_nobody_counts_is_named():
 
 
 def test_einsum_of_three_operands_is_an_error_that_names_it():
-    with pytest.raises(NotImplementedError, match="bchw,bcvw,bcvu->bchu"):
+    with pytest.raises(counting.CounterFailed, match=r"fvcore cannot count aten::einsum: .*bchw,bcvw,bcvu->bchu"):
         count(Model(lambda m, x: torch.einsum("bchw,bcvw,bcvu->bchu", x, x, x), 0), HEIGHT, WIDTH)
+
+
+def test_an_operator_that_torch_cannot_count_is_named(monkeypatch):
+    def formula(*tensors, out_val):
+        raise ValueError("three axes")
+
+    monkeypatch.setitem(counting.flop_registry, torch.ops.aten.baddbmm, formula)
+    with pytest.raises(counting.CounterFailed, match=r"torch cannot count aten.baddbmm: ValueError: three axes"):
+        count(Model(OPERATORS["baddbmm"][0], 0), HEIGHT, WIDTH)
+
+
+def test_a_call_that_fvcore_cannot_trace_is_told_so():
+    mixed = Model(lambda m, x: {"map": x, 1: x}, 0)
+    with pytest.raises(counting.CounterFailed, match="fvcore cannot trace Model: "):
+        count(mixed, HEIGHT, WIDTH)
+
+
+def test_a_wrong_closed_form_of_a_mixer_is_told_with_stage_and_map(monkeypatch):
+    swin = attention_zoo.resolve("swin")
+    closed_form = swin.macs
+
+    def macs(self, height, width):
+        return closed_form(self, height, width) + Macs(core=7)
+
+    model = attention_zoo.create_model("small", attn="swin", num_classes=10)
+    true = [
+        closed_form(mixers[0], *size).total for mixers, size in zip(model.mixers(), ((16, 24), (8, 12)), strict=False)
+    ]
+    monkeypatch.setattr(swin, "macs", macs)
+    with pytest.raises(CountMismatch) as caught:
+        count(model, 64, 96)
+    for stage, (size, macs) in enumerate(zip(("16x24", "8x12"), true, strict=True), start=1):
+        told = f"Swin at stage {stage}, on a {size} map: closed form {macs + 7}, fvcore {macs}, torch {macs}"
+        assert told in str(caught.value)
+    assert "Vanilla" not in str(caught.value) and "mlp" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

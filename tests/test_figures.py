@@ -14,13 +14,14 @@ import attention_zoo
 from attention_zoo import registry
 from runners.figures import gallery as pictures
 from runners.figures.__main__ import main
-from runners.figures.gallery import HEIGHT, PANELS, QUERY, WIDTH, connectivity_gallery
+from runners.figures.gallery import HEIGHT, QUERY, WIDTH, connectivity_gallery, gallery_panels
 
 ROOT = Path(__file__).parents[1]
 ROW, COL = np.arange(HEIGHT)[:, None], np.arange(WIDTH)[None, :]
 DOWN, ACROSS = QUERY
 WINDOW = (ROW // 4 == DOWN // 4) & (COL // 4 == ACROSS // 4)
 CROSS = (ROW == DOWN) | (COL == ACROSS)
+PANELS = gallery_panels()
 EVERYTHING = np.ones((HEIGHT, WIDTH))
 
 # what the papers say of the panels that do not depend on content
@@ -102,7 +103,7 @@ def test_every_registered_mechanism_has_a_panel(gallery):
 
 
 def test_a_further_mechanism_gets_a_panel_of_its_own(monkeypatch):
-    monkeypatch.setattr(pictures, "PANELS", PANELS[:1])
+    monkeypatch.setattr(registry, "_MECHANISMS", {name: attention_zoo.resolve(name) for name in ("axial", "vanilla")})
     monkeypatch.setitem(registry._MECHANISMS, "further", attention_zoo.resolve("axial"))
     panels = drawn(connectivity_gallery())
     assert np.array_equal(cells(panels["further"]), CROSS.astype(float))

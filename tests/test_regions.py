@@ -1,7 +1,6 @@
 """The cut of a map and its inverse, and that nothing depends on what padding holds."""
 
 import dataclasses
-from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from attention_zoo import create
+from attention_zoo.check.oracle import Junk
 from attention_zoo.regions import Partition, blank, coordinates, from_heads, to_heads
 
 CPU = torch.device("cpu")
@@ -118,56 +118,8 @@ def test_coordinates_are_row_major():
     assert (row.tolist(), col.tolist()) == ([0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2])
 
 
-class Litter:
-    """Partition.split that leaves junk in the tokens that the map does not have, as the first to touch them."""
-
-    def __init__(self, junk):
-        self.junk, self.littered = junk, 0
-
-    def __enter__(self):
-        split = Partition.split
-
-        def littering(cut, x):
-            regions = split(cut, x)
-            # one channel is geometry, not content: the map of what is valid, the sides of a seam
-            valid = None if x.shape[-1] == 1 else cut.valid(x.device)
-            if valid is None:
-                return regions
-            self.littered += int((~valid).sum())
-            return torch.where(valid[..., None], regions, self.junk)
-
-        self.patch = mock.patch.object(Partition, "split", littering)
-        self.patch.start()
-        # a NaN that any step of a backward pass meets raises
-        torch.autograd.set_detect_anomaly(True)
-        return self
-
-    def __exit__(self, *_):
-        torch.autograd.set_detect_anomaly(False)
-        self.patch.stop()
-
-
-junk_values = [torch.nan, torch.inf, 1e4, -1e4]
-
-
-@pytest.mark.parametrize("junk", junk_values, ids=str)
-def test_padding_may_hold_anything(small, evaluate, mechanism, junk):
-    if reads_padding(mechanism):
-        pytest.skip("the published code reads its padding")
-    attention, x = small(mechanism.name, 5, 11, **mechanism.config)
-    clean = evaluate(attention, x)
-    with Litter(junk) as litter:
-        dirty = evaluate(attention, x)
-    for name, value in clean.items():
-        assert torch.equal(dirty[name], value), name
-    padded = attention.geometry(5, 11)["pad_ratio"] > 0
-    # dense attention pads nothing but for the means of regions, tiles pad queries; a convolution is handed its zeros
-    has_own_zeros = mechanism.config.get("impl") in ("dense", "tiles") or getattr(attention, "pool", None) is not None
-    assert (litter.littered > 0) == padded or has_own_zeros
-
-
 @settings(max_examples=10)
-@given(height=sides, width=sides, junk=st.sampled_from(junk_values))
+@given(height=sides, width=sides, junk=st.sampled_from([torch.nan, torch.inf, 1e4, -1e4]))
 def test_padding_of_any_map_may_hold_anything(small, evaluate, mechanism, height, width, junk):
     if reads_padding(mechanism):
         pytest.skip("the published code reads its padding")
@@ -176,7 +128,7 @@ def test_padding_of_any_map_may_hold_anything(small, evaluate, mechanism, height
         clean = evaluate(attention, x)
     except ValueError:
         assume(False)  # more top-k than regions
-    with Litter(junk):
+    with Junk(junk):
         dirty = evaluate(attention, x)
     for name, value in clean.items():
         assert value.isfinite().all(), name
@@ -206,9 +158,9 @@ def test_whole_regions_of_padding_change_nothing(small, evaluate, name, config, 
     cut = attention.partition(*size)
     wider = dataclasses.replace(cut, down=cut.down + 1, across=cut.across + 2)
     attention.partition = lambda height, width: wider
-    with Litter(junk) as litter:
+    with Junk(junk) as junk_put:
         found = evaluate(attention, x)
-    assert litter.littered >= (wider.count - cut.count) * cut.tokens
+    assert junk_put.tokens >= (wider.count - cut.count) * cut.tokens
     for key, value in clean.items():
         torch.testing.assert_close(found[key], value, rtol=0, atol=1e-10, msg=f"{key} changed")
 

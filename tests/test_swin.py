@@ -169,3 +169,13 @@ def test_macs_written_out():
 def test_bad_arguments(config, message):
     with pytest.raises(ValueError, match=message):
         create("swin", dim=12, num_heads=2, **config)
+
+
+@pytest.mark.parametrize("size", [(6, 6), (6, 12), (9, 18), (6, 42), (12, 36)], ids=lambda s: f"{s[0]}x{s[1]}")
+def test_shifted_windows_cost_what_windows_cost_though_the_seam_is_masked(small, size):
+    shifted, x = small("swin", *size, window=3, shift=1)
+    height, width = size
+    # along a side the window with the seam holds one token of one border and two of the other: 1 + 4 pairs, not 9
+    assert int(shifted.connectivity(x[:1]).sum()) == (3 * height - 4) * (3 * width - 4)
+    assert shifted.macs(*size).core == 3 * height * 3 * width * 2 * 12
+    assert shifted.macs(*size) == small("swin", *size, window=3)[0].macs(*size)

@@ -207,8 +207,10 @@ class BRA(RoutedAttention):
 
     @classmethod
     def core_exponent(cls, config: AttentionConfig) -> Fraction:
-        """4/3 with regions of the cheapest size (section 3.3), else 2 as of any fixed number of regions."""
-        return Fraction(4, 3) if getattr(config, "region_size", None) == "auto" else Fraction(2)
+        """4/3 with regions of the cheapest size (section 3.3); of a fixed number 2, or 1 if each has as many keys."""
+        if getattr(config, "region_size", None) == "auto":
+            return Fraction(4, 3)
+        return Fraction(1 if getattr(config, "kv_per_side", None) else 2)
 
     def macs(self, height: int, width: int) -> Macs:
         """4 N C^2 + R^2 C + 2 N k (N / R) C with R = S^2 regions, and LePE (section 3.3 of the paper).

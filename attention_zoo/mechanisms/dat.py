@@ -18,7 +18,7 @@ table of biases is read by displacement, and a fixed one interpolated (the code 
 
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -329,6 +329,15 @@ class DAT(SampledAttention):
             near.append((place[..., None] - torch.arange(side, device=x.device)).abs() < 1)  # (B, groups * Ns, side)
         rows, cols = (part.to(points.dtype) for part in near)
         return (rows.mT @ cols > 0).reshape(batch, 1, 1, -1)
+
+    def geometry(self, height: int, width: int) -> dict[str, Any]:
+        """Nothing is padded.
+
+        Raises:
+            ValueError: the map is smaller than a kernel without padding.
+        """
+        self.samples(height, width)
+        return super().geometry(height, width)
 
     def macs(self, height: int, width: int) -> Macs:
         """2 (N + Ns) C^2 + 2 N Ns C + (k^2 + 2) Ns C (section 3.2), and the position term; sampling is not counted."""

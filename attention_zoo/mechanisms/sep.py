@@ -11,6 +11,7 @@ windows alone.
 """
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
@@ -70,6 +71,7 @@ class Sep(PooledAttention, PartitionAttention):
     paper: ClassVar[str] = "2104.13840"
     reads: ClassVar[str] = "a window of M x M tokens; in every other block all of a map that is reduced by r x r"
     cost: ClassVar[str] = "as swin, then as pvt"
+    exponent: ClassVar[Fraction | None] = Fraction(2)
     examples: ClassVar[tuple[Example, ...]] = (
         Example(reads="windows of 4x4", config={"window": 4, "kind": "local"}, turn=1),
         Example(reads="12 patches, a key each", config={"reduction": 4, "kind": "global"}, turn=2),
@@ -93,6 +95,11 @@ class Sep(PooledAttention, PartitionAttention):
         qkv = self.qkv(x)  # (B, H, W, 3 C)
         y = softmax_in_regions(qkv, windows, self.num_heads, self.scale, None, self.pad_rule)
         return self.leave(self.proj(self.add_lepe(y, qkv[..., 2 * self.dim :])), height, width)
+
+    @classmethod
+    def core_exponent(cls, config: AttentionConfig) -> Fraction:
+        """1 of windows alone; a reduced map decides on large maps."""
+        return Fraction(1) if getattr(config, "kind", None) == "local" else Fraction(2)
 
     @property
     def _kind(self) -> type[PooledAttention] | type[PartitionAttention]:

@@ -5,6 +5,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from runners.figures.frames import failures, labels, shown
+from runners.figures.mechanisms import exponent
 from runners.figures.style import (
     GUIDE,
     Look,
@@ -31,23 +32,6 @@ SIZE = (11.0, 7.6)
 
 STEM_PX = 4
 """Pixels along the side of a token of the first stage, in every layout."""
-
-CLOSED_FORM = {
-    **dict.fromkeys(("vanilla", "dat", "pvt"), Fraction(2)),
-    **dict.fromkeys(("swin", "maxvit", "crossformer", "sliding"), Fraction(1)),
-    **dict.fromkeys(("cswin", "axial", "crisscross"), Fraction(3, 2)),
-}
-"""Exponent of the attention core in tokens, at fixed settings: all tokens; windows and grids; stripes and lines."""
-
-AUTO = Fraction(4, 3)
-"""That of bra with region_size=auto (arXiv:2303.08810, section 3.3); with any fixed partition it is 2."""
-
-
-def closed_form(attention: str, settings: Mapping[str, str]) -> Fraction | None:
-    """Exponent that the closed form of a mechanism's core grows with on large maps; None where none is known."""
-    if attention == "bra":
-        return AUTO if settings.get("region_size") == "auto" else Fraction(2)
-    return CLOSED_FORM.get(attention)
 
 
 def draw_complexity(figure: "SubFigure", rows: "DataFrame", unmeasured: Mapping[str, int]) -> None:
@@ -92,7 +76,7 @@ def complexity_curve(ax: "Axes", rows: "DataFrame", quantity: Quantity, styles: 
         if points:
             plot_repeats(ax, points, look, legend_entry(line, fit_points(points)))
         slopes |= {slope for name, settings in zip(own["attention"], own["settings"], strict=True)
-                   if (slope := closed_form(name, settings))}  # fmt: skip
+                   if (slope := exponent(name, settings))}  # fmt: skip
         own_failed = own[own.index.isin(list(failed))].drop_duplicates("tokens")
         marks += [(float(t), line, failed[i], look) for i, t in own_failed["tokens"].items()]
     ax.set(xscale="log", yscale="log", xlabel="tokens of the first stage", ylabel=quantity.unit)

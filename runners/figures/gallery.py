@@ -1,7 +1,11 @@
 """Connectivity gallery: which keys one query sees, for each mechanism."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import attention_zoo
+from attention_zoo.base import Example
+from runners.figures.mechanisms import examples, legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,48 +38,34 @@ READ, QUERY_COLOUR, UNREAD, BORDER = "#0072B2", "#FFD54A", "#E9E9E9", "#444444"
 
 @dataclass(frozen=True)
 class Panel:
-    """One setting of a mechanism in the gallery; `reads` says in words what its query reads."""
+    """One setting of a mechanism in the gallery."""
 
     name: str
-    reads: str = "default settings"
-    config: dict[str, Any] = field(default_factory=dict)
-    turn: int | None = None
+    example: Example
 
     @property
     def title(self) -> str:
         """Name, and which of the blocks that alternate."""
-        return f"{self.name} ({self.turn})" if self.turn else self.name
+        # of package.module:Class there is room for the class alone
+        name = legend(self.name).rpartition(":")[2]
+        return f"{name} ({self.example.turn})" if self.example.turn else name
 
 
-# a LePE or a bias adds nothing to connectivity, so each setting names its partition alone
-PANELS = (
-    # in the order of figure 1 of the BiFormer paper: global, window, axial, dilated, deformable, bi-level
-    Panel("vanilla", "all tokens"),
-    Panel("swin", "windows of 4x4", {"window": 4, "shift": 0}, turn=1),
-    Panel("axial", "row, then column"),
-    Panel("maxvit", "dilated grids of 4x4", {"window": 4, "kind": "grid"}, turn=2),
-    Panel("dat", "around 12 moved points", {"stride": 4, "kernel": 5, "map_size": (HEIGHT, WIDTH)}),
-    Panel("bra", "top 4 of 16 regions", {"regions": 4, "topk": 4}),
+ORDER = (
+    # that of figure 1 of the BiFormer paper: global, window, axial, dilated, deformable, bi-level
+    *(("vanilla", None), ("swin", 1), ("axial", None), ("maxvit", 2), ("dat", None), ("bra", None)),
     # each beside its sibling or its like
-    Panel("swin", "the same, shifted by 2", {"window": 4, "shift": 2}, turn=2),
-    Panel("maxvit", "windows of 4x4", {"window": 4, "kind": "block"}, turn=1),
-    Panel("crossformer", "4x4 neighbours", {"group": 4, "interval": 3, "kind": "short"}, turn=1),
-    Panel("crossformer", "4x4 at intervals of 3", {"group": 4, "interval": 3, "kind": "long"}, turn=2),
-    Panel("cswin", "stripes, 2 tokens wide", {"stripe": 2}),
-    Panel("crisscross", "row and column at once"),
-    Panel("sliding", "neighbourhood of 5x5", {"kernel": 5}),
-    Panel("pvt", "12 patches, a key each", {"reduction": 4}),
-    Panel("sep", "windows of 4x4", {"window": 4, "kind": "local"}, turn=1),
-    Panel("sep", "12 patches, a key each", {"reduction": 4, "kind": "global"}, turn=2),
+    *(("swin", 2), ("maxvit", 1), ("crossformer", 1), ("crossformer", 2), ("cswin", None), ("crisscross", None)),
+    *(("sliding", None), ("pvt", None), ("sep", 1), ("sep", 2)),
 )
+"""Mechanisms and blocks as the gallery shows them; others come after, by name."""
 
 
 def gallery_panels() -> list[Panel]:
-    """Panels of the gallery; a registered mechanism that `PANELS` lacks is shown with its defaults."""
-    import attention_zoo
-
-    shown = {panel.name for panel in PANELS}
-    return [*PANELS, *(Panel(name) for name in attention_zoo.names() if name not in shown)]
+    """Panels of the gallery: the examples of every registered mechanism."""
+    panels = [Panel(name, example) for name in attention_zoo.names() for example in examples(name)]
+    order = {block: place for place, block in enumerate(ORDER)}
+    return sorted(panels, key=lambda panel: order.get((panel.name, panel.example.turn), len(order)))
 
 
 def photograph() -> "Tensor":
@@ -112,10 +102,8 @@ def untrained(panel: Panel) -> "Attention":
     """
     import torch
 
-    import attention_zoo
-
     with torch.random.fork_rng(devices=[]):
-        attention = attention_zoo.create(panel.name, dim=DIM, num_heads=HEADS, **panel.config).double().eval()
+        attention = attention_zoo.create(panel.name, dim=DIM, num_heads=HEADS, **panel.example.config).double().eval()
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for parameter in attention.parameters():
@@ -241,7 +229,7 @@ def draw_panel(ax: "Axes", panel: Panel, x: "Tensor", query: tuple[int, int]) ->
             zorder=2.3,
         )
     _mark(ax, query)
-    _describe(ax, panel.title, f"{reads.mean():.0%}", panel.reads)
+    _describe(ax, panel.title, f"{reads.mean():.0%}", panel.example.reads)
 
 
 def _shades() -> "Colormap":

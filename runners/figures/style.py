@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from runners.figures.mechanisms import legend
 from runners.rows.stats import Interval
 
 if TYPE_CHECKING:
@@ -165,7 +166,9 @@ def plain_ticks(ax: "Axes", values: Iterable[float]) -> None:
 
 
 def wrapped(label: str, width: int = 30) -> str:
-    """A label for a legend, in lines that leave room for the axes."""
+    """The label of a line for a legend: its mechanism by its name in figures, in lines that leave room for the axes."""
+    name, *rest = label.split(" ")
+    label = " ".join((legend(name), *rest))
     return textwrap.fill(label, width, subsequent_indent="  ", break_long_words=False)
 
 
