@@ -124,13 +124,13 @@ def _alone(store: Store, say: Callable[[str], None]) -> Iterator[None]:
     """Hold the submitters' lease of a results folder, after whoever has it."""
     folder = submissions.jobs_folder(store)
     folder.mkdir(exist_ok=True)
-    deadline, told = time.monotonic() + WAIT_S, False
+    deadline, said = time.monotonic() + WAIT_S, False
     while not isinstance(lease := acquire(folder / "lease.json"), Lease):
         if time.monotonic() > deadline:
             raise StoreError(f"pid {lease.pid} on {lease.host} submits to {store.out} at this moment; try again later")
-        if not told:
+        if not said:
             say(f"pid {lease.pid} on {lease.host} submits to {store.out}; waiting for it")
-            told = True
+            said = True
         time.sleep(0.5)
     with lease:
         yield
@@ -203,9 +203,10 @@ def _arrays(
     groups: dict[tuple[str, int | None], list[Work]] = {}
     for key, (cell, measures) in missing.items():
         timing = tuple(measure for measure in measures if MEASURES[measure].is_timing and order.request.exclusive)
-        for part, mine in (("timing", timing), ("", tuple(m for m in measures if m not in timing))):
-            if mine:
-                groups.setdefault((part, cell.threads), []).append(Work(key=key, measures=mine))
+        others = tuple(measure for measure in measures if measure not in timing)
+        for part, chosen in (("timing", timing), ("", others)):
+            if chosen:
+                groups.setdefault((part, cell.threads), []).append(Work(key=key, measures=chosen))
     size = order.request.cells_per_job
     for (part, threads), works in groups.items():
         tasks = [tuple(works[start : start + size]) for start in range(0, len(works), size)]
