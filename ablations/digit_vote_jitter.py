@@ -8,18 +8,13 @@ Expect: vanilla and top-k 8 learn it, top-k 1 does not; small top-k loses more t
 python runners/sweep.py --study digit_vote_jitter        (--dry-run prints its cells and an estimate)
 """
 
-from ablations.study import Axes, Study
-
-DATA = ("digit-vote:jitter=3",)
-STEPS = (2500,)
+from ablations.mechanisms import bra, vanilla
+from ablations.study import Study
 
 STUDY = Study(
-    name="digit_vote_jitter",
-    question="What does the top-k curve look like when tiles do not fall on region borders?",
-    expectation="vanilla and top-k 8 learn the vote in a longer run, top-k 1 does not",
-    axes=(
-        Axes(settings=(("topk", ("1", "4", "8", "16")),), data=DATA, steps=STEPS),
-        Axes(attn=("vanilla",), data=DATA, steps=STEPS),
-    ),
-    measures=("accuracy",),
+    "digit_vote_jitter",
+    bra(topk=[1, 4, 8, 16]) + vanilla(),
+    data="digit-vote:jitter=3",
+    steps=2500,
+    measures=["accuracy"],
 )

@@ -1,11 +1,21 @@
-"""Cells and studies: pure data, no tensors, so that planning never imports torch."""
+"""Cells and studies: pure data, no tensors, so that listing studies does not import torch."""
 
 import hashlib
 import json
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ablations.values import Argument, argument_field, arguments, choice, integer, read_values, resolution
+
 Scalar = bool | int | float | str
+
+SHORT_FLAGS = ("topk", "regions", "region_size", "clip_topk")
+"""Fields of mechanisms that have a flag of their own; every other one is reached by --set."""
+
+
+def _axis(default: Any, name: str, parse: Callable[[str], Any], metavar: str, text: str, words: str = "") -> Any:
+    return argument_field(default, Argument(name, parse, metavar, text, several=True, default=words or str(default)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,18 +27,18 @@ class Cell:
     stages is a string with dashes, `"1-4-16-full"`.
     """
 
-    attn: str = "bra"
+    attn: str = _axis("bra", "attn", str, "A", "mechanisms, 'all', or package.module:Class")
     settings: tuple[tuple[str, Scalar], ...] = ()
-    layout: str = "small"
-    height_px: int = 64
+    layout: str = _axis("small", "layout", str, "L", "shared host: small, stl")
+    height_px: int = _axis(64, "resolution", resolution, "PX|HxW", "input in pixels", "the layout's own")
     width_px: int = 64
-    seed: int = 0
-    data: str = "digit-vote"
-    steps: int = 400
-    batch_size: int = 64
-    precision: str = "fp32"
-    compile: bool = False
-    threads: int | None = field(default=None)
+    seed: int = _axis(0, "seeds", integer(0, "a seed"), "N", "seeds, each a cell")
+    data: str = _axis("digit-vote", "data", str, "D", "digit-vote, digit-recall, fashion-mnist")
+    steps: int = _axis(400, "steps", integer(1, "a number of steps"), "N", "training steps")
+    batch_size: int = _axis(64, "batch_size", integer(1, "a batch size"), "N", "images")
+    precision: str = _axis("fp32", "precision", choice("fp32", "bf16"), "P", "fp32 or bf16")
+    compile: bool = argument_field(False, Argument("compile", help="through torch.compile"))
+    threads: int | None = _axis(None, "threads", integer(1, "a number of threads"), "N", "CPU threads", "all")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, ready for JSON."""
@@ -61,37 +71,89 @@ def cell_key(cell: Cell) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Axes:
-    """A product of values, each axis a tuple; what a command line or a study declares.
+    """A product of values, each axis a tuple; `a + b` is first the cells of one, then those of the other.
 
     `settings` maps a config field to its values as text: `topk` for every mechanism that has it, `swin.window` for
     one. `resolution` holds (height, width) in pixels; None is the layout's own. `epochs` replaces `steps` where given.
     """
 
-    attn: tuple[str, ...] = ("bra",)
+    attn: tuple[str, ...] = (Cell.attn,)
     settings: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    layout: tuple[str, ...] = ("small",)
+    layout: tuple[str, ...] = (Cell.layout,)
     resolution: tuple[tuple[int, int], ...] | None = None
-    seeds: tuple[int, ...] = (0,)
-    data: tuple[str, ...] = ("digit-vote",)
-    steps: tuple[int, ...] = (400,)
-    epochs: int | None = None
-    batch_size: tuple[int, ...] = (64,)
-    precision: tuple[str, ...] = ("fp32",)
-    compile: bool = False
-    threads: tuple[int | None, ...] = (None,)
+    seeds: tuple[int, ...] = (Cell.seed,)
+    data: tuple[str, ...] = (Cell.data,)
+    steps: tuple[int, ...] = (Cell.steps,)
+    epochs: int | None = argument_field(
+        None, Argument("epochs", integer(1, "a number of epochs"), "N", "instead of steps, where data has an end")
+    )
+    batch_size: tuple[int, ...] = (Cell.batch_size,)
+    precision: tuple[str, ...] = (Cell.precision,)
+    compile: bool = Cell.compile
+    threads: tuple[int | None, ...] = (Cell.threads,)
+
+    def __add__(self, other: "Axes | tuple[Axes, ...]") -> "tuple[Axes, ...]":
+        """Return these cells, and then the others."""
+        return (self, other) if isinstance(other, Axes) else (self, *other)
+
+    def __radd__(self, others: "tuple[Axes, ...]") -> "tuple[Axes, ...]":
+        """Return the others, and then these cells."""
+        return (*others, self)
+
+    def changed(self, values: Mapping[str, Any]) -> "Axes":
+        """Return a copy with other values, one or several of each; names that no argument has are fields of mechanisms.
+
+        A list is an axis, a pair (height, width) of integers one value of a size, `seeds=3` the seeds 0, 1 and 2;
+        None changes nothing.
+
+        Raises:
+            ValueError: a value is not allowed; the message names argument, value and what is allowed.
+        """
+        given: dict[str, Any] = {}
+        settings = dict(self.settings)
+        for name, value in values.items():
+            if value is None:
+                continue
+            if name not in ARGUMENTS:
+                settings[name] = read_values(name, value, pairs=True)
+            else:
+                is_count = name == "seeds" and isinstance(value, int)
+                given[name] = ARGUMENTS[name].read(range(value) if is_count else value)
+        return replace(self, **given, settings=tuple(settings.items()))
 
 
-@dataclass(frozen=True, kw_only=True)
+ARGUMENTS = arguments(Cell, Axes)
+"""Arguments of a sweep that say what its cells are, the fields of mechanisms apart."""
+
+
 class Study:
-    """A question, what is expected, and the cells that answer it (the union of its axes).
+    """A question, what is expected, and the cells that answer it.
 
     `slurm` holds what its jobs ask of SLURM unless the command line says otherwise: options of sbatch by their long
-    names, such as `(("time", "2:00:00"), ("gpus-per-node", "1"))`.
+    names, such as `{"time": "2:00:00", "gpus-per-node": 1}`.
     """
 
-    name: str
-    question: str
-    expectation: str
-    axes: tuple[Axes, ...]
-    measures: tuple[str, ...] = ("flops", "throughput", "memory", "accuracy")
-    slurm: tuple[tuple[str, str], ...] = ()
+    def __init__(
+        self,
+        name: str,
+        axes: Axes | tuple[Axes, ...],
+        *,
+        question: str = "",
+        expectation: str = "",
+        measures: Iterable[str] = ("flops", "throughput", "memory", "accuracy"),
+        slurm: Mapping[str, str | int] | Iterable[tuple[str, str]] = (),
+        **values: Any,
+    ) -> None:
+        """Declare a study; `values` hold for all its cells: `seeds=3, resolution=[64, (96, 128)], batch_size=8`.
+
+        Question and expectation are those of the module's docstring unless they are given: its first paragraph, and
+        the one that begins with "Expect:" (`ablations.load_study` reads them).
+
+        Raises:
+            ValueError: a value is not allowed; the message names argument, value and what is allowed.
+        """
+        self.name = name
+        self.axes = tuple(one.changed(values) for one in ((axes,) if isinstance(axes, Axes) else axes))
+        self.question, self.expectation = question, expectation
+        self.measures = tuple(measures)
+        self.slurm = tuple((option, str(value)) for option, value in dict(slurm).items())

@@ -6,14 +6,7 @@ vanilla attention costs.
 python runners/sweep.py --study topk        (--dry-run prints its cells and an estimate)
 """
 
-from ablations.study import Axes, Study
+from ablations.mechanisms import bra, vanilla
+from ablations.study import Study
 
-STUDY = Study(
-    name="topk",
-    question="How do accuracy and cost of BRA move with top-k?",
-    expectation="core MACs linear in k; accuracy saturates at about half of the regions",
-    axes=(
-        Axes(settings=(("topk", ("1", "4", "8", "16")),), seeds=(0, 1, 2)),
-        Axes(attn=("vanilla",), seeds=(0, 1, 2)),
-    ),
-)
+STUDY = Study("topk", bra(topk=[1, 4, 8, 16]) + vanilla(), seeds=3)

@@ -22,8 +22,8 @@ class AttentionConfig:
     lepe: bool = field(default=False, metadata={"help": "depth-wise convolution of v added to the output (LePE)"})
     lepe_kernel: int = field(default=5, metadata={"help": "side of the LePE kernel, tokens, odd"})
     qk_scale: float | None = field(default=None, metadata={"help": "factor on the logits; default: published"})
-    impl: Literal["auto", "reference", "gather", "dense", "flex"] = field(
-        default="auto", metadata={"help": "how it is computed, never what; a mechanism has some of them"}
+    impl: Literal["auto", "reference", "plain", "tiles", "gather", "dense", "flex"] = field(
+        default="auto", metadata={"help": "how it is computed, never what; each mechanism has some of these"}
     )
 
     period: ClassVar[int] = 1

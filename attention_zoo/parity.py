@@ -2,187 +2,43 @@
 
 A case is a `*.safetensors` file anywhere below DIR: `input`, `output`, `weights/<official name>`, and if stored `probe`
 with `grad_input` (the gradient of sum(output * probe)) and `extra/r_idx` or `extra/r_idx_<i>` (routes, compared as
-sets). Its header says `kind` (family.Class), `layout` (NHWC, NCHW or BLC) and `config` (JSON: the constructor's
-arguments, H and W). A case passes if max|a - b| <= rtol * max|b| + atol for the output, five times that for the
-gradient, and the routes are the same; regions whose affinities tie may stand for one another.
+sets). Its header says `kind` (family.Class), `layout` (NHWC, NCHW or BLC), `config` (JSON: the constructor's arguments,
+H and W) and, for the page that `--write` makes, `repo` and `commit`. A case passes if max|a - b| <= rtol * max|b| +
+atol for the output, five times that for the gradient, and the routes are the same; regions whose affinities tie may
+stand for one another.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from attention_zoo.base import Attention
-from attention_zoo.kernels.routing import routed_attention
-from attention_zoo.mechanisms.bra import BRA
-from attention_zoo.published.counterparts import counterpart
-from attention_zoo.published.models import MODELS, counterpart_model
-from attention_zoo.published.official import load_official
-from attention_zoo.regions import Partition
+from attention_zoo import mechanisms
+from attention_zoo.published.cases import Result, check, read_case
+from attention_zoo.published.classes import MODELS
+from attention_zoo.registry import resolve
 
-FUNCTION = "bra.regional_routing_attention_torch"
-GRADIENT_SHARE = 5.0
-"""Tolerance of a gradient over that of an output: bilinear sampling and float32 cost it more digits."""
-TIE = 1e-5
-"""Affinities this close, over the largest, are the same."""
+PAGE = """\
+# Check that `swin` is Swin
 
+```sh
+python -m attention_zoo.parity DIR --write docs/parity.md
+```
 
-@dataclass(frozen=True)
-class Case:
-    """A stored result of a published code."""
+That command wrote this page; do not edit it. DIR holds results of the published codes: inputs, random weights, outputs,
+gradients of the input, and routes. They are not part of this repository; to make some, run a published code and store
+them in the format that the docstring of [parity.py](../attention_zoo/parity.py) describes. For each case the zoo builds
+its counterpart from the arguments of the official constructor, loads the official weights by name, every one of which
+must be used, and computes the stored input.
 
-    name: str
-    kind: str
-    layout: str
-    config: dict[str, Any]
-    tensors: dict[str, Tensor]
+An error is the largest difference from the stored result over its largest value, to one digit. Routes are the regions
+that bi-level routing chose, compared as sets. Sizes are in tokens, those of models in pixels. Arguments that do not
+change the output, such as dropout, are left out.
 
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """Official state dict."""
-        prefix = "weights/"
-        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
-
-
-@dataclass(frozen=True)
-class Result:
-    """Errors over the largest stored value; None where nothing is stored. `routes` counts regions that differ."""
-
-    case: Case
-    output: float
-    gradient: float | None
-    routes: int | None
-    passed: bool
-
-
-def read_case(path: Path, name: str) -> Case:
-    """Read a case from its file.
-
-    Raises:
-        ValueError: the file or its header cannot be read.
-    """
-    from safetensors import safe_open  # nothing else of the zoo needs it
-
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- no mapping
-        case = Case(name, header["kind"], header["layout"], json.loads(header["config"]), tensors)
-        missing = {"input", "output"} - set(tensors)
-        if missing or case.layout not in ("NHWC", "NCHW", "BLC"):
-            raise ValueError(f"without {', '.join(sorted(missing)) or f'a known layout: {case.layout!r}'}")
-    except Exception as error:
-        raise ValueError(f"not a case: {type(error).__name__}: {error}") from error
-    return case
-
-
-def check(case: Case, rtol: float, atol: float, impl: str | None = None) -> Result:
-    """Build our counterpart of a case, run it, and compare; `impl` where a mixer has it, else the mixer's own.
-
-    Raises:
-        ValueError: the case cannot be built.
-    """
-    x = case.tensors["input"].clone().requires_grad_("grad_input" in case.tensors)
-    affinities: list[Tensor] = []
-    y = _routed(case, x) if case.kind == FUNCTION else _run(case, x, affinities, impl)
-    output, is_close = _compare(y.detach(), case.tensors["output"], rtol, atol)
-    gradient, routes = None, None
-    if "grad_input" in case.tensors:
-        (found,) = torch.autograd.grad((y * case.tensors["probe"]).sum(), x)
-        scale = GRADIENT_SHARE
-        gradient, gradient_is_close = _compare(found, case.tensors["grad_input"], scale * rtol, scale * atol)
-        is_close &= gradient_is_close
-    stored = {name: t for name, t in case.tensors.items() if name.startswith("extra/r_idx")}
-    if stored:
-        pairs = [
-            (affinities[int(name.rpartition("_")[2]) if name != "extra/r_idx" else 0], t) for name, t in stored.items()
-        ]
-        routes = sum(_differing(affinity, expected) for affinity, expected in pairs)
-        is_close &= routes == 0
-    return Result(case, output, gradient, routes, is_close)
-
-
-def _run(case: Case, x: Tensor, affinities: list[Tensor], impl: str | None) -> Tensor:
-    is_model = case.kind in MODELS
-    module, official = (counterpart_model if is_model else counterpart)(case.kind, case.config)
-    load_official(module, official, case.weights)
-    module.eval()
-    for mixer in module.modules():
-        if isinstance(mixer, BRA):
-            _record(mixer, affinities)
-        if isinstance(mixer, Attention) and impl is not None and impl in implementations(mixer):
-            mixer.impl = impl
-    if is_model:
-        logits: Tensor = module(x)
-        return logits
-    return _as_stored(case, module(_as_map(case, x)))
-
-
-def implementations(mixer: Attention) -> tuple[str, ...]:
-    """Ways in which a mixer can be computed; soft routes and pooled keys of BRA have one fast way alone."""
-    is_bound = isinstance(mixer, BRA) and not mixer.config.is_plain
-    return ("reference", *(mixer.impls[:1] if is_bound else mixer.impls))
-
-
-def _record(mixer: BRA, affinities: list[Tensor]) -> None:
-    choose = mixer.affinity
-
-    def recording(mean_q: Tensor, mean_k: Tensor, valid: Tensor | None) -> Tensor:
-        affinity = choose(mean_q, mean_k, valid)
-        affinities.append(affinity.detach())
-        return affinity
-
-    mixer.affinity = recording  # type: ignore[method-assign]
-
-
-def _as_map(case: Case, x: Tensor) -> Tensor:
-    if case.layout == "BLC":
-        # a window alone is a map of its own size
-        size = (case.config["H"], case.config["W"]) if "H" in case.config else case.config["ctor"]["window_size"]
-        tokens: Tensor = x.unflatten(1, tuple(size))
-        return tokens
-    return x.permute(0, 2, 3, 1) if case.layout == "NCHW" else x
-
-
-def _as_stored(case: Case, y: Tensor) -> Tensor:
-    if case.layout == "BLC":
-        return y.flatten(1, 2)
-    return y.permute(0, 3, 1, 2) if case.layout == "NCHW" else y
-
-
-def _routed(case: Case, query: Tensor) -> Tensor:
-    """Attention along a given graph of regions, the function behind BRA; zeros complete the last regions."""
-    config = case.config
-    key, value, graph = (case.tensors[f"extra/{name}"] for name in ("key", "value", "region_graph"))
-    sides = config["region_size"]
-    cut = Partition.of_size(*query.shape[2:], *sides)
-    kv_cut = Partition.of_size(*key.shape[2:], *(config.get("kv_region_size") or sides))
-    q, k, v = (part.split(maps.permute(0, 2, 3, 1)) for part, maps in ((cut, query), (kv_cut, key), (kv_cut, value)))
-    return cut.join(routed_attention(q, k, v, graph, config["num_heads"], config["scale"])).permute(0, 3, 1, 2)
-
-
-def _compare(found: Tensor, expected: Tensor, rtol: float, atol: float) -> tuple[float, bool]:
-    if found.shape != expected.shape:
-        raise ValueError(f"output is {tuple(found.shape)} where {tuple(expected.shape)} is stored")
-    error, largest = float((found - expected).abs().max()), float(expected.abs().max())
-    # a NaN is never close
-    return error / max(largest, torch.finfo(torch.float32).tiny), error <= rtol * largest + atol
-
-
-def _differing(affinity: Tensor, expected: Tensor) -> int:
-    """Count regions whose stored routes, (B, R, K), are not those of the largest affinities, (B, 1, R, R)."""
-    affinity = affinity.expand(-1, 1, -1, -1)[:, 0]
-    found = affinity.topk(expected.shape[-1]).values.sort(-1).values
-    theirs = affinity.gather(-1, expected).sort(-1).values
-    scale = affinity[affinity.isfinite()].abs().max()
-    repeated = expected.sort(-1).values.diff(dim=-1).eq(0).any(-1)
-    return int((((found - theirs).abs() > TIE * scale).any(-1) | repeated).sum())
+{passed} of {count} cases pass at rtol={rtol:g}, atol={atol:g}, implementation {impl}, torch {torch}.
+"""
 
 
 def table(results: Sequence[Result]) -> str:
@@ -191,10 +47,44 @@ def table(results: Sequence[Result]) -> str:
     lines = [f"{'case':{width}}  {'output':>8}  {'gradient':>8}  {'routes':>6}  pass"]
     for result in results:
         gradient = "" if result.gradient is None else f"{result.gradient:.1e}"
-        routes = "" if result.routes is None else "same" if result.routes == 0 else f"{result.routes} off"
-        verdict = "yes" if result.passed else "NO"
-        lines.append(f"{result.case.name:{width}}  {result.output:8.1e}  {gradient:>8}  {routes:>6}  {verdict}")
+        figures = f"{result.output:8.1e}  {gradient:>8}  {_routes(result):>6}"
+        lines.append(f"{result.case.name:{width}}  {figures}  {_verdict(result)}")
     return "\n".join(lines)
+
+
+def page(results: Sequence[Result], rtol: float, atol: float, impl: str | None) -> str:
+    """Lay out results as a page to be compared with an older one: errors to one digit, and no paths of a machine."""
+    passed, version = sum(result.passed for result in results), torch.__version__.partition("+")[0]
+    text = PAGE.format(passed=passed, count=len(results), rtol=rtol, atol=atol, impl=impl or "as built", torch=version)
+    sources = sorted({result.case.source for result in results if result.case.source})
+    lines = [text, "| repository | commit |", "| --- | --- |"]
+    lines += ["| " + " | ".join(source.split(" ", 1)) + " |" for source in sources]
+    lines += ["", "| case | class | arguments | size | output | gradient | routes | pass |", "| --- " * 8 + "|"]
+    for result in results:
+        case, (height, width) = result.case, result.case.size
+        size = f"{height}x{width}" + (" px" if case.kind in MODELS else "")
+        row = [case.name, f"`{case.kind}`", f"`{case.settings}`", size, _one_digit(result.output)]
+        row += [_one_digit(result.gradient), _routes(result), _verdict(result)]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _one_digit(error: float | None) -> str:
+    return "" if error is None else f"{error:.0e}" if error else "0"
+
+
+def _routes(result: Result) -> str:
+    return "" if result.routes is None else "same" if result.routes == 0 else f"{result.routes} off"
+
+
+def _verdict(result: Result) -> str:
+    return "yes" if result.passed else "NO"
+
+
+def known_impls() -> list[str]:
+    """Ways in which some mechanism of the zoo can be computed."""
+    found = {impl for name in mechanisms.__all__ for impl in resolve(name).impls}
+    return ["reference", *sorted(found)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -207,13 +97,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--atol", type=float, default=0.0, help="added to it (default: %(default)s)")
     parser.add_argument(
         "--impl",
-        choices=("reference", "gather", "dense"),
+        choices=known_impls(),
         help="compute this way where a mechanism can (default: as built)",
     )
+    parser.add_argument("--write", metavar="FILE", type=Path, help="write the table as a page too (docs/parity.md)")
     options = parser.parse_args(arguments)
     for name in ("rtol", "atol"):
         if not getattr(options, name) >= 0:
             parser.error(f"--{name} must be 0 or more, got {getattr(options, name)}")
+    if options.write and not options.write.parent.is_dir():
+        parser.error(f"--write {options.write}: no folder {options.write.parent}")
     paths = sorted(options.folder.rglob("*.safetensors")) if options.folder.is_dir() else []
     if not paths:
         parser.error(f"DIR {options.folder} holds no *.safetensors")
@@ -228,9 +121,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             refused.append(f"{name}: {type(error).__name__}: {error}")
     if results:
         print(table(results))
+    if options.write and not refused:
+        options.write.write_text(page(results, options.rtol, options.atol, options.impl), encoding="utf-8")
     failed = sum(not result.passed for result in results)
     for reason in refused:
         print(f"cannot be built: {reason}", file=sys.stderr)
+    if options.write and refused:
+        print(f"not written: {options.write}, which needs every case", file=sys.stderr)
     print(f"{len(results) - failed} passed, {failed} failed, {len(refused)} could not be built")
     return 2 if refused else int(failed > 0)
 

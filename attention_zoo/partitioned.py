@@ -1,7 +1,7 @@
-"""What mechanisms share that cut the map into regions and attend inside each: windows, grids, groups, stripes.
+"""Softmax in regions: what mechanisms share that cut the map into windows, grids or groups and attend inside each.
 
-A mechanism says how it cuts a map (`cut`) and what it adds to a logit (`offset_bias`); the padding rule, the fast path,
-the connectivity, the reference and the closed form follow.
+A mechanism says how it cuts a map (`cut`) and what it adds to a logit (`offset_bias`), and writes its `forward` with
+`softmax_in_regions`; the padding rules, the connectivity, the oracle and the closed form follow.
 """
 
 from dataclasses import dataclass, field
@@ -10,15 +10,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.base import Attention, Macs, attend, masked_softmax
+from attention_zoo.base import Attention, Macs, attend, softmax_weights
 from attention_zoo.config import AttentionConfig
-from attention_zoo.kernels.caching import Kept
 from attention_zoo.regions import Partition, blank, coordinates
 
 Places = tuple[Tensor, Tensor]
 """Rows and columns of tokens, two (N,) integer tensors; outside the map lies its padding."""
-
-_OFFSETS = Kept(32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,16 +105,13 @@ def check_padding(cut: Partition, rule: str) -> Partition:
 class PartitionAttention(Attention):
     """One masked softmax inside the regions of one cut."""
 
-    impls: ClassVar[tuple[str, ...]] = ("gather",)
-
     def __init__(self, dim: int, num_heads: int, config: PartitionConfig, *, qk_dim: int | None = None) -> None:
         """Keep the padding rule beside the shared projections."""
         super().__init__(dim, num_heads, config, qk_dim=qk_dim)
         self.pad_rule = config.pad_rule
-        self._partitions: dict[tuple[int, int], Partition] = {}
 
     def cut(self, height: int, width: int) -> Partition:
-        """Regions on a map, whatever padding they need; asked once for each size, so it must follow from that alone."""
+        """Regions on a map, whatever padding they need."""
         raise NotImplementedError(f"{type(self).__name__} has no cut")
 
     def offset_bias(self, cut: Partition, dy: Tensor, dx: Tensor) -> Tensor | None:
@@ -125,32 +119,33 @@ class PartitionAttention(Attention):
         return None
 
     def partition(self, height: int, width: int) -> Partition:
-        """Regions on a map; those of a size are made once.
+        """Regions on a map.
 
         Raises:
             ValueError: the map needs padding that is refused.
         """
-        # while a call is recorded, a size may be no number yet
-        is_known = type(height) is int and type(width) is int and not torch.compiler.is_compiling()
-        found = self._partitions.get((height, width)) if is_known else None
-        if found is None:
-            found = check_padding(self.cut(height, width), self.pad_rule)
-            if is_known:
-                self._partitions[height, width] = found
-        return found
+        return check_padding(self.cut(height, width), self.pad_rule)
+
+    def enter(self, x: Tensor) -> tuple[Tensor, Partition]:
+        """Map that is projected, and its cut: x itself, or x padded where the published code pads its input."""
+        cut = self.partition(x.shape[1], x.shape[2])
+        return (cut.pad(x), cut.filled()) if self.pad_rule == "input" and cut.is_padded else (x, cut)
+
+    def leave(self, y: Tensor, height: int, width: int) -> Tensor:
+        """Take the map out of what `enter` padded."""
+        return self.partition(height, width).crop(y) if self.pad_rule == "input" else y
 
     def fast(self, x: Tensor) -> Tensor:
-        """Mix tokens inside regions: (B, H, W, C) -> same."""
-        cut = self.partition(*x.shape[1:3])
-        if self.pad_rule == "input" and cut.is_padded:
-            return cut.crop(self(cut.pad(x)))
+        """Mix tokens inside regions, for a mechanism that writes `cut` alone: (B, H, W, C) -> same."""
+        _, height, width, _ = x.shape
+        x, cut = self.enter(x)
         qkv = self.qkv(x)
-        return self.finish(self.mix(qkv, cut), qkv[..., 2 * self.qk_dim :])
+        y = softmax_in_regions(qkv, cut, self.num_heads, self.scale, self.region_bias(cut, x.device), self.pad_rule)
+        return self.leave(self.proj(self.add_lepe(y, qkv[..., 2 * self.dim :])), height, width)
 
-    def mix(self, qkv: Tensor, cut: Partition) -> Tensor:
-        """Mixed values of a projected map: (B, H, W, 3 C) -> (B, H, W, C)."""
-        table = self.offset_bias(cut, *region_offsets(cut, qkv.device))
-        return attend_in_regions(qkv, cut, self.num_heads, self.scale, table, masked=self.pad_rule != "projected")
+    def region_bias(self, cut: Partition, device: torch.device) -> Tensor | None:
+        """Bias of the pairs of a region, (heads, T, T), or None."""
+        return self.offset_bias(cut, *region_offsets(cut, device))
 
     def pairs(self, x: Tensor, cut: Partition, queries: Places, keys: Places) -> Tensor:
         """May these queries read these keys, padding being as good as the map? Broadcasts to (B, heads, Nq, Nk)."""
@@ -163,9 +158,9 @@ class PartitionAttention(Attention):
         asked = (row, col) if queries is None else (row[queries], col[queries])
         return self.pairs(x, self.partition(height, width), asked, (row, col))
 
-    def pair_bias(self, cut: Partition, places: Places) -> Tensor | None:
-        """Term added to the logits of all pairs of these places, 0 where they cannot share a region: (heads, N, N)."""
-        dy, dx = (c[:, None] - c[None, :] for c in places)
+    def pair_bias(self, cut: Partition, queries: Places, keys: Places) -> Tensor | None:
+        """Term added to the logits of these pairs, 0 where they cannot share a region: (heads, Nq, Nk), or None."""
+        dy, dx = (q[:, None] - k for q, k in zip(queries, keys, strict=True))
         near = (dy % cut.step_y == 0) & (dy.abs() < cut.rows * cut.step_y)
         near &= (dx % cut.step_x == 0) & (dx.abs() < cut.cols * cut.step_x)
         bias = self.offset_bias(cut, dy.where(near, 0) // cut.step_y, dx.where(near, 0) // cut.step_x)
@@ -173,20 +168,59 @@ class PartitionAttention(Attention):
 
     def logit_bias(self, height: int, width: int) -> Tensor | None:
         """Bias of every pair of the map, (heads, N, N), or None."""
-        places = coordinates(height, width, self.qkv.weight.device)
-        return self.pair_bias(self.partition(height, width), places)
+        return self.query_bias(height, width, torch.arange(height * width, device=self.weight_device))
+
+    def query_bias(self, height: int, width: int, queries: Tensor) -> Tensor | None:
+        """Bias of these queries with every key, (heads, Q, N), or None."""
+        row, col = coordinates(height, width, queries.device)
+        return self.pair_bias(self.partition(height, width), (row[queries], col[queries]), (row, col))
+
+    @property
+    def weight_device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def weights(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Dense softmax under `connectivity`; where padding is read, the keys are the tokens of the padded map."""
+        cut = self.partition(x.shape[1], x.shape[2])
+        if not self.reads_padding(cut):
+            return super().weights(x, queries)
+        inside = cut.inside(x.device) if queries is None else cut.inside(x.device)[queries]
+        if self.pad_rule == "input":
+            return self.weights(cut.pad(x), inside)
+        q, k, _ = self.project(x)
+        places = padded_places(cut, x.device)
+        asked = places[0][inside], places[1][inside]
+        bias, allowed = self.pair_bias(cut, asked, places), self.pairs(x, cut, asked, places)
+        return softmax_weights(surround(q, cut)[:, :, inside], surround(k, cut), self.scale, bias, allowed)
+
+    def values(self, x: Tensor) -> Tensor:
+        """Values of the tokens; where padding is read, of the padded map."""
+        cut = self.partition(x.shape[1], x.shape[2])
+        if not self.reads_padding(cut):
+            return super().values(x)
+        return self.values(cut.pad(x)) if self.pad_rule == "input" else surround(super().values(x), cut)
+
+    def reads_padding(self, cut: Partition) -> bool:
+        """Whether some key is padding."""
+        return self.pad_rule in ("input", "projected") and cut.is_padded
+
+    def on_map(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Weights on the tokens of the map; those on padding that is read are left out."""
+        cut = self.partition(x.shape[1], x.shape[2])
+        return keys_on_map(weights, cut) if self.reads_padding(cut) else super().on_map(x, weights)
+
+    def value_term(self, x: Tensor, v: Tensor) -> Tensor | None:
+        """LePE over the whole map; what padding v holds does not enter it."""
+        cut = self.partition(x.shape[1], x.shape[2])
+        is_padded = self.lepe is not None and v.shape[2] > cut.height * cut.width
+        return super().value_term(x, v[:, :, cut.inside(v.device)] if is_padded else v)
 
     def reference(self, x: Tensor) -> Tensor:
-        """Dense softmax over all keys under `connectivity`; where padding is read, over those of the padded map."""
-        cut = self.partition(*x.shape[1:3])
+        """Slow oracle; where the published code pads its input, of the padded map."""
+        cut = self.partition(x.shape[1], x.shape[2])
         if self.pad_rule == "input" and cut.is_padded:
             return cut.crop(self.reference(cut.pad(x)))
-        if self.pad_rule == "projected" and cut.is_padded:
-            q, k, v = self.project(x)
-            places = padded_places(cut, x.device)
-            allowed, bias = self.pairs(x, cut, places, places), self.pair_bias(cut, places)
-            y, term = softmax_with_zeros(q, k, v, cut, self.scale, bias, allowed), self.value_term(x, v)
-            return self.output(y if term is None else y + term).reshape(x.shape)
         return super().reference(x)
 
     def macs(self, height: int, width: int) -> Macs:
@@ -207,34 +241,37 @@ class PartitionAttention(Attention):
         return {"window": f"{cut.rows}x{cut.cols}", "pad_ratio": cut.pad_ratio}
 
 
-def attend_in_regions(
-    qkv: Tensor, cut: Partition, num_heads: int, scale: float, table: Tensor | None, *, masked: bool
+def softmax_in_regions(
+    qkv: Tensor, cut: Partition, num_heads: int, scale: float, bias: Tensor | None, pad_rule: str
 ) -> Tensor:
     """Attend inside each region of a projected map: (B, H, W, 3 C) -> (B, H, W, C).
 
     Args:
         qkv: queries, keys and values, C channels each.
-        cut: the regions.
+        cut: the regions, R of T tokens each.
         num_heads: heads in C.
         scale: factor on the logits.
-        table: bias of the pairs of a region, (heads, T, T), or None.
-        masked: padded tokens are not read; otherwise they are zeros like any other token.
+        bias: added to the logits of the pairs of a region, (heads, T, T), or None.
+        pad_rule: with `projected` padded tokens are zeros that are read; otherwise they are not read.
     """
-    regions = cut.split(qkv)
-    if masked:
+    reads_padding = pad_rule == "projected"
+    regions = cut.split(qkv)  # (B, R, T, 3 C)
+    if not reads_padding:
         regions = blank(regions, cut.valid(qkv.device))
-    # (B, R * heads, T, D): heads of all regions in one dimension, so that a mask per region fits SDPA's four
-    q, k, v = regions.unflatten(-1, (3, num_heads, -1)).permute(3, 0, 1, 4, 2, 5).flatten(2, 3).unbind(0)
-    sides = (cut if masked else cut.filled()).sides(qkv.device)
-    bias = None if table is None else table.to(q.dtype).expand(cut.count, -1, -1, -1)
+    q, k, v = regions.unflatten(-1, (3, num_heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind(0)  # (B, R, heads, T, D)
+    sides = (cut.filled() if reads_padding else cut).sides(qkv.device)  # (R, T)
     if sides is not None:
-        # padded queries may read padded keys, so that no row is empty; nothing of the map reads either
-        apart = sides[:, None, :, None] != sides[:, None, None, :]
-        if bias is None:
-            bias = q.new_zeros(cut.count, num_heads, cut.tokens, cut.tokens)
-        bias = bias.masked_fill(apart, float("-inf"))
-    y = attend(q, k, v, scale, None if bias is None else bias.flatten(0, 1)[None])
-    return cut.join(y.unflatten(1, (cut.count, -1)).transpose(2, 3).flatten(3))
+        # what the roll brought together stays apart; padded queries read padded keys, so that no row is empty
+        apart = (sides[:, None, :, None] != sides[:, None, None, :]).expand(-1, num_heads, -1, -1)
+        bias = q.new_zeros(()) if bias is None else bias.to(q.dtype)
+        bias = bias.expand(apart.shape).masked_fill(apart, float("-inf"))  # (R, heads, T, T)
+    if bias is None or sides is None:
+        # one bias for all regions, which so are images of a batch
+        y = attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), scale, None if bias is None else bias.to(q.dtype))
+    else:
+        # another for each region, which so are heads of an image
+        y = attend(q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), scale, bias.flatten(0, 1))
+    return cut.join(y.reshape(q.shape).transpose(2, 3).flatten(3))
 
 
 def padded_places(cut: Partition, device: torch.device) -> Places:
@@ -243,20 +280,15 @@ def padded_places(cut: Partition, device: torch.device) -> Places:
     return row - cut.top, col - cut.left
 
 
-def softmax_with_zeros(
-    q: Tensor, k: Tensor, v: Tensor, cut: Partition, scale: float, bias: Tensor | None, allowed: Tensor
-) -> Tensor:
-    """Attend on the padded map, q, k, v being zeros in the padding: three of (B, heads, N, D) -> as v.
+def surround(part: Tensor, cut: Partition) -> Tensor:
+    """Put zeros where the padded map has padding: (B, heads, N, D) -> (B, heads, tokens of the padded map, D)."""
+    tokens = cut.padded_size[0] * cut.padded_size[1]
+    return part.new_zeros(*part.shape[:2], tokens, part.shape[3]).index_copy(2, cut.inside(part.device), part)
 
-    `bias` and `allowed` tell of all pairs of the padded map.
-    """
-    row, col = padded_places(cut, q.device)
-    inside = ((row >= 0) & (row < cut.height) & (col >= 0) & (col < cut.width)).nonzero().flatten()
 
-    def surrounded(part: Tensor) -> Tensor:
-        return part.new_zeros(*part.shape[:2], len(row), part.shape[-1]).index_copy(2, inside, part)
-
-    return masked_softmax(surrounded(q), surrounded(k), surrounded(v), scale, bias, allowed)[:, :, inside]
+def keys_on_map(weights: Tensor, cut: Partition) -> Tensor:
+    """Weights on the tokens of the padded map, those of the map alone: (B, heads, Q, K) -> (B, heads, Q, H, W)."""
+    return weights[..., cut.inside(weights.device)].unflatten(-1, (cut.height, cut.width))
 
 
 def bias_table(rows: int, cols: int, num_heads: int) -> nn.Parameter:
@@ -274,12 +306,8 @@ def table_bias(table: Tensor, sides: tuple[int, int], dy: Tensor, dx: Tensor) ->
 
 def region_offsets(cut: Partition, device: torch.device) -> Places:
     """Offsets query - key between the places of a region: two (T, T)."""
-
-    def make() -> Places:
-        row, col = coordinates(cut.rows, cut.cols, device)
-        return row[:, None] - row[None, :], col[:, None] - col[None, :]
-
-    return _OFFSETS.get((cut.rows, cut.cols, device), make)
+    row, col = coordinates(cut.rows, cut.cols, device)
+    return row[:, None] - row, col[:, None] - col
 
 
 def same_region(cut: Partition, queries: Places, keys: Places) -> Tensor:

@@ -1,19 +1,19 @@
-"""What mechanisms share whose queries read a smaller map: the spatial reduction of Pyramid Vision Transformer.
+"""Softmax over pooled keys: what mechanisms share whose queries read a smaller map (Pyramid Vision Transformer).
 
 Wang et al., "Pyramid Vision Transformer", ICCV 2021, arXiv:2102.12122, section 3.3, eq. 1 to 3. Patches of R x R
 tokens become one each, by a convolution of stride R and a LayerNorm; k and v are projections of what results.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.base import Attention, Macs, attend, bias_apart, masked_softmax
-from attention_zoo.config import AttentionConfig
+from attention_zoo.base import Attention, Macs, softmax_weights
+from attention_zoo.dispatch import part_of
 from attention_zoo.layouts import Layout
 from attention_zoo.partitioned import check_padding
-from attention_zoo.regions import Partition, coordinates, from_heads, to_heads
+from attention_zoo.regions import Partition, coordinates, to_heads
 
 
 def stage_reduction(stage: int, layout: Layout) -> int:
@@ -34,8 +34,6 @@ class SpatialReduction(nn.Module):
         self.reduction, self.padding = reduction, padding
         self.sr = nn.Conv2d(dim, dim, reduction, stride=reduction) if reduction > 1 else None
         self.norm = nn.LayerNorm(dim) if reduction > 1 else None
-        # as the map that it reads has, or the weights are reordered on each call
-        self.to(memory_format=torch.channels_last)
 
     def cut(self, height: int, width: int) -> Partition:
         """Patches of a map, whole or completed; without its remainder where that is left out.
@@ -86,61 +84,71 @@ class SpatialReduction(nn.Module):
 
 
 class PooledAttention(Attention):
-    """SRA: softmax(q k^T / sqrt(D)) v, with k and v of the reduced map. Cost: 2 N C^2 + (2 + R^2) M C^2 + 2 N M C MACs.
+    """One softmax over the keys of a reduced map; a mechanism sets `pool` and writes its `forward`."""
 
-    M = N / R^2. Without a `pool` each method is left to the next class in line, for mechanisms that pool in some
-    blocks only.
-    """
+    pool: SpatialReduction | None
 
-    impls: ClassVar[tuple[str, ...]] = ("gather",)
-
-    def __init__(self, dim: int, num_heads: int, config: AttentionConfig, pool: SpatialReduction | None) -> None:
-        """Add the spatial reduction."""
-        super().__init__(dim, num_heads, config)
-        self.pool = pool
-
-    def fast(self, x: Tensor) -> Tensor:
-        """Mix all tokens through the reduced map: (B, H, W, C) -> same."""
-        if self.pool is None:
-            mixed: Tensor = super().fast(x)
-            return mixed
-        reduced = self.pool(x).flatten(1, 2)  # (B, M, C)
-        q = self.linear(x.flatten(1, 2), 0, self.qk_dim)
-        k, v = self.linear(reduced, self.qk_dim, 2 * self.qk_dim + self.dim).split((self.qk_dim, self.dim), dim=-1)
+    def project_pooled(self, x: Tensor, pool: SpatialReduction) -> tuple[Tensor, Tensor, Tensor]:
+        """Make q of all tokens, (B, heads, N, D), and k and v of the reduced map, (B, heads, M, D)."""
+        q = part_of(self.qkv, x.flatten(1, 2), 0, self.qk_dim)
+        kv = part_of(self.qkv, pool(x).flatten(1, 2), self.qk_dim, 2 * self.qk_dim + self.dim)
+        k, v = kv.split((self.qk_dim, self.dim), dim=-1)
         q, k, v = (to_heads(part, self.num_heads) for part in (q, k, v))
-        y = attend(q, k, v, self.scale)
-        del q, k, v  # in inference what is made next takes their memory
-        return bias_apart(self.proj, from_heads(y)).reshape(x.shape)
+        return q, k, v
 
     def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Allow every token that a patch holds, (1, 1, N or queries, N): all but a remainder that is left out."""
-        if self.pool is None:
-            return super().connectivity(x, queries)
+        assert self.pool is not None
         _, height, width, _ = x.shape
         cut = self.pool.cut(height, width)
         row, col = coordinates(height, width, x.device)
-        held = (row < cut.height) & (col < cut.width)
-        return held.expand(1, 1, height * width if queries is None else len(queries), -1)
+        is_held = (row < cut.height) & (col < cut.width)
+        return is_held.expand(1, 1, height * width if queries is None else len(queries), -1)
 
-    def reference(self, x: Tensor) -> Tensor:
-        """Reduce token by token, then a dense softmax over all of the reduced map."""
-        if self.pool is None:
-            return super().reference(x)
+    def weights(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Reduce token by token, then a dense softmax over all of the reduced map: (B, heads, N or queries, M)."""
+        assert self.pool is not None
         q, _, _ = self.project(x)
-        _, k, v = self.project(self.pool.by_patch(x))
+        _, k, _ = self.project(self.pool.by_patch(x))
+        q = q if queries is None else q[:, :, queries]
         everything = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device)
-        return self.output(masked_softmax(q, k, v, self.scale, None, everything)).reshape(x.shape)
+        return softmax_weights(q, k, self.scale, None, everything)
+
+    def values(self, x: Tensor) -> Tensor:
+        """Values of the patches: (B, heads, M, D)."""
+        assert self.pool is not None
+        return self.project(self.pool.by_patch(x))[2]
+
+    def value_term(self, x: Tensor, v: Tensor) -> Tensor | None:
+        """Return None: values are pooled, so there is no map of them to convolve."""
+        return None
+
+    def on_map(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Weight of each patch, spread evenly over its tokens."""
+        assert self.pool is not None
+        _, height, width, _ = x.shape
+        cut = self.pool.cut(height, width)
+        return spread_over_patches(weights, self.pool.reduction, (cut.down, cut.across), (height, width))
 
     def macs(self, height: int, width: int) -> Macs:
         """Projections of N queries and outputs and of M keys and values, the reduction, and M keys for each query."""
-        if self.pool is None:
-            return super().macs(height, width)
+        assert self.pool is not None
         tokens, patches = height * width, self.pool.cut(height, width).count
         projection = self.dim * (tokens + patches) * (self.qk_dim + self.dim) + self.pool.macs(height, width)
         return Macs(projection=projection, core=self.core_macs(tokens, patches))
 
     def geometry(self, height: int, width: int) -> dict[str, Any]:
         """Padding that completes the patches."""
-        if self.pool is None:
-            return super().geometry(height, width)
+        assert self.pool is not None
         return {"pad_ratio": self.pool.cut(height, width).pad_ratio}
+
+
+def spread_over_patches(weights: Tensor, side: int, patches: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Spread the weight of each patch evenly over its tokens: (B, heads, Q, M) -> (B, heads, Q, H, W)."""
+    (down, across), (height, width) = patches, size
+    row, col = coordinates(height, width, weights.device)
+    # a remainder that is left out belongs to no patch
+    inside = (row < down * side) & (col < across * side)
+    patch = (row // side * across + col // side).where(inside, 0)
+    tokens_of_patch = patch[inside].bincount(minlength=down * across)[patch]
+    return (weights[..., patch] * inside / tokens_of_patch).unflatten(-1, size)

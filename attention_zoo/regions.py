@@ -1,6 +1,5 @@
 """The one cut of a map into equal regions, and its inverse: windows, stripes, grids and regions are cases of it."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -114,7 +113,7 @@ class Partition:
         return replace(self, height=height, width=width, top=0, left=0)
 
     def split(self, x: Tensor) -> Tensor:
-        """Cut a map: (B, H, W, C) -> (B, R, T, C). What the padding holds is nobody's business: see `blank`."""
+        """Cut a map: (B, H, W, C) -> (B, R, T, C). Padding holds zeros or what x held there: see `blank`."""
         batch, _, _, channels = x.shape
         x = self.pad(x)
         if self.is_rolled:
@@ -131,18 +130,16 @@ class Partition:
             x = x.roll((self.shift_y, self.shift_x), (1, 2))
         return self.crop(x)
 
-    def tiles(self, x: Tensor) -> Tensor:
-        """View a padded map by its regions: (B, *padded_size, C) -> (B, down, rows, across, cols, C).
-
-        For a cut without shift and steps.
-        """
-        return x.view(x.shape[0], self.down, self.rows, self.across, self.cols, x.shape[3])
-
     def locate(self, row: Tensor, col: Tensor) -> Tensor:
         """Region of the tokens at these coordinates of the map, by arithmetic alone; those of padding are valid too."""
         down, phase_y = _block(row + self.top - self.shift_y, self.down, self.rows, self.step_y)
         across, phase_x = _block(col + self.left - self.shift_x, self.across, self.cols, self.step_x)
         return ((down * self.step_y + phase_y) * self.across + across) * self.step_x + phase_x
+
+    def inside(self, device: torch.device) -> Tensor:
+        """Indices of the map's own tokens among those of the padded map, row-major: (H W,)."""
+        row, col = coordinates(self.height, self.width, device)
+        return (row + self.top) * self.padded_size[1] + col + self.left
 
     def valid(self, device: torch.device) -> Tensor | None:
         """Which tokens of the regions are the map's own: (R, T) boolean, or None where all are."""
@@ -188,12 +185,6 @@ def to_heads(x: Tensor, num_heads: int) -> Tensor:
 def from_heads(x: Tensor) -> Tensor:
     """Merge heads into channels: (B, heads, N, D) -> (B, N, C)."""
     return x.transpose(1, 2).flatten(2)
-
-
-def joined(parts: Iterable[Tensor]) -> Tensor:
-    """Put parts of a batch together again, without a copy if there is one: (b, ...) each -> (B, ...)."""
-    first, *others = parts
-    return torch.cat([first, *others]) if others else first
 
 
 def coordinates(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:

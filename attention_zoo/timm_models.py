@@ -17,7 +17,8 @@ from attention_zoo.hosts.pyramid import Pyramid
 from attention_zoo.layouts import STL
 from attention_zoo.models import create_model
 from attention_zoo.published.models import PUBLISHED, create_published
-from attention_zoo.published.name_maps import Official
+from attention_zoo.published.places import Official
+from attention_zoo.published.weights import load_official
 from attention_zoo.registry import names
 
 __all__: list[str] = []
@@ -66,8 +67,6 @@ def _ours(published: str, state: dict[str, Tensor], model: nn.Module) -> dict[st
     """Put official weights under our names; what was saved here stays as it is."""
     if any(name.startswith("downsamples.") for name in state):
         return state
-    from attention_zoo.published.official import load_official  # maps of all families, which most models do not need
-
     # as published, whatever the classes of the model at hand: timm drops a classifier that does not fit
     whole = create_published(published)
     load_official(whole, Official(PUBLISHED[published].official), state)

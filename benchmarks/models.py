@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from attention_zoo import create_model
-from attention_zoo.published.models import counterpart_model
+from attention_zoo.published.classes import counterpart_model
 from benchmarks.paper_steps import paper_model
 from runners.measure.accuracy import make_optimizer, train_step
 from runners.measure.speed import STILL

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from attention_zoo.hosts.pyramid import Pyramid
 from attention_zoo.published.models import PUBLISHED
-from attention_zoo.published.name_maps import Official
-from attention_zoo.published.official import to_official
+from attention_zoo.published.places import Official
+from attention_zoo.published.weights import to_official
 
 
 class RoutedAttention(nn.Module):

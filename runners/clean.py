@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from runners.cli.progress import count
 from runners.cli.verbs import cells_of, run_verb, verb_parser
+from runners.measures import DONE
 
 if TYPE_CHECKING:
     from runners.store.store import Store
@@ -55,7 +56,7 @@ def _removable(store: "Store", study: str | None) -> Iterator[Path]:
 
     keys = cells_of(store, study)
     table = load(store.out)
-    open_cells = set(table.loc[~table["status"].isin(["ok", "unsupported"]), "cell_key"])
+    open_cells = set(table.loc[~table["status"].isin(DONE), "cell_key"])
     for submission in look(store).submissions:
         mine = study in (None, submission.study)
         if mine and not submissions.unsettled(store, submission) and not open_cells & submission.measures.keys():

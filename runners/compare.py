@@ -28,37 +28,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runners.cli.options import Parser
+from runners.measures import MEASURES, NOT_FAILED, QUANTITIES, SPEED_UP, TRAINING_SPEED_UP, Quantity
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from runners.rows.ranking import Metric
 
 EXAMPLES = """examples:
   python runners/compare.py results/before results/after
   python runners/compare.py main.csv branch.csv --fail-above 5%"""
 
-SAMPLES = {
-    "infer_latency_ms": ("infer_ms",),
-    "train_step_ms": ("train_forward_ms", "train_backward_ms", "train_optimizer_ms"),
-}
-"""Raw samples behind a time; the parts of one add up."""
-
 IDENTITY = ("cell_key", "device_id", "configuration", "conditions", "seed", "status")
 
-BOUNDS = {
-    "vs_vanilla": ("vs_vanilla_low", "vs_vanilla_high"),
-    "train_vs_vanilla": ("train_vs_vanilla_low", "train_vs_vanilla_high"),
-}
-
-PROTOCOLS = {
-    "acc1": "accuracy",
-    "gmacs": "flops",
-    "params_m": "flops",
-    "peak_infer_mib": "memory",
-    "peak_train_mib": "memory",
-}
-"""Measure behind a metric; the others are of throughput."""
+COMPARED = (*QUANTITIES, SPEED_UP, TRAINING_SPEED_UP)
 
 
 @dataclass(frozen=True)
@@ -67,7 +48,7 @@ class Change:
 
     configuration: str
     conditions: str
-    metric: "Metric"
+    metric: Quantity
     before: float
     after: float
     ratio: float
@@ -119,14 +100,6 @@ def read_command(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def metrics() -> "tuple[Metric, ...]":
-    """What is compared."""
-    from runners.rows.ranking import METRICS, Metric
-
-    speed_ups = (("vs_vanilla", "speed-up over vanilla"), ("train_vs_vanilla", "speed-up over vanilla in training"))
-    return (*METRICS, *(Metric(column, name, "", higher_is_better=True) for column, name in speed_ups))
-
-
 def pair(a: "pd.DataFrame", b: "pd.DataFrame", exact: bool) -> "pd.DataFrame":
     """Rows of both, side by side as `_a` and `_b`, by cell and device; without the device for `exact` metrics."""
     keys = ["cell_key"] if exact else ["cell_key", "device_id"]
@@ -136,9 +109,9 @@ def pair(a: "pd.DataFrame", b: "pd.DataFrame", exact: bool) -> "pd.DataFrame":
 
 
 def changes(a: "pd.DataFrame", b: "pd.DataFrame", samples: Callable[..., list[float] | None]) -> "Iterator[Change]":
-    """Every metric of every configuration that both have; `samples(side, row, column)` are raw ones, if any."""
-    for metric in metrics():
-        both = pair(a, b, metric.exact)
+    """Every metric of every configuration that both have; `samples(side, row, metric)` are raw ones, if any."""
+    for metric in COMPARED:
+        both = pair(a, b, metric.is_exact)
         before, after = f"{metric.column}_a", f"{metric.column}_b"
         if before not in both or after not in both:
             continue
@@ -159,17 +132,17 @@ def changes(a: "pd.DataFrame", b: "pd.DataFrame", samples: Callable[..., list[fl
             )
 
 
-def _same_protocol(both: "pd.DataFrame", metric: "Metric") -> "pd.Series[bool]":
-    column = f"{PROTOCOLS.get(metric.column, 'throughput')}_protocol"
+def _same_protocol(both: "pd.DataFrame", metric: Quantity) -> "pd.Series[bool]":
+    column = f"{metric.measure}_protocol"
     return (both[f"{column}_a"] == both[f"{column}_b"]).fillna(True).astype(bool)
 
 
 def _interval(
-    metric: "Metric", rows: "pd.DataFrame", logs: Sequence[float], samples: Callable[..., list[float] | None]
+    metric: Quantity, rows: "pd.DataFrame", logs: Sequence[float], samples: Callable[..., list[float] | None]
 ) -> tuple[float | None, float | None]:
     from runners.rows.stats import mean_interval
 
-    if metric.exact:
+    if metric.is_exact:
         ratio = math.exp(sum(logs) / len(logs))
         return ratio, ratio
     if len(logs) > 1:
@@ -184,15 +157,15 @@ def _interval(
 
 
 def _side(
-    metric: "Metric", row: "pd.Series", side: str, samples: Callable[..., list[float] | None]
+    metric: Quantity, row: "pd.Series", side: str, samples: Callable[..., list[float] | None]
 ) -> tuple[float, float] | None:
     """Interval of one row's value, from its columns or its raw samples, None if neither is there."""
     import pandas as pd
 
-    if metric.column in BOUNDS:
-        low, high = (row.get(f"{name}_{side}") for name in BOUNDS[metric.column])
+    if metric.interval:
+        low, high = (row.get(f"{name}_{side}") for name in metric.interval)
         return None if pd.isna(low) or pd.isna(high) else (float(low), float(high))
-    raw = samples(side, row, metric.column) if metric.column in SAMPLES else None
+    raw = samples(side, row, metric) if metric.samples else None
     if not raw:
         return None
     from runners.measure.speed import median_interval
@@ -207,12 +180,12 @@ def raw_samples(a: Path, b: Path) -> Callable[..., list[float] | None]:
 
     stores = {side: open_store(path, create=False) for side, path in (("a", a), ("b", b)) if path.is_dir()}
 
-    def read(side: str, row: "pd.Series", column: str) -> list[float] | None:
+    def read(side: str, row: "pd.Series", metric: Quantity) -> list[float] | None:
         if side not in stores:
             return None
-        names = [n for n in stores[side].record_names(row["cell_key"]) if n[:2] == ("throughput", row["device_id"])]
+        names = [n for n in stores[side].record_names(row["cell_key"]) if n[:2] == (metric.measure, row["device_id"])]
         found = stores[side].read_record(row["cell_key"], names[-1]).samples if names else {}
-        parts = [found.get(name) for name in SAMPLES[column]]
+        parts = [found.get(name) for name in metric.samples]
         if not all(isinstance(part, list) and part for part in parts):
             return None
         return [float(sum(values)) for values in zip(*parts, strict=False)]
@@ -222,8 +195,6 @@ def raw_samples(a: Path, b: Path) -> Callable[..., list[float] | None]:
 
 def failed_since(a: "pd.DataFrame", b: "pd.DataFrame") -> list[str]:
     """Cells that were ok in A and failed in B, each with its status."""
-    from runners.rows.selection import NOT_FAILED
-
     both = pair(a, b, exact=False)
     now = both[(both["status_a"] == "ok") & ~both["status_b"].isin(NOT_FAILED)]
     return [
@@ -248,7 +219,7 @@ def notes(a: "pd.DataFrame", b: "pd.DataFrame") -> Iterator[str]:
             f"(A: {found[0] or 'none'}; B: {found[1] or 'none'}); only MACs and parameters are compared"
         )
     both = pair(a, b, exact=False)
-    for name in sorted({measure for measure in (*PROTOCOLS.values(), "throughput")}):
+    for name in sorted(MEASURES):
         differing = (both[f"{name}_protocol_a"] != both[f"{name}_protocol_b"]).fillna(False)
         if differing.any():
             yield f"{name} of {int(differing.sum())} cells has another protocol version in B and is not compared"
@@ -263,7 +234,7 @@ def show(found: Iterable[Change]) -> str:
         {
             "configuration": change.configuration,
             "conditions": change.conditions,
-            "metric": change.metric.heading if change.metric.unit else change.metric.name,
+            "metric": change.metric.heading,
             "A": f"{change.before:.4g}",
             "B": f"{change.after:.4g}",
             "B / A": f"{change.ratio:.3f}",
@@ -290,9 +261,9 @@ def read(path: Path, study: str | None) -> "pd.DataFrame":
     rows = selection.read_rows(path)
     rows = selection.of_study(rows, study) if study else rows
     rows = rows.assign(configuration=selection.configurations(rows), conditions=selection.conditions(rows))
-    bounds = {name for pair in BOUNDS.values() for name in pair}
-    protocols = {f"{measure}_protocol" for measure in (*PROTOCOLS.values(), "throughput")}
-    columns = [*IDENTITY, *bounds, *protocols, *(metric.column for metric in metrics())]
+    ends = [name for metric in COMPARED for name in metric.interval or ()]
+    protocols = [f"{measure}_protocol" for measure in MEASURES]
+    columns = [*IDENTITY, *ends, *protocols, *(metric.column for metric in COMPARED)]
     return rows[[name for name in columns if name in rows]]
 
 

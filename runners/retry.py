@@ -6,13 +6,14 @@ import sys
 if __name__ == "__main__":
     sys.path[0] = os.getcwd()
 
-import re
-from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from runners.cli.options import MEASURES, STATUSES, add_slurm_flags, minutes
+from ablations.values import choice
+from runners.cli.options import add_slurm_flags, axis, given, reader
 from runners.cli.verbs import cells_of, run_verb, verb_parser
+from runners.jobs.options import SlurmOptions, minutes
+from runners.measures import CAN_RETRY, MEASURES, STATUSES
 
 if TYPE_CHECKING:
     from runners.jobs.launch import Order
@@ -22,8 +23,7 @@ EXAMPLES = """  python runners/retry.py topk
   python runners/retry.py topk --status timeout --time 8:00:00
   python runners/retry.py topk --status oom --mem 64G"""
 
-# the others would end the same way again
-DEFAULT = ("lost", "killed", "timeout", "oom", "error")
+DEFAULT = tuple(name for name in CAN_RETRY if STATUSES[name].may_pass)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,12 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--status",
         metavar="S[,S]",
-        type=_statuses,
+        type=axis(choice(*CAN_RETRY)),
         default=DEFAULT,
-        help=f"what to run again, of {', '.join(('lost', *STATUSES))} (default: {','.join(DEFAULT)})",
+        help=f"what to run again, of {', '.join(CAN_RETRY)} (default: {','.join(DEFAULT)})",
     )
-    parser.add_argument("--time", metavar="MIN", type=minutes, help="another limit per job, minutes or H:MM:SS")
-    add_slurm_flags(parser, name=False)
+    parser.add_argument("--time", metavar="MIN", type=reader(minutes), help="another limit per job, minutes or H:MM:SS")
+    add_slurm_flags(parser)
     options = parser.parse_args(argv)
 
     from runners.jobs import slurm
@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from runners.jobs.outcomes import look
 
     look(store)  # what the dead left becomes records, by which the orders are chosen
-    orders = list(_orders(store, options.study, options.status, options))
+    asked = SlurmOptions(**given(options, SlurmOptions))
+    orders = list(_orders(store, options.study, options.status, asked, options.time))
     if not orders:
         print(f"nothing that was submitted from {store.out} ended as {', '.join(options.status)}")
     for order in orders:
@@ -68,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _orders(store: "Store", study: str | None, statuses: Sequence[str], options: Namespace) -> "Iterator[Order]":
+def _orders(
+    store: "Store", study: str | None, statuses: Sequence[str], asked: SlurmOptions, time_min: float | None
+) -> "Iterator[Order]":
     """One order per study: its cells that have such a status, and all measures that were ever asked of them."""
     from ablations.study import Cell
     from runners.jobs import submissions
@@ -77,35 +80,30 @@ def _orders(store: "Store", study: str | None, statuses: Sequence[str], options:
     from runners.table import load
 
     table = load(store.out)
-    told = table[["status", *(f"{measure}_status" for measure in MEASURES)]]
-    failed = set(table.loc[told.isin(list(statuses)).any(axis=1), "cell_key"])
+    columns = table[["status", *(f"{measure}_status" for measure in MEASURES)]]
+    chosen = set(table.loc[columns.isin(list(statuses)).any(axis=1), "cell_key"])
     latest: dict[str, submissions.Submission] = {}
-    measures: dict[str, dict[str, list[str]]] = {}
+    measures: dict[str, dict[str, dict[str, None]]] = {}
     for submission in submissions.read_all(store, study):
         latest[submission.study] = submission
-        for key, asked in submission.measures.items():
-            mine = measures.setdefault(submission.study, {}).setdefault(key, [])
-            mine += [measure for measure in asked if measure not in mine]
+        for key, names in submission.measures.items():
+            measures.setdefault(submission.study, {}).setdefault(key, {}).update(dict.fromkeys(names))
     for name, last in latest.items():
-        chosen = {key: asked for key, asked in measures[name].items() if key in failed and store.read_cell(key)}
-        if chosen:
+        cells = {
+            key: (Cell.from_dict(content), tuple(names))
+            for key, names in measures[name].items()
+            if key in chosen and (content := store.read_cell(key))
+        }
+        if cells:
             yield Order(
                 study=name,
-                cells={key: (Cell.from_dict(store.read_cell(key) or {}), tuple(m)) for key, m in chosen.items()},
-                request=make_request(options, before=last.request),
+                cells=cells,
+                request=make_request(asked, time_min, before=last.request),
                 device=last.device,
                 memory_limit_mib=last.memory_limit_mib,
                 save_weights=last.save_weights,
                 retry=tuple(statuses),
             )
-
-
-def _statuses(text: str) -> tuple[str, ...]:
-    found = tuple(re.split(r"\s*,\s*", text.strip()))
-    for status in found:
-        if status not in ("lost", *STATUSES):
-            raise ArgumentTypeError(f"{status!r} is not one of {', '.join(('lost', *STATUSES))}")
-    return found
 
 
 if __name__ == "__main__":

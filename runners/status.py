@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from runners.cli.progress import count, format_seconds
 from runners.cli.verbs import cells_of, run_verb, try_look, verb_parser
+from runners.measures import DONE, severity
 
 if TYPE_CHECKING:
     from runners.jobs.outcomes import Look
@@ -26,7 +27,6 @@ EXAMPLES = """  python runners/status.py topk
 WATCH_S = 15.0
 # a controller serves a whole cluster
 FASTEST_S = 5.0
-ORDER = ("running", "pending", "lost", "killed", "timeout", "oom", "error", "diverged", "unsupported", "ok")
 SHOWN = 40
 
 
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.watch is None:
         lines, text = look_at(store, keys, everything=options.all)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-        return int(any(line.status not in ("ok", "unsupported") for line in lines))
+        return int(any(line.status not in DONE for line in lines))
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
             lines, text = look_at(store, keys, everything=options.all)
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 break
             time.sleep(options.watch)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-    return int(any(line.status not in ("ok", "unsupported") for line in lines))
+    return int(any(line.status not in DONE for line in lines))
 
 
 def look_at(store: "Store", keys: Sequence[str], *, everything: bool) -> tuple[list[CellStatus], str]:
@@ -99,7 +99,7 @@ def look_at(store: "Store", keys: Sequence[str], *, everything: bool) -> tuple[l
 
 def statuses(store: "Store", keys: Sequence[str], seen: "Look") -> list[CellStatus]:
     """Status of each cell: that of its rows, unless a job is still to measure it."""
-    from runners.table import PRECEDENCE, load
+    from runners.table import load
 
     tasks = _tasks(seen)
     table = load(store.out)
@@ -110,10 +110,14 @@ def statuses(store: "Store", keys: Sequence[str], seen: "Look") -> list[CellStat
     for key in keys:
         if not (mine := rows.get(key)):
             continue  # its folder is just being made
-        row = min(mine, key=lambda r: PRECEDENCE.index(r["status"]) if r["status"] in PRECEDENCE else -1)
+        row = min(mine, key=lambda row: severity(row["status"]))
         found.append(_line(store, key, row, *tasks.get(key, ("", ""))))
-    order = {status: place for place, status in enumerate(ORDER)}
-    return sorted(found, key=lambda line: order.get(line.status, -1))
+    return sorted(found, key=lambda line: _place(line.status))
+
+
+def _place(status: str) -> tuple[bool, int]:
+    """Sort key of a status on the screen: what is under way, then the gravest first."""
+    return status not in ("running", "pending"), severity(status)
 
 
 def _tasks(seen: "Look") -> dict[str, tuple[str, str]]:
@@ -145,7 +149,7 @@ def _line(store: "Store", key: str, row: Mapping[Any, Any], job: str, told: str)
         left = 1 - step / steps if steps and step else 1.0
     elif status == "pending":
         left = 1.0
-    elif status not in ("ok", "unsupported"):
+    elif status not in DONE:
         message = row["error_message"]
         detail = str(message).splitlines()[0] if isinstance(message, str) and message else ""
     shown = job if status in ("running", "pending") else ""
@@ -175,7 +179,7 @@ def _eta(lines: Sequence[CellStatus]) -> str:
 def render(lines: Sequence[CellStatus], *, everything: bool) -> list[str]:
     """The status as lines of text: counts and ETA, then the cells that are not done."""
     counts = Counter(line.status for line in lines)
-    known = [f"{counts[status]} {status}" for status in ORDER if counts[status]]
+    known = [f"{counts[status]} {status}" for status in sorted(counts, key=_place)]
     text = [f"{count(len(lines), 'cell')}: {', '.join(known)}{_eta(lines)}"]
     shown = [line for line in lines if everything or line.status != "ok"]
     limit = len(shown) if everything else SHOWN

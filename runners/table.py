@@ -16,17 +16,10 @@ from typing import Any
 import pandas as pd
 
 from ablations.study import Cell, Scalar
+from runners.measures import depends_on_device, severity
 from runners.store.columns import COLUMNS
 from runners.store.record import Record, RecordName
 from runners.store.store import Store, open_store
-
-DEVICE_INDEPENDENT = "flops"
-
-# a row shows the first of these that one of its measures has; a status of a newer version comes before them
-PRECEDENCE = (
-    *("error", "killed", "oom", "timeout", "diverged", "unsupported"),
-    *("running", "lost", "pending", "ok"),
-)
 
 _CELL_LOST = {"status": "lost", "error_message": "cell.json cannot be read; the sweep's command writes it again"}
 
@@ -89,11 +82,11 @@ def _rows(store: Store, key: str) -> list[dict[str, Any]]:
     shared = _latest_shared(store, key, names)
     devices: dict[str | None, dict[str, RecordName]] = {}
     for name in names:  # sorted: the last attempt of the highest protocol comes last and stays
-        if name.measure != DEVICE_INDEPENDENT:
+        if depends_on_device(name.measure):
             devices.setdefault(name.device_id, {})[name.measure] = name
     wanted = store.wanted(key)
     for device_id in wanted:
-        if device_id and set(wanted[device_id]) - {DEVICE_INDEPENDENT}:
+        if device_id and any(map(depends_on_device, wanted[device_id])):
             devices.setdefault(device_id, {})
     if not devices:
         devices[shared[0].device_id if shared else next(filter(None, wanted), None)] = {}
@@ -116,7 +109,7 @@ def _asked(wanted: Mapping[str | None, list[str]], device_id: str | None) -> lis
 
 def _latest_shared(store: Store, key: str, names: Sequence[RecordName]) -> list[Record]:
     """The latest device-independent record, wherever it was made; a damaged one only if there is no other."""
-    latest = {name.device_id: name for name in names if name.measure == DEVICE_INDEPENDENT}
+    latest = {name.device_id: name for name in names if not depends_on_device(name.measure)}
     protocol = max((name.protocol for name in latest.values()), default=0)
     records = [store.read_record(key, n, samples=False) for n in latest.values() if n.protocol == protocol]
     return sorted(records, key=lambda record: record.ended_at)[-1:]
@@ -188,7 +181,7 @@ def _judge(wanted: Sequence[str], unmeasured: str, records: Sequence[Record]) ->
     candidates = set(statuses.values()) or {unmeasured}
     if unmeasured == "running" and candidates != {"ok"}:
         candidates.add("running")
-    status = min(candidates, key=lambda s: PRECEDENCE.index(s) if s in PRECEDENCE else -1)
+    status = min(candidates, key=severity)
     row: dict[str, Any] = {f"{measure}_status": value for measure, value in statuses.items()}
     row["status"] = status
     failed = [record for record in records if record.status != "ok"]

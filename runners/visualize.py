@@ -14,12 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from runners.cli.options import Parser, resolution
-from runners.pictures.photos import PHOTOGRAPHS, PROBES, Shown, open_image
+from ablations.values import resolution
+from runners.cli.options import Parser, reader
+from runners.pictures.photos import PHOTOGRAPHS, PROBES
+from runners.pictures.request import MOST_BLOCKS, MOST_HEADS, PictureRequest, prepare, select
 
 if TYPE_CHECKING:
-    from attention_zoo.hosts.pyramid import Pyramid
     from runners.pictures.draw import Scene
+    from runners.pictures.request import Selection
 
 EXAMPLES = """examples:
   python runners/visualize.py --model biformer_tiny.pth --arch biformer_tiny --image dog.jpg --query 90,120 --out dog
@@ -27,11 +29,6 @@ EXAMPLES = """examples:
   python runners/visualize.py --model small --attn bra --set topk=1-4-8-full --image digit-vote --out votes"""
 
 DPI = 200
-MOST_BLOCKS, MOST_HEADS = 4, 4
-"""Rows and heads of a figure unless they are asked for; evenly spaced, first and last among them."""
-
-Numbers = tuple[int, ...] | None
-"""Stages, blocks or heads, from 1; none for all."""
 
 
 def fail(message: object) -> NoReturn:
@@ -61,11 +58,11 @@ def _numbers(what: str) -> Callable[[str], tuple[int, ...]]:
     return read
 
 
-def _setting(text: str) -> tuple[str | None, str, str]:
-    match = re.fullmatch(r"(?:(.+)\.)?(\w+)=(.+)", text)
+def _setting(text: str) -> tuple[str, str]:
+    match = re.fullmatch(r"((?:.+\.)?\w+)=(.+)", text)
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE, such as topk=1-4-16-full")
-    return match[1], match[2], match[3]
+    return match[1], match[2]
 
 
 def make_parser() -> Parser:
@@ -93,7 +90,12 @@ def make_parser() -> Parser:
     built_in = ", ".join((*PHOTOGRAPHS, *PROBES))
     add = parser.add_argument_group("picture").add_argument
     add("--image", metavar="FILE", default="china", help=f"an image file, or built in: {built_in} (default: china)")
-    add("--resolution", metavar="PX|HxW", type=resolution, help="scaled and cropped to this (default: the model's own)")
+    add(
+        "--resolution",
+        metavar="PX|HxW",
+        type=reader(resolution),
+        help="scaled and cropped to this (default: the model's own)",
+    )
     add("--query", metavar="Y,X", type=_place, help="pixel of the image as it is shown, from 0,0 (default: the middle)")
     add("--stage", metavar="N[,N]", type=_numbers("stage"), default=(), help="stages (default: all)")
     add(
@@ -114,94 +116,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def evenly(count: int, most: int) -> tuple[int, ...]:
-    """Choose at most `most` of the numbers 1 to `count`, the first and the last among them."""
-    if count <= most:
-        return tuple(range(1, count + 1))
-    return tuple(1 + round(i * (count - 1) / (most - 1)) for i in range(most))
-
-
-def choose(flag: str, asked: Numbers, counts: dict[int, int], most: int) -> dict[int, tuple[int, ...]]:
-    """Numbers to draw at each stage, those that it has; `counts` says how many that are.
-
-    Raises:
-        ValueError: a number that no stage has.
-    """
-    if asked is None:
-        return {stage: evenly(count, most) for stage, count in counts.items()}
-    absent = [number for number in asked if number > max(counts.values())]
-    if absent:
-        have = ", ".join(f"1 to {count} at stage {stage}" for stage, count in counts.items())
-        raise ValueError(f"{flag} {','.join(map(str, absent))}: there are {have}")
-    return {stage: tuple(n for n in asked or range(1, count + 1) if n <= count) for stage, count in counts.items()}
-
-
-def select(model: "Pyramid", options: argparse.Namespace) -> dict[int, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Blocks and heads to draw at each stage; a stage that has none of them is left out.
-
-    Raises:
-        ValueError: a stage, block or head that is not there.
-    """
-    from runners.pictures.draw import MEAN
-
-    mixers = dict(enumerate(model.mixers(), start=1))
-    absent = [stage for stage in options.stage if stage not in mixers]
-    if absent:
-        raise ValueError(f"--stage {','.join(map(str, absent))}: there are stages 1 to {len(mixers)}")
-    mixers = {stage: mixers[stage] for stage in options.stage or mixers}
-    blocks = choose("--block", options.block, {stage: len(here) for stage, here in mixers.items()}, MOST_BLOCKS)
-    heads = choose("--head", options.head, {s: here[0].num_heads for s, here in mixers.items()}, MOST_HEADS)
-    selected = {}
-    for stage, here in mixers.items():
-        mean = (MEAN,) if not options.head and here[0].num_heads > 1 else ()
-        if blocks[stage] and heads[stage]:
-            selected[stage] = (blocks[stage], (*mean, *heads[stage]))
-    if not selected:
-        raise ValueError("no stage has both such a --block and such a --head")
-    return selected
-
-
-def prepare(options: argparse.Namespace) -> "tuple[Pyramid, str, Shown]":
-    """Check everything that was asked for, and return model, its name and the image.
-
-    Raises:
-        ValueError: it cannot be done; one message that names the flag.
-    """
-    try:
-        source = open_image(options.image)
-    except ValueError as error:
-        raise ValueError(f"--image: {error}") from error
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"--out {options.out} is a file; give a folder")
-    attn = options.attn or "bra"
-    for owner, field, value in options.settings:
-        if owner not in (None, attn, attn.partition(":")[2]):
-            raise ValueError(f"--set {owner}.{field}={value}: the mechanism is {attn}, not {owner}")
-
-    # torch takes seconds to import; nothing above this line needs it
-    from runners.cells.weights import load_model
-
-    config = {field: value for _, field, value in options.settings}
-    try:
-        model, label = load_model(options.model, arch=options.arch, attn=options.attn, config=config)
-    except ValueError as error:
-        raise ValueError(f"--model: {error}") from error
-    height, width = options.resolution or (
-        model.layout.resolution_px,
-        model.layout.width_px or model.layout.resolution_px,
-    )
-    model.describe(height, width)
-    options.query = options.query or (height // 2, width // 2)
-    if options.query[0] >= height or options.query[1] >= width:
-        y, x = options.query
-        raise ValueError(
-            f"--query {y},{x} is outside the image, which is {height}x{width} px (H x W) as shown: "
-            f"Y is 0 to {height - 1}, X is 0 to {width - 1}"
-        )
-    return model, label, source.at(height, width)
-
-
-def draw(scene: "Scene", selected: dict[int, tuple[tuple[int, ...], tuple[int, ...]]], out: Path) -> list[Path]:
+def draw(scene: "Scene", selected: "Selection", out: Path) -> list[Path]:
     """Draw the overview and a figure for each stage into a folder; return the files."""
     from runners.pictures.draw import overview, stage_figure
 
@@ -225,9 +140,10 @@ def versions() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw pictures and measure layers; 0, or 2 with one line if that cannot be done."""
     options = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
+    request = PictureRequest(**{**vars(options), "settings": dict(options.settings)})
     try:
-        model, label, image = prepare(options)
-        selected = select(model, options)
+        model, label, image, query = prepare(request)
+        selected = select(model, request)
     except ValueError as error:
         fail(error)
 
@@ -237,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from runners.pictures.draw import Scene
     from runners.pictures.layers import layer_numbers, summary
 
-    scene = Scene(model, mixer_inputs(model, image.input), image, options.query, label, versions())
+    scene = Scene(model, mixer_inputs(model, image.input), image, query, label, versions())
     try:
         numbers = layer_numbers(model, scene.inputs)
         options.out.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from ablations.study import Cell, cell_key
-from runners.cli.options import MEASURES
+from runners.measures import MEASURES
 from runners.store.record import Record
 from runners.store.store import Store, open_store
 

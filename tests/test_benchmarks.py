@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from attention_zoo.published.models import PUBLISHED, counterpart_model
+from attention_zoo.published.classes import counterpart_model
+from attention_zoo.published.models import PUBLISHED
 from benchmarks import report, scaling
 from benchmarks.claims import Claim, Measured, judge
 from benchmarks.floor import floor, record

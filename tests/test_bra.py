@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from attention_zoo import create
-from attention_zoo.kernels.routing import region_affinity, region_means, routed_attention
 from attention_zoo.layouts import SMALL
-from attention_zoo.mechanisms.bra import BRAConfig
+from attention_zoo.mechanisms.bra import BRA, BRAConfig
+from attention_zoo.mechanisms.bra_options import RoutingOptions
 from attention_zoo.regions import blank
+from attention_zoo.routing import region_affinity, region_means, routed_attention
 
 CASES = [  # size, config -> rows and cols of a region
     ((6, 9), {"regions": 3, "topk": 2}, (2, 3)),
@@ -80,7 +81,7 @@ def test_all_regions_is_vanilla(small, evaluate, size, lepe):
         torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("impl", ["gather", "dense"])
+@pytest.mark.parametrize("impl", ["plain", "dense"])
 def test_no_gradient_flows_through_routing(small, evaluate, monkeypatch, impl):
     attention, x = small("bra", 5, 7, regions=3, topk=2, impl=impl)
     found = evaluate(attention, x)
@@ -177,20 +178,33 @@ def test_macs_written_out():
     assert narrow.core == tokens * 4 * (tokens // 49) * (12 + 48)
 
 
-PATCHES = {
-    "a key is dropped": ("_cells", lambda cells: cells[1:]),
-    "a key is another": ("_pooled", lambda pooled: pooled.roll(1)),
-}
+def drop_first(cells):
+    return cells[0][1:], cells[1][1:]
 
 
-@pytest.mark.parametrize("patch", PATCHES)
-@pytest.mark.parametrize("config", [{"soft_routing": True}, {"kv_pool": "avg", "kv_per_side": 2}], ids=str)
-def test_a_mutated_loop_is_noticed(small, monkeypatch, config, patch):
+def roll_channels(pooled):
+    return pooled.roll(1, -1)
+
+
+def swap_routes(routes):
+    return routes[0], routes[1].flip(2)
+
+
+@pytest.mark.parametrize(
+    ("config", "cls", "name", "mutate"),
+    [
+        ({"soft_routing": True}, BRA, "slow_routes", swap_routes),
+        ({"kv_pool": "avg", "kv_per_side": 2}, BRA, "slow_routes", swap_routes),
+        ({"kv_pool": "avg", "kv_per_side": 2}, RoutingOptions, "cells", drop_first),
+        ({"kv_pool": "max", "kv_ratio": 2}, RoutingOptions, "pooled", roll_channels),
+    ],
+    ids=lambda part: getattr(part, "__name__", str(part)),
+)
+def test_a_mutated_oracle_is_noticed(small, monkeypatch, config, cls, name, mutate):
     attention, x = small("bra", 5, 7, regions=2, topk=2, **config)
     torch.testing.assert_close(attention(x), attention.reference(x))
-    name, mutate = PATCHES[patch]
-    original = getattr(attention, name)
-    monkeypatch.setattr(attention, name, lambda *args: mutate(original(*args)))
+    original = getattr(cls, name)
+    monkeypatch.setattr(cls, name, lambda *args: mutate(original(*args)))
     assert not torch.allclose(attention(x), attention.reference(x))
 
 
@@ -229,12 +243,12 @@ def test_maps_that_do_not_fit(config, size, message):
 
 @pytest.mark.parametrize(
     ("side", "topk", "impl"),
-    [(8, 1, "dense"), (14, 4, "gather"), (14, 16, "dense"), (28, 15, "dense"), (28, 14, "gather"), (56, 49, "gather")],
+    [(8, 1, "dense"), (14, 4, "plain"), (14, 16, "dense"), (28, 15, "dense"), (28, 14, "plain"), (56, 49, "plain")],
 )
 def test_dense_where_it_wastes_little(side, topk, impl):
     attention = create("bra", dim=12, num_heads=2, topk=topk, regions=7, clip_topk=True)
     assert attention.impl_on(side, side) == impl
-    for other in ("gather", "dense"):
+    for other in ("plain", "dense"):
         fixed = create("bra", dim=12, num_heads=2, topk=topk, regions=7, clip_topk=True, impl=other)
         assert fixed.impl_on(side, side) == other
 
@@ -276,7 +290,7 @@ def test_at_takes_the_layouts_regions_unless_a_partition_is_set():
         ({"topk": True}, "topk takes an integer; got True"),
         ({"lepe": 1}, "lepe takes on[|]off; got 1"),
         ({"qk_scale": "1"}, "qk_scale takes a number or none; got '1'"),
-        ({"impl": "fast"}, "impl takes auto[|]reference[|]gather[|]dense[|]flex; got 'fast'"),
+        ({"impl": "fast"}, "impl takes auto[|]reference[|]plain[|]tiles[|]gather[|]dense[|]flex; got 'fast'"),
         ({"region_size": (2, 3)}, r"region_size takes an integer or auto or none; got \(2, 3\)"),
         ({"topk": 0}, "topk must be at least 1, got 0; for dense attention use vanilla"),
         ({"regions": 0}, "regions must be at least 1, got 0"),

@@ -9,21 +9,12 @@ from attention_zoo.check import oracle
 from attention_zoo.check.contract import CHECKS
 from attention_zoo.check.subject import NotApplicable
 
-# mended with a forward in each mechanism's file: some read weights behind their layers, some need an image, swin with
-# shift_whole needs a map above its shift, and dat's geometry fits maps that its forward refuses
-NOT_YET = {
-    *("batch of 0", "hooks on its layers", "adapters on its linear layers", "second derivatives"),
-    "any size of map",
-}
-
 
 @pytest.mark.parametrize(
     "check",
     [pytest.param(check, marks=[pytest.mark.slow] if check.is_slow else [], id=check.name) for check in CHECKS],
 )
-def test_the_contract_holds(mechanism, check, request):
-    if check.name in NOT_YET:
-        request.applymarker(pytest.mark.xfail(strict=False, reason="not yet mended"))
+def test_the_contract_holds(mechanism, check):
     try:
         check.run(subject_of(mechanism))
     except NotApplicable as reason:

@@ -13,6 +13,7 @@ from runners.figures import KINDS, draw, show
 from runners.figures.__main__ import main
 from runners.figures.frames import labels, results
 from runners.figures.style import looks
+from runners.measures import FIRST_CORE_MACS, MACS
 from runners.rows.selection import read_rows
 from runners.rows.stats import fit_exponent, mean_interval
 from runners.store.columns import COLUMNS
@@ -167,7 +168,7 @@ def test_exponents_are_fitted_to_means_so_that_repeats_do_not_narrow_their_inter
 
 
 def test_dashed_lines_have_the_slopes_of_the_closed_forms():
-    ax = axes_of(draw("complexity", frame(growing())))["MACs of the attention cores of the first stage"]
+    ax = axes_of(draw("complexity", frame(growing())))[FIRST_CORE_MACS.title]
     guides = [line for line in ax.lines if line.get_label().startswith("_child") and len(line.get_xdata()) == 2]
     slopes = [float(np.diff(np.log(line.get_ydata()))[0] / np.diff(np.log(line.get_xdata()))[0]) for line in guides]
     assert sorted(slopes) == pytest.approx([1, 4 / 3, 2])
@@ -234,7 +235,7 @@ def test_a_sweep_over_region_sizes_marks_what_auto_chose():
         {**row, "settings": f"region_size={row['topk']}", "topk": 4} for row in trained() if row["attention"] == "bra"
     ]
     auto = [{**row, "settings": "region_size=auto", "region_size": "8x8-2x2"} for row in rows[:3]]
-    ax = axes_of(draw("region_size", frame(rows + auto)))["MACs of the network"]
+    ax = axes_of(draw("region_size", frame(rows + auto)))[MACS.title]
     assert np.allclose(lines_of(ax)["bra"].get_xdata(), [1, 4, 16])
     assert np.allclose(lines_of(ax)["bra auto"].get_xdata(), [8])
 
@@ -256,13 +257,13 @@ def test_a_front_is_marked_and_what_is_not_off_it_tied():
     for row in rows:
         if row["topk"] == 16:
             row["acc1"] = {0: 99.0, 1: 90.0, 2: 96.5}[row["seed"]]
-    ax = axes_of(draw("pareto", frame(rows)))["MACs of the network (GMAC per image)"]
+    ax = axes_of(draw("pareto", frame(rows)))[MACS.axis]
     points = lines_of(ax)
     styles = {name: line.get_fillstyle() for name, line in points.items()}
     assert styles == {"bra topk=1": "full", "bra topk=4": "full", "bra topk=16": "bottom", "vanilla": "full"}
     assert (*points["vanilla"].get_xydata()[0],) == pytest.approx((0.015, 96.1))
     below = [{**row, "acc1": row["acc1"] - 20 - row["seed"]} if row["topk"] == 16 else row for row in trained()]
-    ax = axes_of(draw("pareto", frame(below)))["MACs of the network (GMAC per image)"]
+    ax = axes_of(draw("pareto", frame(below)))[MACS.axis]
     assert lines_of(ax)["bra topk=16"].get_fillstyle() == "none"
 
 
@@ -294,6 +295,17 @@ def test_accuracies_of_different_tasks_have_no_front(change, name):
     rows[0] |= change
     with pytest.raises(ValueError, match=f"several values of {name} do not compare"):
         draw("pareto", frame(rows))
+
+
+def test_points_of_one_cost_are_named_and_the_ceiling_of_the_probe_is_a_line():
+    one_cost = {"infer_latency_ms": None, "peak_infer_mib": None, "train_step_ms": None, "ceiling_percent": 61.1}
+    (ax,) = draw("pareto", frame([{**row, **one_cost} for row in trained()])).findobj(matplotlib.axes.Axes)
+    named = {text.get_text(): text.xy for text in ax.texts if text.get_text() in lines_of(ax)}
+    assert named.keys() == {"bra topk=1", "bra topk=4", "bra topk=16", "vanilla"}
+    assert all(named[name] == pytest.approx(point.get_xydata()[0]) for name, point in lines_of(ax).items())
+    (ceiling,) = (line for line in ax.lines if line.get_label() == "_ceiling")
+    assert set(ceiling.get_ydata()) == {61.1}
+    assert "bra topk=1" not in {text.get_text() for text in ax.get_legend().get_texts()}
 
 
 # --- roofline

@@ -1,43 +1,19 @@
 """Deformable attention: the published numbers of both years, the oracle's own sensitivity, and facts of the papers."""
 
 import copy
-import json
-import os
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
+from golden import CASES, needs_golden, path_of
 from torch import Tensor
 
 from attention_zoo import create
 from attention_zoo.config import parse_field
+from attention_zoo.dispatch import part_of
 from attention_zoo.layouts import SMALL, STL
 from attention_zoo.mechanisms.dat import DAT, DATConfig
-
-FOLDER = Path(os.environ.get("ZOO_GOLDEN") or Path(__file__).parents[1].parent / "shared" / "golden")
-
-
-class Case(NamedTuple):
-    config: dict[str, Any]
-    tensors: dict[str, Tensor]
-
-
-def cases() -> dict[str, Case]:
-    found = {}
-    for path in sorted((FOLDER / "dat").glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            header = file.metadata()
-            if header["official_class"].endswith("DAttentionBaseline"):
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
-                found[path.stem] = Case(json.loads(header["config"]), tensors)
-    return found
-
-
-CASES = cases()
-needs_golden = pytest.mark.skipif(not CASES, reason=f"no golden cases in {FOLDER / 'dat'}; set ZOO_GOLDEN")
-each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+from attention_zoo.published.cases import Case, read_case
 
 OFFICIAL = {  # official names of modules -> ours; q, k and v lie in one matrix
     "proj_q": "q",
@@ -86,8 +62,7 @@ def official(case: Case) -> DAT:
     ctor = case.config["ctor"]
     config = configure(ctor, case.config["H"], case.config["W"])
     attention = create("dat", dim=ctor["n_heads"] * ctor["n_head_channels"], **config)
-    found = {name.removeprefix("weights/"): t for name, t in case.tensors.items() if name.startswith("weights/")}
-    attention.load_state_dict(rename(found, offsets=config["offsets"]))
+    attention.load_state_dict(rename(case.weights, offsets=config["offsets"]))
     return attention.eval()
 
 
@@ -97,8 +72,9 @@ def assert_close(found: Tensor, expected: Tensor, share: float) -> None:
 
 
 @needs_golden
-@each_case
-def test_official_output_gradient_and_points(case):
+@pytest.mark.parametrize("name", [name for name, kind in CASES.items() if kind.endswith(".DAttentionBaseline")])
+def test_official_output_gradient_and_points(name):
+    case = read_case(path_of(name), name)
     attention = official(case)
     x = case.tensors["input"].requires_grad_()
     tokens = x.permute(0, 2, 3, 1)
@@ -108,7 +84,7 @@ def test_official_output_gradient_and_points(case):
     assert_close(gradient, case.tensors["grad_input"], share=5e-4)
     if attention.config.offsets:
         points, reference = case.tensors["extra/pos"], case.tensors["extra/reference"]
-        assert_close(attention.points(attention.linear(tokens, 0, attention.dim)), points, share=1e-4)
+        assert_close(attention.points(part_of(attention.qkv, tokens, 0, attention.dim)), points, share=1e-4)
         grid = attention._grid(*attention.samples(*x.shape[2:]), x)
         assert_close(grid.expand_as(reference), reference, share=1e-6)
 
@@ -228,9 +204,9 @@ def test_unbounded_points_stay_on_the_map(small, variant):
 @pytest.mark.parametrize("groups", [1, 2])
 def test_tokens_read_are_those_whose_change_moves_keys_of_every_head(small, groups):
     attention, x = small("dat", 6, 9, groups=groups, stride=3, offset_range=1.5)
-    points = attention.points(attention.linear(x, 0, 12)).detach()
+    points = attention.points(part_of(attention.qkv, x, 0, 12)).detach()
     free = x.clone().requires_grad_()
-    k = attention.linear(attention.sample(free, points), 12, 24).unflatten(-1, (2, 6))
+    k = part_of(attention.qkv, attention.sample(free, points), 12, 24).unflatten(-1, (2, 6))
     reads = attention.connectivity(x)
     assert reads.shape == (2, 1, 1, 54)
     assert reads.any()

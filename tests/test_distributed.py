@@ -18,10 +18,10 @@ from test_train import Stripes
 from torch import nn
 
 from runners.machine.failures import ChildFailed
-from runners.measure import accuracy as train
 from runners.measure.accuracy import train_and_evaluate
 from runners.measure.batch_norm import SyncedBatchNorm, synchronise_batch_norm
 from runners.measure.distributed import ALONE, Group, _reachable, setup
+from runners.measures import MEASURES
 
 CPU = torch.device("cpu")
 
@@ -483,4 +483,4 @@ def test_the_seed_of_rank_0_is_that_of_one_process():
     for seed, step in ((0, 0), (3, 77), (2**40, 5)):
         states = [np.random.SeedSequence(entropy).generate_state(1)[0] for entropy in ((seed, step), (seed, step, 0))]
         assert states[0] == states[1]
-    assert train.PROTOCOL == 1
+    assert MEASURES["accuracy"].protocol == 1

@@ -112,7 +112,7 @@ def test_auto_takes_the_best_device(monkeypatch):
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:", "cuda:x", "CPU", ""])
 def test_an_unknown_device_is_refused(name):
-    with pytest.raises(ValueError, match=f"--device must be auto, cpu, cuda, cuda:N or mps, got '{name}'"):
+    with pytest.raises(ValueError, match=f"device must be auto, cpu, cuda, cuda:N or mps, got '{name}'"):
         pick_device(name)
 
 

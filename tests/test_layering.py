@@ -47,8 +47,8 @@ def test_the_zoo_imports_torch_alone(path):
         "counting.py": {"fvcore"},
         "timm_models.py": {"timm"},
         "timm_run.py": {"timm"},
-        "official.py": {"safetensors"},
-        "parity.py": {"safetensors"},
+        "weights.py": {"safetensors"},
+        "cases.py": {"safetensors"},
     }
     assert packages(path) <= {"attention_zoo", "torch"} | more.get(path.name, set())
 
@@ -59,14 +59,12 @@ def test_mechanisms_are_imported_by_the_package_and_by_no_other(path):
         "__init__.py": MECHANISMS,
         # full attention is a stage of the host
         "pyramid.py": {"attention_zoo.mechanisms.vanilla"},
-        "models.py": {"attention_zoo.mechanisms.vanilla"} if path.parent.name == "attention_zoo" else MECHANISMS,
-        # the published models, whose classes and configurations these name
-        **dict.fromkeys(
-            ("attention_maps.py", "counterparts.py", "name_maps.py", "host_maps.py", "parity.py"),
-            MECHANISMS,
-        ),
+        "models.py": {"attention_zoo.mechanisms.vanilla"},
+        "attention_maps.py": MECHANISMS,
     }
-    assert imported(path) & MECHANISMS <= allowed.get(path.name, set())
+    # the published classes name the mechanisms and configurations that they are
+    names = MECHANISMS if path.parent.name == "published" else allowed.get(path.name, set())
+    assert imported(path) & MECHANISMS <= names
 
 
 def test_the_mechanisms_are_files_of_the_zoo():

@@ -15,12 +15,11 @@ from attention_zoo import registry
 from attention_zoo.check.__main__ import main
 from attention_zoo.check.contract import CHECKS, run
 from attention_zoo.check.subject import Subject
-from runners.cells.plan import make_plan
 from runners.cli.options import read_command
 from runners.figures import mechanisms
 from runners.figures.gallery import gallery_panels
 from runners.figures.style import looks, wrapped
-from runners.sweep import axes_of
+from runners.sweep import make_sweep
 from runners.visualize import main as visualize
 
 ROOT = Path(__file__).parents[1]
@@ -196,7 +195,7 @@ def test_settings_of_a_path_are_named_by_its_class(written):
     name = f"{written(TEMPLATE).__name__}:Strided"
 
     def settings(line: str) -> list[dict[str, object]]:
-        return [dict(cell.settings) for cell in make_plan(axes_of(read_command(line.split()), None)).cells]
+        return [dict(cell.settings) for cell in make_sweep(read_command(line.split())).plan.cells]
 
     assert settings(f"--attn {name},swin --set Strided.every=2,3") == [{}, {"every": 3}, {}]
     assert settings(f"--attn {name} --set {name}.every=3") == [{"every": 3}]

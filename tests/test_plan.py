@@ -2,16 +2,15 @@
 
 import pytest
 
-from ablations import Axes, load_study, study_names
-from ablations.study import cell_key
+from ablations import Axes, load_study
 from attention_zoo import names
-from runners.cells.plan import Plan, command_for, estimate_seconds, make_plan
+from runners.cells.plan import Plan, command_for, make_plan
 from runners.cli.options import read_command
-from runners.sweep import axes_of
+from runners.sweep import make_sweep
 
 
 def plan(line: str) -> Plan:
-    return make_plan(axes_of(read_command(line.split()), None))
+    return make_sweep(read_command(line.split())).plan
 
 
 def test_the_main_command_is_one_cell_per_topk_in_order() -> None:
@@ -104,21 +103,12 @@ def test_the_command_of_a_row_makes_that_row(line: str) -> None:
     command = command_for(cell, ["flops"])
     assert command.startswith("python runners/sweep.py ")
     arguments = command.split()[2:]
-    assert make_plan(axes_of(read_command(arguments), None)).cells == (cell,)
-
-
-@pytest.mark.parametrize("name", study_names())
-def test_every_study_plans(name: str) -> None:
-    study = load_study(name)
-    cells = make_plan(study.axes).cells
-    assert study.name == name
-    assert len({cell_key(cell) for cell in cells}) == len(cells) > 2
-    assert all(estimate_seconds(cell, study.measures) > 0 for cell in cells)
+    assert make_sweep(read_command(arguments)).plan.cells == (cell,)
 
 
 def test_a_command_line_overrides_a_study() -> None:
     options = read_command(["--study", "topk", "--seeds", "7", "--steps", "2"])
-    cells = make_plan(axes_of(options, load_study("topk"))).cells
+    cells = make_sweep(options, load_study("topk")).plan.cells
     assert {(cell.seed, cell.steps) for cell in cells} == {(7, 2)}
     assert len(cells) == 5
 

@@ -119,14 +119,14 @@ def assert_noticed(attention, x, expected):
 @each_pooled
 def test_the_reference_notices_a_dropped_key(small, monkeypatch, name, config):
     attention, x = small(name, 5, 7, reduction=2, **config)
-    plain = pooled.masked_softmax
+    plain = pooled.softmax_weights
 
-    def without_one_key(q, k, v, scale, bias, allowed):
+    def without_one_key(q, k, scale, bias, allowed):
         allowed = allowed.clone()
         allowed[0, -1] = False
-        return plain(q, k, v, scale, bias, allowed)
+        return plain(q, k, scale, bias, allowed)
 
-    monkeypatch.setattr(pooled, "masked_softmax", without_one_key)
+    monkeypatch.setattr(pooled, "softmax_weights", without_one_key)
     assert_noticed(attention, x, attention(x))
 
 

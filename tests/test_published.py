@@ -2,27 +2,23 @@
 
 import json
 import math
-import os
 import pickle
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from golden import FOLDER, needs_golden
 from safetensors.torch import save_file
 from timm.models.maxxvit import AttentionCl
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import create, create_model
-from attention_zoo.published.counterparts import counterpart
-from attention_zoo.published.models import PUBLISHED, counterpart_model
-from attention_zoo.published.name_maps import Official
-from attention_zoo.published.official import load_official, to_official
-
-FOLDER = Path(os.environ.get("ZOO_GOLDEN") or Path(__file__).parents[1].parent / "shared" / "golden") / "models"
-LISTS = sorted(FOLDER.glob("*.json"))
-needs_golden = pytest.mark.skipif(not LISTS, reason=f"no lists of names in {FOLDER}; set ZOO_GOLDEN to their folder")
+from attention_zoo.published.classes import counterpart, counterpart_model
+from attention_zoo.published.models import PUBLISHED
+from attention_zoo.published.places import Official
+from attention_zoo.published.weights import load_official, to_official
 
 # models of other codes whose configuration the lists leave to the name
 HOSTS = {
@@ -39,6 +35,10 @@ ELSEWHERE = {"dat_tiny_2023", "maxvit_tiny_tf_224"}  # hosts of their own; see t
 NOT_MACS = {"layer_norm", "batch_norm", "grid_sampler", "adaptive_avg_pool2d"}
 
 
+def list_of(name):
+    return json.loads((FOLDER / "models" / f"{name}.json").read_text())
+
+
 def build(listed):
     name = listed["model"]
     if name in PUBLISHED:
@@ -49,13 +49,13 @@ def build(listed):
 
 @needs_golden
 def test_every_list_is_used():
-    assert {path.stem for path in LISTS} == {*PUBLISHED, *HOSTS, *ELSEWHERE}
+    assert {path.stem for path in (FOLDER / "models").glob("*.json")} == {*PUBLISHED, *HOSTS, *ELSEWHERE}
 
 
 @needs_golden
-@pytest.mark.parametrize("path", [path for path in LISTS if path.stem not in ELSEWHERE], ids=lambda path: path.stem)
-def test_names_shapes_parameters_and_macs_are_the_official_ones(path):
-    listed = json.loads(path.read_text())
+@pytest.mark.parametrize("name", [*PUBLISHED, *HOSTS])
+def test_names_shapes_parameters_and_macs_are_the_official_ones(name):
+    listed = list_of(name)
     # on the meta device: a shape is a shape
     with torch.device("meta"):
         model, official = build(listed)
@@ -209,10 +209,10 @@ def test_what_the_codes_do_with_unusual_arguments():
 
     stripes, about = mixer("cswin.seg.CSWinBlock.attn", (5, 10), dim=24, num_heads=3, split_size=7)
     assert (stripes.num_heads, about.branches) == (2, 2)  # two branches leave an odd head out
-    assert [branch.cut.padded_size for branch in stripes.branches(5, 10)] == [(5, 14), (7, 10)]
+    assert [branch.stripes.padded_size for branch in stripes.branches(5, 10)] == [(5, 14), (7, 10)]
     whole, about = mixer("cswin.seg.CSWinBlock.attn", (5, 10), dim=24, num_heads=3, split_size=7, last_stage=True)
     assert (whole.num_heads, about.branches) == (3, 1)
-    assert [branch.cut.padded_size for branch in whole.branches(5, 10)] == [(5, 10), (5, 10)]
+    assert [branch.stripes.padded_size for branch in whole.branches(5, 10)] == [(5, 10), (5, 10)]
 
     ctor = {"n_heads": 2, "n_head_channels": 4, "n_groups": 1, "stride": 1, "offset_range_factor": 0}
     old, _ = mixer("dat_v1.DAttentionBaseline", (4, 4), **ctor, stage_idx=3)
@@ -233,6 +233,46 @@ def test_what_the_codes_do_with_unusual_arguments():
             "maxvit.PartitionAttention2d", (16, 20), dim=32, partition_type="grid", grid_size=[8, 5], auto_pad=True
         )
         bad.partition(16, 20)
+
+
+SWIN = {"depths": [1], "num_heads": [2], "embed_dim": 8}
+BIFORMER = {"depth": [1], "embed_dim": [32], "topks": [1], "head_dim": 16}
+
+
+@pytest.mark.parametrize(
+    ("official", "arguments", "message"),
+    [
+        ("models.SwinTransformer", {**SWIN, "norm_eps": 1e-3}, "no counterpart of norm_eps=0.001"),
+        ("models.SwinTransformer", {**SWIN, "act_layer": "ReLU"}, "no counterpart of act_layer='ReLU'"),
+        (
+            "models.SwinTransformer",
+            {**SWIN, "norm_layer": "BatchNorm2d"},
+            "norm_layer='BatchNorm2d' has no counterpart",
+        ),
+        ("models.BiFormer", {**BIFORMER, "mlp_ratio": 2}, "no counterpart of mlp_ratio=2"),
+        ("models.BiFormer", {"depth": [1]}, r"models.BiFormer: .* cannot be read: KeyError\('embed_dim'\)"),
+        ("models.Swin", SWIN, "no counterpart of 'models.Swin'; known: models.BiFormer, "),
+    ],
+    ids=str,
+)
+def test_an_argument_that_changes_the_output_of_a_model_is_read_or_refused(official, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        counterpart_model(official, {"ctor": arguments, "H": 64, "W": 64})
+
+
+def test_what_surrounds_a_mixer_in_its_block_is_moot_for_the_mixer_alone():
+    around = {"norm_eps": 1e-3, "norm_layer": "BatchNorm2d", "act_layer": "ReLU", "mlp_ratio": 2.0, "drop_path": 0.1}
+    plain, _ = mixer("swin.SwinTransformerBlock.attn", (8, 8), dim=8, num_heads=2, window_size=4)
+    within, _ = mixer("swin.SwinTransformerBlock.attn", (8, 8), dim=8, num_heads=2, window_size=4, **around)
+    assert (within.window, within.shift) == (plain.window, plain.shift) == ((4, 4), 0)
+    moot = {"drop_path_rate": 0.5, "use_checkpoint": True, "norm_layer": "LayerNorm"}
+    counterpart_model("models.SwinTransformer", {"ctor": {**SWIN, **moot}, "H": 224, "W": 224})
+
+
+def test_a_class_that_depends_on_the_map_asks_for_its_size():
+    ctor = {"dim": 8, "num_heads": 2}
+    with pytest.raises(ValueError, match=r"CSWinBlock\.attn depends on the size of its input: give H and W"):
+        counterpart("cswin.CSWinBlock.attn", {"ctor": ctor})
 
 
 @pytest.mark.parametrize(
@@ -278,14 +318,14 @@ def test_sides_of_an_image_may_differ():
 
 
 def listed_macs(name):
-    flops = json.loads((FOLDER / f"{name}.json").read_text())["flops"]
+    flops = list_of(name)["flops"]
     return flops["total"] - sum(flops["by_operator"].get(kind, 0) for kind in NOT_MACS)
 
 
 @needs_golden
 def test_deformable_and_neighbourhood_attention_cost_what_dat_tiny_2023_does():
     """Its host is not ours (positional convolutions in blocks and MLPs), so that is counted off its list of weights."""
-    listed = json.loads((FOLDER / "dat_tiny_2023.json").read_text())
+    listed = list_of("dat_tiny_2023")
     config, total = listed["config"], 0
     sides = [56, 28, 14, 7]
     for stage, kinds in enumerate(config["stage_spec"]):

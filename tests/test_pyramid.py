@@ -46,8 +46,8 @@ def test_stl_with_bra_has_the_parameters_of_the_paper():
 @pytest.mark.parametrize("size_px", [(32, 64), (33, 47), (64, 96)], ids=lambda s: f"{s[0]}x{s[1]}")
 def test_macs_are_those_that_torch_counts(name, layout, size_px):
     with torch.device("meta"):
-        # macs describes the algorithm, which gathers
-        model = create_model(layout, attn=name, **({"impl": "gather"} if name == "bra" else {})).eval()
+        # macs describes the plain way
+        model = create_model(layout, attn=name, impl="plain").eval()
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(1, 3, *size_px, device="meta"))
     macs = model.macs(*size_px)
@@ -173,13 +173,13 @@ def test_describe_joins_the_stages_and_weighs_the_padding():
     found = build(attn="bra", topk="1-2-8-full").describe(40, 56)
     padding = (12 * 16 + 6 * 8 + 2 * 3 * 4 + 2 * 2) / (10 * 14 + 5 * 7 + 2 * 3 * 4 + 2 * 2) - 1
     assert found == {
-        "impl": "gather-dense-dense-full",
+        "impl": "plain-dense-dense-full",
         "regions": "4x4-3x4-3x4-full",
         "region_size": "3x4-2x2-1x1-full",
         "topk_effective": "1-2-8-full",
         "pad_ratio": pytest.approx(padding),
     }
-    assert build(attn="vanilla").describe(40, 56) == {"impl": "dense-dense-dense-dense", "pad_ratio": 0.0}
+    assert build(attn="vanilla").describe(40, 56) == {"impl": "plain-plain-plain-plain", "pad_ratio": 0.0}
     assert build(attn="swin", window="4-2-2-full").describe(64, 64)["window"] == "4x4-2x2-2x2-full"
 
 
@@ -262,27 +262,6 @@ def test_drop_path_grows_with_depth_and_rests_in_eval():
         assert not torch.equal(model(x), model(x))
     assert torch.equal(model.eval()(x), model(x))
     assert torch.equal(model(x), build(attn="vanilla").eval()(x))
-
-
-@torch.no_grad()
-def test_in_inference_no_map_of_a_whole_batch_waits_for_its_stage(monkeypatch):
-    model = create_model("biformer_tiny", num_classes=10).eval()
-    images = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    whole, maps = model.forward_intermediates(images)
-    taken: list[tuple[int, int]] = []
-    for index, stage in enumerate(model.stages):
-        stage.register_forward_hook(lambda _, args, __, index=index: taken.append((index, len(args[0]))))
-    image_bytes = 4 * 64 * 16 * 16
-    monkeypatch.setattr("attention_zoo.hosts.pyramid.CHUNK_BYTES", image_bytes)
-    y, maps_by_parts = model.forward_intermediates(images)
-    # the first stage holds one image at a time, each further one twice as many; the last takes what comes
-    assert [count for stage, count in taken if stage == 0] == [1] * 5
-    assert [count for stage, count in taken if stage == 3] == [5]
-    stages = [stage for stage, _ in taken]
-    assert stages.index(2) < len(stages) - 1 - stages[::-1].index(0)
-    torch.testing.assert_close(y, whole, atol=1e-5, rtol=1e-5)
-    for part, map_ in zip(maps_by_parts, maps, strict=True):
-        torch.testing.assert_close(part, map_, atol=1e-5, rtol=1e-5)
 
 
 @each_name

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from ablations.study import Cell, cell_key
-from runners.store.record import STATUSES, Record, RecordName
+from runners.measures import RECORDED
+from runners.store.record import Record, RecordName
 from runners.store.store import StoreError, open_store
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -93,9 +94,9 @@ def test_a_record_is_one_strict_json_object(store):
 
 
 def test_an_unknown_status_is_refused(store):
-    with pytest.raises(StoreError, match=r"one of ok, unsupported.*'fine'"):
+    with pytest.raises(StoreError, match=r"one of error, .*'fine'"):
         store.write_record(KEY, replace(FOUND, status="fine"))
-    for status in STATUSES:
+    for status in RECORDED:
         store.write_record(KEY, replace(FOUND, status=status))
 
 

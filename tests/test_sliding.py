@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from attention_zoo import create
 from attention_zoo.layouts import SMALL, STL
 from attention_zoo.mechanisms.sliding import SlidingConfig
 
@@ -147,14 +148,16 @@ def test_bad_values(config, message):
 
 @pytest.mark.parametrize("size", [(9, 9), (14, 5), (3, 17), (8, 1), (23, 16)], ids=lambda s: f"{s[0]}x{s[1]}")
 @pytest.mark.parametrize("config", [{"kernel": 3}, {"kernel": 5, "bias": False}, {"kernel": 7, "lepe": True}], ids=str)
-def test_tiles_are_the_gather(small, evaluate, monkeypatch, size, config):
+def test_tiles_are_the_plain_way(small, evaluate, size, config):
     attention, x = small("sliding", *size, **config)
-    monkeypatch.setattr("attention_zoo.kernels.tiles._BIAS_BYTES", 20_000)  # several pieces
-    assert attention._runs_in_tiles(x)
+    assert attention.impl_on(*size) == "tiles"
     tiled = evaluate(attention, x)
-    gathered = evaluate(attention, x, "_by_query")
-    for name, value in gathered.items():
+    attention.impl = "plain"
+    for name, value in evaluate(attention, x).items():
         torch.testing.assert_close(tiled[name], value, rtol=1e-9, atol=1e-10)
-    with torch.inference_mode():
-        torch.testing.assert_close(attention(x), gathered["output"])
-        torch.testing.assert_close(attention(x), gathered["output"])
+
+
+def test_tiles_need_neighbours_without_a_gap():
+    assert create("sliding", dim=12, num_heads=2, dilation=2).impl_on(9, 9) == "plain"
+    with pytest.raises(ValueError, match=r"impl=tiles.*dilation=2"):
+        create("sliding", dim=12, num_heads=2, dilation=2, impl="tiles")

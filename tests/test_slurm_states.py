@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 
 from ablations.study import Cell, cell_key
-from runners.cli.options import read_command
 from runners.jobs import slurm, submissions
-from runners.jobs.launch import Order, check_shared
+from runners.jobs.launch import Order, check_shared, short_time
+from runners.jobs.options import SlurmOptions
 from runners.jobs.outcomes import judge, look
 from runners.jobs.request import make_request, study_name
 from runners.jobs.slurm import JobState, SlurmError
@@ -252,8 +252,8 @@ def test_a_folder_that_other_machines_have_of_their_own_is_refused() -> None:
 
 def test_a_request_takes_the_command_line_before_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
     defaults = (("time", "2:00:00"), ("partition", "gpu"), ("gpus-per-node", "2"))
-    line = ["--cluster", "slurm", "--partition", "cpu", "--slurm", "reservation=night", "--nodes", "2"]
-    request = make_request(read_command(line), defaults)
+    asked = SlurmOptions(partition="cpu", slurm={"reservation": "night"}, nodes=2)
+    request = make_request(asked, defaults=defaults)
     assert (request.time_min, request.world_size) == (120, 4)
     assert request.sbatch_options(8) == {
         "partition": "cpu",
@@ -264,10 +264,25 @@ def test_a_request_takes_the_command_line_before_the_study(monkeypatch: pytest.M
         "gpus-per-node": 2,
         "cpus-per-task": 8,
     }
-    again = make_request(read_command(["--cluster", "slurm", "--time", "30"]), defaults, before=request)
+    again = make_request(SlurmOptions(), 30, defaults=defaults, before=request)
     assert (again.time_min, again.options, again.gpus_per_node) == (30, request.options, 2)
     with pytest.raises(ValueError, match="nodes=many"):
-        make_request(read_command(["--cluster", "slurm"]), (("nodes", "many"),))
+        make_request(SlurmOptions(), defaults=(("nodes", "many"),))
+
+
+def test_a_time_that_a_guess_finds_too_short_is_a_warning() -> None:
+    def order(time_min: int, measures: tuple[str, ...] = ("flops", "memory"), **request: Any) -> Order:
+        cells = {"small": (Cell(batch_size=1), measures), "large": (Cell(layout="stl", height_px=224), measures)}
+        return Order(study="s", cells=cells, request=Request(time_min=time_min, **request))
+
+    warning = short_time(order(1))
+    assert warning is not None
+    for part in ("warning", "--time 1 min", "flops, memory of bra stl 224x64", "about"):
+        assert part in warning
+    assert short_time(order(60)) is None
+    # a GPU may be quicker, and a training goes on in a further run
+    assert short_time(order(1, gpus_per_node=1)) is None
+    assert short_time(order(1, ("accuracy",))) is None
 
 
 def test_the_same_cells_have_the_same_name() -> None:

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from ablations.study import Cell, cell_key
+from runners.measures import STATUSES
 from runners.store.columns import COLUMNS
-from runners.store.record import STATUSES, Record
+from runners.store.record import Record
 from runners.store.store import StoreError, open_store
 from runners.table import load
 
@@ -50,7 +51,11 @@ def test_the_readme_lists_every_column():
 
 def test_the_readme_explains_every_status():
     readme = (Path(__file__).parents[1] / "results" / "README.md").read_text()
-    assert all(f"| `{status}` |" in readme for status in (*STATUSES, "running", "lost", "pending"))
+    listed = [line for line in readme[readme.index("### Status") : readme.index("## Columns")].splitlines()]
+    assert [line for line in listed if line.startswith("| `")] == [
+        f"| `{status.name}` | {status.meaning} |" for status in STATUSES.values()
+    ]
+    assert f"the gravest of its measures: {', '.join(STATUSES)}." in " ".join(listed)
 
 
 def test_an_empty_folder_has_every_column(tmp_path):

@@ -14,8 +14,8 @@ from torch import nn
 
 from attention_zoo import create_model, names, timm_models, timm_run
 from attention_zoo.published.models import PUBLISHED
-from attention_zoo.published.name_maps import Official
-from attention_zoo.published.official import to_official
+from attention_zoo.published.places import Official
+from attention_zoo.published.weights import to_official
 
 ROOT = Path(__file__).parents[1]
 OURS = {

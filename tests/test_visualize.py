@@ -18,13 +18,14 @@ from safetensors.torch import save_file
 
 from attention_zoo import create, create_model
 from attention_zoo.attention_maps import Reading, mixer_inputs, read, routes
-from attention_zoo.published.name_maps import Official
-from attention_zoo.published.official import to_official
+from attention_zoo.published.places import Official
+from attention_zoo.published.weights import to_official
 from runners.cells.weights import load_model, save_checkpoint
 from runners.pictures.draw import MEAN, OUTLINE, Scene, borders, make_panels, overlay, overview, stage_figure
 from runners.pictures.layers import distances, entropies, kept_routes, layer_numbers, spread_queries, summary
 from runners.pictures.photos import open_image
-from runners.visualize import evenly, main
+from runners.pictures.request import evenly
+from runners.visualize import main
 
 ROOT = Path(__file__).parents[1]
 CONFIG = {"topk": "2-2-3-full", "regions": 4}

@@ -43,8 +43,8 @@ def has_same_output(attention: Attention, x: Tensor, size: Size, *, rtol: float 
 
 def _explanation(cls: type[Attention]) -> str:
     """Say where the reference comes from, if its author did not write it."""
-    names = [name for name in ("reference", "weights") if hasattr(cls, name)]
-    owners = [next(base for base in cls.__mro__ if name in vars(base)) for name in names]
+    methods = ("reference", "weights")
+    owners = [next(base for base in cls.__mro__ if method in vars(base)) for method in methods]
     if cls in owners or any(not owner.__module__.startswith("attention_zoo.") for owner in owners):
         return ""
     return (

@@ -1,9 +1,6 @@
 """The four-stage host around a token mixer, the same for every mechanism."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +9,11 @@ from torch.utils.checkpoint import checkpoint
 
 from attention_zoo.base import Attention, Macs
 from attention_zoo.config import FULL, AttentionConfig
-from attention_zoo.hosts.blocks import Block, Downsample, map_norm
-from attention_zoo.kernels.modes import infers_on_cpu
-from attention_zoo.kernels.remade import checkpointed
+from attention_zoo.hosts.backbone import Backbone
+from attention_zoo.hosts.blocks import Block
+from attention_zoo.hosts.downsampling import Downsample, map_norm
 from attention_zoo.layouts import Layout
 from attention_zoo.mechanisms.vanilla import Vanilla
-from attention_zoo.regions import joined
 from attention_zoo.registry import build
 
 
@@ -29,9 +25,6 @@ class Mixer(NamedTuple):
     num_heads: int | None = None
 
 
-CHUNK_BYTES = 2 * 2**20
-"""Size of a map that stays in a core's cache with what a block makes of it, and below what malloc maps anew."""
-
 Stages = list[list[Mixer]]
 """The mixers of each stage's blocks."""
 
@@ -42,14 +35,11 @@ def alternate(mixer: Mixer, layout: Layout, stage: int) -> list[Mixer]:
     return [mixer._replace(config=mixer.config.at(stage, block, layout)) for block in blocks]
 
 
-class Pyramid(nn.Module):
+class Pyramid(Backbone):
     """Stem, four stages and a classifier: (B, 3, height_px, width_px) -> (B, num_classes) logits.
 
     It has the methods that timm asks of a model; without classes, the pooled features are what it returns.
     """
-
-    output_fmt: ClassVar[str] = "NHWC"
-    """How timm is told that `forward_features` and the stages return (B, H, W, C)."""
 
     def __init__(self, layout: Layout, stages: Stages, num_classes: int, drop_path_rate: float = 0.0) -> None:
         """Build the host of a layout; `stages` name mechanism and configuration of each block.
@@ -108,7 +98,7 @@ class Pyramid(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         if probe:
-            self._init_head()
+            self.init_head()
             for mixer in mixers:
                 q_and_k, v = mixer.qkv.weight[: 2 * mixer.qk_dim], mixer.qkv.weight[2 * mixer.qk_dim :]
                 nn.init.trunc_normal_(q_and_k, std=1.05 * mixer.dim**-0.5)
@@ -118,46 +108,24 @@ class Pyramid(nn.Module):
         for position in self.positions:
             nn.init.trunc_normal_(position, std=0.02)
 
-    def _init_head(self) -> None:
+    def init_head(self) -> None:
+        """Initialise the classifier, where there is one."""
         if isinstance(self.head, nn.Linear):
             nn.init.trunc_normal_(self.head.weight, std=0.1 if self.layout.init == "probe" else 0.02)
             nn.init.zeros_(self.head.bias)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last map, (B, H, W, C), before the final norm."""
-        return self._run(x, [], len(self.stages))[0]
+        return self.run_stages(x, [], len(self.stages))[0]
 
-    def _run(self, x: Tensor, taken: list[int], count: int) -> tuple[Tensor, list[Tensor]]:
-        """Run the first `count` stages: the last map and those after the stages `taken`, (B, H, W, C).
-
-        In inference on a CPU each stage takes as many images at a time as stay in the cache, and asks the stage before
-        for just these, so that no map of the whole batch waits for its stage; only the last map and those taken grow
-        with the batch.
-        """
-        sizes = self.layout.maps(*x.shape[2:])
-        kept: dict[int, list[Tensor]] = {stage: [] for stage in sorted(taken)}
-        last = self._run_to(count - 1, x, sizes, kept)
-        return last, [joined(maps) for maps in kept.values()]
-
-    def _run_to(
-        self, stage: int, images: Tensor, sizes: list[tuple[int, int]], kept: dict[int, list[Tensor]]
-    ) -> Tensor:
-        """Run the stages up to this one, and add the maps of those that are `kept`."""
-        found = joined(
-            # no name for what comes before, which would keep it while the next part is made
-            self._run_stage(stage, self._run_to(stage - 1, part, sizes, kept).permute(0, 3, 1, 2) if stage else part)
-            for part in images.tensor_split(self._parts(images, stage, sizes[stage]))
-        )
-        if stage in kept:
-            kept[stage].append(found)
-        return found
-
-    def _parts(self, images: Tensor, stage: int, size: tuple[int, int]) -> int:
-        """In how many parts a stage takes images; a trace or a compiled graph would unroll them."""
-        if self.training or not infers_on_cpu(images):
-            return 1
-        map_bytes = images.element_size() * self.layout.dims[stage] * math.prod(size)
-        return max(1, min(len(images), math.ceil(len(images) * map_bytes / CHUNK_BYTES)))
+    def run_stages(self, x: Tensor, taken: list[int], count: int) -> tuple[Tensor, list[Tensor]]:
+        """Run the first `count` stages: the last map, and those after the stages `taken`, (B, H, W, C)."""
+        maps = []
+        for stage in range(count):
+            x = self._run_stage(stage, x.permute(0, 3, 1, 2) if stage else x)
+            if stage in taken:
+                maps.append(x)
+        return x, maps
 
     def _run_stage(self, stage: int, x: Tensor) -> Tensor:
         """Merge, then mix: (B, C, H, W) -> (B, H, W, C)."""
@@ -169,7 +137,7 @@ class Pyramid(nn.Module):
             mixed: Tensor = self.stages[stage](x)
             return mixed
         for block in cast(nn.Sequential, self.stages[stage]):
-            x = checkpoint(block, x, use_reentrant=False, context_fn=lambda: (checkpointed(), checkpointed()))
+            x = checkpoint(block, x, use_reentrant=False)
         return x
 
     def _position(self, stage: int, x: Tensor) -> Tensor:
@@ -196,128 +164,6 @@ class Pyramid(nn.Module):
         if self.drop_rate:
             x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else cast(Tensor, self.head(x))
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the maps after the stages `indices` (the last n if a number, all if None), and the last of all.
-
-        `norm` applies the final norm to the last stage's among them; `stop_early` runs no stage that is not needed.
-        The last map is (B, H, W, C), the others are as `output_fmt` says.
-
-        Raises:
-            ValueError: no such stage, or a format other than NCHW and NHWC.
-        """
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"output_fmt must be NCHW or NHWC, got {output_fmt!r}")
-        taken = self._taken(indices)
-        x, maps = self._run(x, taken, max(taken) + 1 if stop_early else len(self.stages))
-        if norm and len(self.stages) - 1 in taken:
-            last, reads_nchw = maps[-1], self.layout.pool == "norm_mean"
-            maps[-1] = self.norm(last.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if reads_nchw else self.norm(last)
-        if output_fmt == "NCHW":
-            maps = [map_.permute(0, 3, 1, 2).contiguous() for map_ in maps]
-        return maps if intermediates_only else (x, maps)
-
-    def _taken(self, indices: int | Sequence[int] | None) -> list[int]:
-        """Stages that timm's kinds of indices mean, counted from 0."""
-        count = len(self.stages)
-        listed = range(count) if indices is None else range(-indices, 0) if isinstance(indices, int) else indices
-        if not listed or not all(-count <= index < count for index in listed):
-            raise ValueError(f"there are {count} stages, 0 to {count - 1}; got indices={indices}")
-        return [index % count for index in listed]
-
-    def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop what `forward_intermediates` of these stages does not need; return them, counted from 0.
-
-        Raises:
-            ValueError: no such stage.
-        """
-        taken = self._taken(indices)
-        count = max(taken) + 1
-        if prune_norm or count < len(self.stages):
-            self.norm = nn.Identity()
-        self.downsamples, self.stages = self.downsamples[:count], self.stages[:count]
-        self.positions = self.positions[:count]
-        self.layout = replace(self.layout, depths=self.layout.depths[:count], dims=self.layout.dims[:count])
-        if prune_head:
-            self.reset_classifier(0, "")
-        return taken
-
-    @property
-    def num_features(self) -> int:
-        """Channels of the last map."""
-        return self.layout.dims[-1]
-
-    @property
-    def head_hidden_size(self) -> int:
-        """Channels that the classifier reads."""
-        return self.num_features
-
-    @property
-    def feature_info(self) -> list[dict[str, Any]]:
-        """Channels, stride in pixels and module of each stage's map, for timm."""
-        return [
-            {"num_chs": dim, "reduction": self.layout.stem_px * 2**stage, "module": f"stages.{stage}"}
-            for stage, dim in enumerate(self.layout.dims)
-        ]
-
-    def get_classifier(self) -> nn.Module:
-        """Return the last linear layer, an identity without classes."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put in a new classifier, none for 0 classes, where the weights are; see `set_global_pool`.
-
-        Raises:
-            ValueError: an unknown pooling.
-        """
-        if global_pool is not None:
-            self.set_global_pool(global_pool)
-        self.num_classes = num_classes
-        weight = next(self.parameters())
-        self.head = (
-            nn.Linear(self.num_features, num_classes, device=weight.device, dtype=weight.dtype)
-            if num_classes
-            else nn.Identity()
-        )
-        self._init_head()
-
-    def set_global_pool(self, kind: str) -> None:
-        """Choose what the classifier reads: the mean over the map (`avg`), or each of its places (an empty string).
-
-        Raises:
-            ValueError: another pooling.
-        """
-        if kind not in ("avg", ""):
-            raise ValueError(f"global_pool must be 'avg' or '', got {kind!r}")
-        self.global_pool = kind
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Make each block anew in the backward pass instead of keeping what it computed."""
-        self.grad_checkpointing = enable
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns of parameter names by depth, for timm: stem, then stages if `coarse`, blocks otherwise."""
-        own = r"^(?:downsamples|positions)"
-        blocks = [(rf"{own}\.(\d+)", (0,)), (r"^stages\.(\d+)\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": rf"{own}\.0(?:\.|$)", "blocks": r"^\w+\.(\d+)(?:\.|$)" if coarse else blocks}
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of learned positions and tables of biases, which have more than one dimension."""
-        return {
-            name
-            for name, _ in self.named_parameters()
-            if name.startswith("positions.") or name.rpartition(".")[2] in ("bias_table", "position")
-        }
 
     def blocks(self) -> list[list[Block]]:
         """Return the blocks, stage by stage."""

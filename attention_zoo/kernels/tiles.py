@@ -1,104 +1,78 @@
-"""Sliding windows computed tile by tile: the queries of a tile share one block of keys, and a bias says who reads what.
+"""Neighbourhoods computed tile by tile: the queries of a tile share one block of keys, and a bias says who reads whom.
 
-A gather copies each key once for every query that reads it, kernel^2 times in all. A tile of t x t queries needs the
-(t + kernel - 1)^2 keys around it once, a few copies of each key, and larger products. What a bias holds depends on the
-tile's place along each side alone, and only tiles at the borders differ from the others.
+The plain way copies each key once for every query that reads it, kernel^2 times in all. A tile of t x t queries needs
+the (t + kernel - 1)^2 keys around it once: a few copies of each key, and larger products.
 """
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attention_zoo.kernels.caching import Kept
-
-_TILES = Kept(16)
-_BIAS_BYTES = 4 << 20
-"""Bias of the tiles that are computed together; a larger one would leave the cache of a CPU."""
+from attention_zoo.regions import Partition, blank
 
 
-@dataclass(frozen=True)
-class Side:
-    """Tiles along one side of a map: places of their queries and keys, and the kinds of their patterns."""
+def attend_in_tiles(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, kernel: int, num_heads: int, scale: float
+) -> Tensor:
+    """Attend to neighbourhoods without dilation: three of (B, H, W, C) -> (B, H, W, C).
 
-    queries: Tensor
-    """(tiles, t); places beyond the side stand for its last token."""
-    keys: Tensor
-    """(tiles, block)."""
-    offsets: Tensor
-    """Query - key for each kind of tile, out of reach where it is `kernel`: (kinds, t, block)."""
-    kind: Tensor
-    """(tiles,)."""
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        table: bias of each head for each offset query - key, ((2 kernel - 1)^2, heads), or None.
+        kernel: tokens per side of a neighbourhood.
+        num_heads: heads in C.
+        scale: factor on the logits.
+    """
+    _, height, width, _ = q.shape
+    side = max(4, kernel)
+    tiles = Partition.of_size(height, width, min(side, height), min(side, width))
+    rows, dy, reads_y = _side(height, tiles.down, tiles.rows, kernel, q.device)
+    cols, dx, reads_x = _side(width, tiles.across, tiles.cols, kernel, q.device)
+    # pairs of a tile, down and across: (down, across, t, t, block, block)
+    dy, reads_y = dy[:, None, :, None, :, None], reads_y[:, None, :, None, :, None]
+    dx, reads_x = dx[None, :, None, :, None, :], reads_x[None, :, None, :, None, :]
+    reads = reads_y & reads_x
+    if table is None:
+        bias = q.new_zeros(1, *reads.shape)
+    else:
+        far = kernel - 1
+        offset = (dy.clamp(-far, far) + far) * (2 * kernel - 1) + dx.clamp(-far, far) + far
+        bias = table[offset].movedim(-1, 0).to(q.dtype)
+    bias = (
+        bias.masked_fill(~reads, float("-inf")).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+    )  # (heads, tiles, t t, keys)
 
-    @classmethod
-    def of(cls, length: int, kernel: int, tile: int) -> "Side":
-        """Cut a side; all blocks are equally long."""
-        tile, reach = min(tile, length), min(kernel, length)
-        block = min(length, tile + reach - 1)
-        queries = torch.arange(-(-length // tile) * tile).reshape(-1, tile).clamp(max=length - 1)
-        first = (queries - kernel // 2).clamp(0, length - reach)
-        keys = first[:, :1].clamp(max=length - block) + torch.arange(block)
-        offsets = queries[:, :, None] - keys[:, None, :]
-        reads = (keys[:, None, :] >= first[:, :, None]) & (keys[:, None, :] < first[:, :, None] + reach)
-        patterns, kind = offsets.where(reads, kernel).unique(dim=0, return_inverse=True)
-        return cls(queries, keys, patterns, kind)
+    def blocks(part: Tensor) -> Tensor:
+        """(B, H, W, C) -> keys of each tile, (B, tiles, block block, C)."""
+        near = part.index_select(1, rows.flatten()).index_select(2, cols.flatten())
+        near = near.unflatten(2, cols.shape).unflatten(1, rows.shape)  # (B, down, block, across, block, C)
+        return near.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
+    def heads(part: Tensor) -> Tensor:
+        """(B, tiles, M, C) -> (B, tiles * heads, M, D)."""
+        return part.unflatten(-1, (num_heads, -1)).transpose(2, 3).flatten(1, 2)
 
-@dataclass(frozen=True)
-class Tiles:
-    """Tiles of a map, M of them: tokens of their T queries and K keys, and where each token's own query is."""
-
-    queries: Tensor
-    """(M, T)."""
-    keys: Tensor
-    """(M, K)."""
-    back: Tensor
-    """(N,), places in the M T queries."""
-    dy: Tensor
-    """Query - key down, for each kind of tile along each side: (kinds, 1, t, 1, block, 1)."""
-    dx: Tensor
-    """The same across: (1, kinds, 1, t, 1, block)."""
-    kind: Tensor
-    """(M,), of the kinds of both sides, row-major."""
-
-
-def tiles_of(height: int, width: int, kernel: int, device: torch.device) -> Tiles:
-    """Cut a map into tiles as wide as a window, or four tokens."""
-
-    def make() -> Tiles:
-        down, across = (Side.of(length, kernel, max(4, kernel)) for length in (height, width))
-
-        def tokens(rows: Tensor, cols: Tensor) -> Tensor:
-            return (rows[:, None, :, None] * width + cols[None, :, None, :]).flatten(2).flatten(0, 1)
-
-        queries = tokens(down.queries, across.queries)
-        # a token that stands for places beyond the side too is found in any of them
-        back = torch.empty(height * width, dtype=torch.long).scatter_(
-            0, queries.flatten(), torch.arange(queries.numel())
-        )
-        kind = (down.kind[:, None] * len(across.offsets) + across.kind).flatten()
-        dy, dx = down.offsets[:, None, :, None, :, None], across.offsets[None, :, None, :, None, :]
-        parts = queries, tokens(down.keys, across.keys), back, dy, dx, kind
-        return Tiles(*(part.to(device) for part in parts))
-
-    return _TILES.get((height, width, kernel, device), make)
+    queries = blank(tiles.split(q), tiles.valid(q.device))
+    by_tile = bias.transpose(0, 1).expand(-1, num_heads, -1, -1).flatten(0, 1)
+    y = F.scaled_dot_product_attention(
+        heads(queries),
+        heads(blocks(k)),
+        heads(blocks(v)),
+        attn_mask=by_tile,
+        scale=scale,
+    )
+    return tiles.join(y.unflatten(1, (tiles.count, num_heads)).transpose(2, 3).flatten(3))
 
 
-def attend_in_tiles(q: Tensor, kv: Tensor, tiles: Tiles, bias: Tensor, scale: float) -> Tensor:
-    """Attend tile by tile: (B, N, C), (B, N, 2 C), bias of each kind (kinds, heads, T, K) -> (B, N, C)."""
-    heads = bias.shape[1]
-    size = max(1, _BIAS_BYTES // (bias[0].numel() * bias.element_size()))
-    images = list(zip(q.unbind(0), kv.unbind(0), strict=True))
-    mixed: list[list[Tensor]] = [[] for _ in images]
-    for kind, queries, keys in zip(
-        *(part.split(size) for part in (tiles.kind, tiles.queries, tiles.keys)), strict=True
-    ):
-        own = bias.index_select(0, kind)
-        for (image_q, image_kv), done in zip(images, mixed, strict=True):
-            own_q = image_q.index_select(0, queries.flatten()).reshape(*queries.shape, heads, -1).transpose(1, 2)
-            own_kv = image_kv.index_select(0, keys.flatten()).reshape(*keys.shape, 2, heads, -1)
-            own_k, own_v = own_kv.permute(2, 0, 3, 1, 4).unbind(0)
-            y = F.scaled_dot_product_attention(own_q, own_k, own_v, attn_mask=own, scale=scale)
-            done.append(y.transpose(1, 2).reshape(queries.numel(), -1))
-    return torch.stack([torch.cat(done).index_select(0, tiles.back) for done in mixed])
+def _side(length: int, tiles: int, tile: int, kernel: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Along one side: keys of each tile, (tiles, block), offsets query - key and who reads whom, (tiles, t, block)."""
+    reach = min(kernel, length)
+    block = min(length, tile + reach - 1)
+    # queries beyond the side are cut off later; as copies of the last one they read something
+    query = torch.arange(tiles * tile, device=device).clamp(max=length - 1).unflatten(0, (tiles, tile))
+    first = (query - kernel // 2).clamp(0, length - reach)
+    key = first[:, :1].clamp(max=length - block) + torch.arange(block, device=device)
+    reads = (key[:, None] >= first[:, :, None]) & (key[:, None] < first[:, :, None] + reach)
+    return key, query[:, :, None] - key[:, None], reads

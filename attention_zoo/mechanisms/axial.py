@@ -7,13 +7,13 @@ Departures: the paper gives each axis a layer with projections of its own. Here 
 has as many parameters as any other mechanism's: y1 = softmax_row(q k^T) v, then y = softmax_column(q k^T) y1.
 """
 
+from fractions import Fraction
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from attention_zoo.base import Attention, Macs, attend, masked_softmax
-from attention_zoo.config import AttentionConfig
+from attention_zoo.base import Attention, Example, Macs, attend
 from attention_zoo.regions import coordinates
 from attention_zoo.registry import register
 
@@ -22,20 +22,21 @@ from attention_zoo.registry import register
 class Axial(Attention):
     """Row attention, then column attention. Cost: 4 N C^2 + 2 N (H + W) C MACs."""
 
-    impls: ClassVar[tuple[str, ...]] = ("gather",)
+    paper: ClassVar[str] = "1912.12180"
+    reads: ClassVar[str] = "its row, then its column"
+    cost: ClassVar[str] = "4NC² + 2(H+W)NC"
+    exponent: ClassVar[Fraction | None] = Fraction(3, 2)
+    examples: ClassVar[tuple[Example, ...]] = (Example(reads="row, then column"),)
 
-    def __init__(self, dim: int, num_heads: int, config: AttentionConfig) -> None:
-        """Nothing beyond the shared projections."""
-        super().__init__(dim, num_heads, config)
-
-    def fast(self, x: Tensor) -> Tensor:
-        """Mix along rows, then along columns: (B, H, W, C) -> same."""
-        qkv = self.qkv(x)
+    def forward(self, x: Tensor) -> Tensor:
+        """Row attention, then column attention of what it returns (section 3.1): (B, H, W, C) -> same."""
+        qkv = self.qkv(x)  # (B, H, W, 3 C)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)  # (B, H, heads, W, D) each
         y = self._along_lines(q, k, v)
         q, k, y = (part.transpose(1, 3) for part in (q, k, y))  # (B, W, heads, H, D)
         y = self._along_lines(q, k, y)
-        return self.finish(y.permute(0, 3, 1, 2, 4).flatten(3), qkv[..., 2 * self.qk_dim :])
+        y = y.permute(0, 3, 1, 2, 4).flatten(3)  # (B, H, W, C)
+        return self.proj(self.add_lepe(y, qkv[..., 2 * self.dim :]))
 
     def _along_lines(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend inside each line: (B, lines, heads, L, D) -> same."""
@@ -50,25 +51,17 @@ class Axial(Attention):
         rows, cols = (row, col) if queries is None else (row[queries], col[queries])
         return ((rows[:, None] == row) | (cols[:, None] == col))[None, None]
 
-    def reference(self, x: Tensor) -> Tensor:
-        """Row by row, then column by column, each a dense softmax under its part of `connectivity`."""
-        batch, height, width, _ = x.shape
-        sides = (height, width)
-        q, k, v = (part.unflatten(2, sides) for part in self.project(x))  # (B, heads, H, W, D)
-        reads = self.connectivity(x).expand(batch, self.num_heads, height * width, height * width)
-        reads = reads.unflatten(3, sides).unflatten(2, sides)
-        rows = [
-            masked_softmax(q[:, :, i], k[:, :, i], v[:, :, i], self.scale, None, reads[:, :, i, :, i])
-            for i in range(height)
-        ]
-        mixed = torch.stack(rows, 2)
-        cols = [
-            masked_softmax(q[..., j, :], k[..., j, :], mixed[..., j, :], self.scale, None, reads[:, :, :, j, :, j])
-            for j in range(width)
-        ]
-        y = torch.stack(cols, 3).flatten(2, 3)
-        term = self.value_term(x, v.flatten(2, 3))
-        return self.output(y if term is None else y + term).reshape(x.shape)
+    def weights(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Weight of a token in its row, times that of its row in the query's column: (B, heads, N or queries, N)."""
+        _, height, width, _ = x.shape
+        row, col = coordinates(height, width, x.device)
+        if queries is not None:
+            row, col = row[queries], col[queries]
+        q, k, _ = self.project(x)
+        q_map, k_map = (part.unflatten(2, (height, width)) for part in (q, k))  # (B, heads, H, W, D)
+        in_column = torch.einsum("bhqd,bhyqd->bhqy", q_map[:, :, row, col], k_map[:, :, :, col]) * self.scale
+        in_rows = torch.einsum("bhyqd,bhyxd->bhqyx", q_map[:, :, :, col], k_map) * self.scale
+        return (in_column.softmax(-1)[..., None] * in_rows.softmax(-1)).flatten(3)
 
     def macs(self, height: int, width: int) -> Macs:
         """4 N C^2 + 2 N (H + W) C: each query reads W keys in its row, then H in its column."""

@@ -8,13 +8,13 @@ with the same weights, R = 2; here each block applies it once, with the heads an
 residual, which its code weighs with a learned gamma, is the host's.
 """
 
+from fractions import Fraction
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from attention_zoo.base import Attention, Macs
-from attention_zoo.config import AttentionConfig
+from attention_zoo.base import Attention, Example, Macs
 from attention_zoo.regions import coordinates
 from attention_zoo.registry import register
 
@@ -23,26 +23,28 @@ from attention_zoo.registry import register
 class CrissCross(Attention):
     """Softmax(q K^T / sqrt(D)) V over the row and column of q. Cost: 4 N C^2 + 2 N (H + W) C MACs."""
 
-    impls: ClassVar[tuple[str, ...]] = ("gather",)
+    paper: ClassVar[str] = "1811.11721"
+    reads: ClassVar[str] = "its row and its column at once"
+    cost: ClassVar[str] = "4NC² + 2(H+W)NC"
+    exponent: ClassVar[Fraction | None] = Fraction(3, 2)
+    examples: ClassVar[tuple[Example, ...]] = (Example(reads="row and column at once"),)
 
-    def __init__(self, dim: int, num_heads: int, config: AttentionConfig) -> None:
-        """Nothing beyond the shared projections."""
-        super().__init__(dim, num_heads, config)
-
-    def fast(self, x: Tensor) -> Tensor:
-        """Join the logits of row and column in one softmax: (B, H, W, C) -> same."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Affinity and aggregation over the row and column of each query (section 3.2): (B, H, W, C) -> same."""
         _, height, width, _ = x.shape
-        qkv = self.qkv(x)
-        by_row = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)  # (3, B, H, heads, W, D)
-        q, k, v = by_row
+        qkv = self.qkv(x)  # (B, H, W, 3 C)
+        by_row = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)
+        q, k, v = by_row  # (B, H, heads, W, D) each
         q_col, k_col, v_col = by_row.transpose(2, 4)  # (B, W, heads, H, D) each
-        # the row holds the query's own key already
-        own = torch.eye(height, dtype=torch.bool, device=x.device)
-        col_logits = (q_col @ k_col.mT * self.scale).masked_fill(own, float("-inf"))
-        logits = torch.cat((q @ k.mT * self.scale, col_logits.transpose(1, 3)), dim=-1)  # (B, H, heads, W, W + H)
-        in_row, in_col = logits.softmax(-1).split((width, height), dim=-1)
-        y = in_row @ v + (in_col.transpose(1, 3) @ v_col).transpose(1, 3)
-        return self.finish(y.transpose(2, 3).flatten(3), qkv[..., 2 * self.qk_dim :])
+        # affinity: the row holds the query's own key, so the column leaves it out
+        itself = torch.eye(height, dtype=torch.bool, device=x.device)
+        in_col = (q_col @ k_col.mT * self.scale).masked_fill(itself, float("-inf"))  # (B, W, heads, H, H)
+        affinity = torch.cat((q @ k.mT * self.scale, in_col.transpose(1, 3)), dim=-1)  # (B, H, heads, W, W + H)
+        # aggregation
+        row_weights, col_weights = affinity.softmax(-1).split((width, height), dim=-1)
+        y = row_weights @ v + (col_weights.transpose(1, 3) @ v_col).transpose(1, 3)  # (B, H, heads, W, D)
+        y = y.transpose(2, 3).flatten(3)  # (B, H, W, C)
+        return self.proj(self.add_lepe(y, qkv[..., 2 * self.dim :]))
 
     def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Allow pairs of one row or one column: (1, 1, N or queries, N)."""

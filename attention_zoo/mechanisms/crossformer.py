@@ -11,15 +11,16 @@ Padding is masked in the published code too; `pad_side` is its pad_type.
 """
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from attention_zoo.base import Example
 from attention_zoo.config import AttentionConfig
-from attention_zoo.kernels.windowed import RegionAttention
 from attention_zoo.layouts import Layout
-from attention_zoo.partitioned import PartitionConfig, table_bias
+from attention_zoo.partitioned import PartitionAttention, PartitionConfig, softmax_in_regions, table_bias
 from attention_zoo.regions import Partition
 from attention_zoo.registry import register
 
@@ -82,16 +83,36 @@ class DynamicPositionBias(nn.Module):
 
 
 @register("crossformer")
-class CrossFormer(RegionAttention):
+class CrossFormer(PartitionAttention):
     """SDA and LDA: softmax(q k^T / sqrt(D) + B) v inside each group. Cost: 4 N C^2 + 2 G^2 N C MACs, and DPB."""
 
     Config: ClassVar[type[AttentionConfig]] = CrossFormerConfig
+
+    paper: ClassVar[str] = "2108.00154"
+    reads: ClassVar[str] = "a group of G x G neighbours; in every other block G x G tokens that lie an interval apart"
+    cost: ClassVar[str] = "4NC² + 2G²NC"
+    exponent: ClassVar[Fraction | None] = Fraction(1)
+    examples: ClassVar[tuple[Example, ...]] = (
+        Example(reads="4x4 neighbours", config={"group": 4, "interval": 3, "kind": "short"}, turn=1),
+        Example(reads="4x4 at intervals of 3", config={"group": 4, "interval": 3, "kind": "long"}, turn=2),
+    )
 
     def __init__(self, dim: int, num_heads: int, config: CrossFormerConfig) -> None:
         """Add the network of the position bias."""
         super().__init__(dim, num_heads, config)
         self.config = config
         self.pos = DynamicPositionBias(dim, num_heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """SDA, or LDA: (B, H, W, C) -> same."""
+        _, height, width, _ = x.shape
+        x, groups = self.enter(x)  # of neighbours, or of tokens an interval apart
+        qkv = self.qkv(x)  # (B, H, W, 3 C)
+        # softmax(q k^T / sqrt(D) + B) v in each group, B from the network DPB (eq. 3)
+        bias = self.region_bias(groups, x.device)  # (heads, G^2, G^2)
+        y = softmax_in_regions(qkv, groups, self.num_heads, self.scale, bias, self.pad_rule)  # (B, H, W, C)
+        y = self.proj(self.add_lepe(y, qkv[..., 2 * self.dim :]))
+        return self.leave(y, height, width)
 
     def cut(self, height: int, width: int) -> Partition:
         """Groups of neighbours, or of tokens an interval apart within blocks of (G I)^2."""
@@ -101,13 +122,9 @@ class CrossFormer(RegionAttention):
         sides = min(group, height), min(group, width)
         return Partition.of_size(height, width, *sides, step=step, centred=self.config.is_centred)
 
-    def bias_sources(self) -> tuple[Tensor, ...]:
-        """Weights of DPB."""
-        return tuple(self.pos.parameters())
-
     def offset_bias(self, cut: Partition, dy: Tensor, dx: Tensor) -> Tensor:
         """Dynamic position bias, evaluated once for each offset that a group has, and then looked up."""
-        weight = self.pos.pos_proj.weight
+        weight = next(self.pos.parameters())
         steps = [torch.arange(1 - side, side, device=weight.device) for side in (cut.rows, cut.cols)]
         offsets = torch.cartesian_prod(*steps).to(weight.dtype)
         return table_bias(self.pos(offsets), (cut.rows, cut.cols), dy, dx)

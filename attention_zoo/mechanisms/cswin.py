@@ -13,24 +13,25 @@ sides, read like any token).
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from attention_zoo.base import Attention, Macs, bias_apart
+from attention_zoo.base import Attention, Example, Macs, softmax_weights
 from attention_zoo.config import AttentionConfig
-from attention_zoo.kernels.caching import holds_values
-from attention_zoo.kernels.packed import packed_attention
+from attention_zoo.dispatch import depthwise_part_of
 from attention_zoo.layouts import Layout
 from attention_zoo.partitioned import (
     PartitionConfig,
-    attend_in_regions,
     check_padding,
+    keys_on_map,
     padded_places,
     same_region,
-    softmax_with_zeros,
+    softmax_in_regions,
+    surround,
 )
 from attention_zoo.regions import Partition, blank, coordinates, from_heads, to_heads
 from attention_zoo.registry import register
@@ -75,7 +76,7 @@ class CSWinConfig(PartitionConfig):
 class Branch:
     """One direction of stripes, and the channels and heads that it owns."""
 
-    cut: Partition
+    stripes: Partition
     heads: slice
     channels: slice
 
@@ -85,12 +86,39 @@ class CSWin(Attention):
     """Stripes down and across on half the heads each. Cost: 4 N C^2 + sw (H + W) N C MACs (section 3.2), and LePE."""
 
     Config: ClassVar[type[AttentionConfig]] = CSWinConfig
-    impls: ClassVar[tuple[str, ...]] = ("gather",)
+
+    paper: ClassVar[str] = "2107.00652"
+    reads: ClassVar[str] = "a stripe, w tokens wide: down with half of the heads, across with the others"
+    cost: ClassVar[str] = "4NC² + w(H+W)NC"
+    exponent: ClassVar[Fraction | None] = Fraction(3, 2)
+    examples: ClassVar[tuple[Example, ...]] = (Example(reads="stripes, 2 tokens wide", config={"stripe": 2}),)
 
     def __init__(self, dim: int, num_heads: int, config: CSWinConfig) -> None:
         """Only the shared projections and LePE, each branch using its own channels of them."""
         super().__init__(dim, num_heads, config)
         self.config = config
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend in vertical stripes on half of the heads, in horizontal ones on the others: (B, H, W, C) -> same."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.dim))  # (B, H, W, 3, C)
+        mixed = []
+        for branch in self.branches(*x.shape[1:3]):
+            q_k_v = qkv[..., branch.channels]  # (B, H, W, 3, C / 2)
+            heads = branch.heads.stop - branch.heads.start
+            y = softmax_in_regions(q_k_v.flatten(3), branch.stripes, heads, self.scale, None, self.config.pad_rule)
+            mixed.append(self._add_lepe(y, q_k_v[..., 2, :], branch))  # eq. 10
+        return self.proj(torch.cat(mixed, -1))  # eq. 8
+
+    def _add_lepe(self, y: Tensor, v: Tensor, branch: Branch) -> Tensor:
+        """Add a depth-wise convolution of v, zeros beyond each stripe: (B, H, W, C / 2) twice -> same."""
+        if self.lepe is None:
+            return y
+        stripes = branch.stripes
+        v = blank(stripes.split(v), stripes.valid(v.device))  # (B, R, T, C / 2)
+        images = v.flatten(0, 1).unflatten(1, (stripes.rows, stripes.cols)).permute(0, 3, 1, 2)
+        first, last = branch.channels.start, branch.channels.stop
+        convolved = depthwise_part_of(self.lepe, images, first, last, self.dim).permute(0, 2, 3, 1).flatten(1, 2)
+        return y + stripes.join(convolved.reshape(v.shape))
 
     def branches(self, height: int, width: int) -> Iterator[Branch]:
         """Vertical stripes on the first heads, horizontal ones on the others.
@@ -115,99 +143,78 @@ class CSWin(Attention):
                 check_padding(cut, self.config.pad_rule)
                 yield Branch(cut, slice(*heads), slice(heads[0] * head_dim, heads[1] * head_dim))
 
-    def fast(self, x: Tensor) -> Tensor:
-        """Mix tokens inside stripes: (B, H, W, C) -> same."""
-        branches = list(self.branches(*x.shape[1:3]))
-        is_padded = any(branch.cut.is_padded for branch in branches)
-        if is_padded or torch.compiler.is_compiling() or not holds_values(x):
-            qkv = self.qkv(x).unflatten(-1, (3, self.dim))
-            mixed = torch.cat([self._mix(qkv[..., branch.channels], branch) for branch in branches], -1)
-        else:
-            mixed = torch.cat([self._mix_in_stripes(x, branch) for branch in branches], -1)
-        return bias_apart(self.proj, mixed)
-
-    def _mix_in_stripes(self, x: Tensor, branch: Branch) -> Tensor:
-        """Values of one branch with their LePE, cut into stripes before it is projected."""
-        weight, bias = self.qkv.weight, self.qkv.bias
-        weight = weight.unflatten(0, (3, -1))[:, branch.channels].flatten(0, 1)
-        bias = None if bias is None else bias.unflatten(0, (3, -1))[:, branch.channels].flatten()
-        qkv = F.linear(branch.cut.split(x), weight, bias)
-        return branch.cut.join(self._stripes(qkv, branch).unflatten(0, (x.shape[0], -1)))
-
-    def _stripes(self, qkv: Tensor, branch: Branch) -> Tensor:
-        """Mix whole stripes of one branch: (B, R, T, 3 C') -> (B R, T, C')."""
-        cut, heads = branch.cut, branch.heads.stop - branch.heads.start
-        stripes = qkv.reshape(-1, cut.tokens, 3, heads, self.dim // self.num_heads)
-        y = packed_attention(stripes, self.scale, None, (stripes.shape[0],)).flatten(2)
-        if self.lepe is not None:
-            y = y + self._convolve(self.lepe, stripes[:, :, 2].flatten(2), branch)
-        return y
-
-    def _mix(self, qkv: Tensor, branch: Branch) -> Tensor:
-        """Values of one branch with their LePE: (B, H, W, 3, C') -> (B, H, W, C')."""
-        heads, masked = branch.heads.stop - branch.heads.start, self.config.pad_rule != "projected"
-        y = attend_in_regions(qkv.flatten(3), branch.cut, heads, self.scale, None, masked=masked)
-        return y if self.lepe is None else y + self._lepe_in_stripes(self.lepe, qkv[..., 2, :], branch)
-
-    def _lepe_in_stripes(self, lepe: nn.Conv2d, v: Tensor, branch: Branch) -> Tensor:
-        """Convolve the values of one branch, zeros beyond each stripe: (B, H, W, C') -> same."""
-        cut = branch.cut
-        stripes = blank(cut.split(v), cut.valid(v.device))  # (B, R, T, C')
-        return cut.join(self._convolve(lepe, stripes.flatten(0, 1), branch).unflatten(0, (v.shape[0], -1)))
-
-    def _convolve(self, lepe: nn.Conv2d, stripes: Tensor, branch: Branch) -> Tensor:
-        """Convolve stripes of one branch: (M, T, C') -> same."""
-        images = stripes.unflatten(1, (branch.cut.rows, branch.cut.cols)).permute(0, 3, 1, 2)
-        weight, bias = lepe.weight[branch.channels], None if lepe.bias is None else lepe.bias[branch.channels]
-        y = F.conv2d(images, weight, bias, padding=lepe.padding, groups=stripes.shape[-1])
-        return y.permute(0, 2, 3, 1).flatten(1, 2)
-
-    def value_term(self, x: Tensor, v: Tensor) -> Tensor | None:
-        """LePE of each branch: like v, (B, heads, N, D)."""
-        if self.lepe is None:
-            return None
-        _, height, width, _ = x.shape
-        maps = from_heads(v).unflatten(1, (height, width))
-        terms = [self._lepe_in_stripes(self.lepe, maps[..., b.channels], b) for b in self.branches(height, width)]
-        return to_heads(torch.cat(terms, -1).flatten(1, 2), self.num_heads)
-
     def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Allow pairs of one stripe, another stripe for each half of the heads: (1, heads, N or queries, N)."""
         _, height, width, _ = x.shape
         row, col = coordinates(height, width, x.device)
         asked = (row, col) if queries is None else (row[queries], col[queries])
         reads = [
-            same_region(branch.cut, asked, (row, col)).expand(branch.heads.stop - branch.heads.start, -1, -1)
+            same_region(branch.stripes, asked, (row, col)).expand(branch.heads.stop - branch.heads.start, -1, -1)
             for branch in self.branches(height, width)
         ]
         return torch.cat(reads)[None]
 
-    def reference(self, x: Tensor) -> Tensor:
-        """Dense softmax over all keys under `connectivity`; where padding is read, over those of each padded map."""
+    def weights(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Dense softmax under `connectivity`; where padding is read, each branch has the keys of its own padded map."""
         branches = list(self.branches(*x.shape[1:3]))
-        if self.config.pad_rule != "projected" or not any(branch.cut.is_padded for branch in branches):
-            return super().reference(x)
-        parts, mixed = self.project(x), []
+        if not self._reads_padding(branches):
+            return super().weights(x, queries)
+        q, k, _ = self.project(x)
+        weights = []
         for branch in branches:
-            q, k, v = (part[:, branch.heads] for part in parts)
-            places = padded_places(branch.cut, x.device)
-            allowed = same_region(branch.cut, places, places)
-            mixed.append(softmax_with_zeros(q, k, v, branch.cut, self.scale, None, allowed))
-        y, term = torch.cat(mixed, 1), self.value_term(x, parts[2])
-        return self.output(y if term is None else y + term).reshape(x.shape)
+            own_q, own_k = (surround(part[:, branch.heads], branch.stripes) for part in (q, k))
+            inside, places = branch.stripes.inside(x.device), padded_places(branch.stripes, x.device)
+            asked = inside if queries is None else inside[queries]
+            allowed = same_region(branch.stripes, (places[0][asked], places[1][asked]), places)
+            weights.append(softmax_weights(own_q[:, :, asked], own_k, self.scale, None, allowed))
+        # keys that one branch lacks beside the other weigh nothing
+        most = max(part.shape[3] for part in weights)
+        return torch.cat([F.pad(part, (0, most - part.shape[3])) for part in weights], 1)
+
+    def values(self, x: Tensor) -> Tensor:
+        """Values of the tokens; where padding is read, of each branch's padded map."""
+        branches, v = list(self.branches(*x.shape[1:3])), super().values(x)
+        if not self._reads_padding(branches):
+            return v
+        parts = [surround(v[:, branch.heads], branch.stripes) for branch in branches]
+        most = max(part.shape[2] for part in parts)
+        return torch.cat([F.pad(part, (0, 0, 0, most - part.shape[2])) for part in parts], 1)
+
+    def _reads_padding(self, branches: list[Branch]) -> bool:
+        return self.config.pad_rule == "projected" and any(branch.stripes.is_padded for branch in branches)
+
+    def on_map(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Weights on the tokens of the map; those on padding that is read are left out."""
+        branches = list(self.branches(*x.shape[1:3]))
+        if not self._reads_padding(branches):
+            return super().on_map(x, weights)
+        return torch.cat([keys_on_map(weights[:, branch.heads], branch.stripes) for branch in branches], 1)
+
+    def value_term(self, x: Tensor, v: Tensor) -> Tensor | None:
+        """LePE of each branch: like v, (B, heads, N, D)."""
+        if self.lepe is None:
+            return None
+        _, _, v = self.project(x)
+        maps = from_heads(v).unflatten(1, x.shape[1:3])
+        terms = [
+            self._add_lepe(torch.zeros_like(own), own, branch)
+            for branch in self.branches(*x.shape[1:3])
+            for own in (maps[..., branch.channels],)
+        ]
+        return to_heads(torch.cat(terms, -1).flatten(1, 2), self.num_heads)
 
     def macs(self, height: int, width: int) -> Macs:
         """4 N C^2, for each branch its stripes' keys on its share of the channels, LePE on the padded stripes."""
         core = position = 0
         kernel = 0 if self.lepe is None else self.lepe.kernel_size[0] * self.lepe.kernel_size[1]
         for branch in self.branches(height, width):
-            cut, channels = branch.cut, branch.channels.stop - branch.channels.start
+            cut, channels = branch.stripes, branch.channels.stop - branch.channels.start
             core += 2 * cut.count * cut.tokens * cut.tokens * channels
             position += cut.count * cut.tokens * channels * kernel
         return replace(self.shared_macs(height, width), core=core, position=position)
 
     def geometry(self, height: int, width: int) -> dict[str, Any]:
         """Stripe (tokens, as clamped to the map) and the padding that the two branches need on average."""
-        cuts = [branch.cut for branch in self.branches(height, width)]
+        cuts = [branch.stripes for branch in self.branches(height, width)]
         ratio = sum(cut.pad_ratio for cut in cuts) / len(cuts)
         return {"window": "+".join(f"{cut.rows}x{cut.cols}" for cut in cuts), "pad_ratio": ratio}

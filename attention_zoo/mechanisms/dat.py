@@ -16,19 +16,20 @@ table of biases is read by displacement, and a fixed one interpolated (the code 
 (`offsets` off) rounds the number of windows up, so that no token is lost, unless the kernel equals the stride.
 """
 
-import itertools
-import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_zoo.base import Attention, Macs, attend, bias_apart
+from attention_zoo.base import Example, Macs, attend
 from attention_zoo.config import AttentionConfig
+from attention_zoo.dispatch import part_of
 from attention_zoo.layouts import Layout
-from attention_zoo.regions import from_heads, joined, to_heads
+from attention_zoo.mechanisms.dat_oracle import SampledAttention
+from attention_zoo.regions import from_heads, to_heads
 from attention_zoo.registry import register
 
 STRIDES = {"2022": (8, 4, 1, 1), "2023": (8, 4, 2, 1)}
@@ -36,7 +37,6 @@ STRIDES = {"2022": (8, 4, 1, 1), "2023": (8, 4, 2, 1)}
 KERNELS = (9, 7, 5, 3)
 HEADS_OF_A_GROUP = {"2022": 4, "2023": 2}
 LOG_WIDTH = 32
-_BIAS_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,11 +149,18 @@ class OffsetNetwork(nn.Module):
 
 
 @register("dat")
-class DAT(Attention):
+class DAT(SampledAttention):
     """softmax(q k(x~)^T / sqrt(D) + B) v(x~), x~ = x at Ns moved points. Cost: 2 (N + Ns) C^2 + 2 N Ns C MACs."""
 
     Config: ClassVar[type[AttentionConfig]] = DATConfig
-    impls: ClassVar[tuple[str, ...]] = ("gather",)
+
+    paper: ClassVar[str] = "2201.00520"
+    reads: ClassVar[str] = "N' sampled points (deformable), the same ones for all queries"
+    cost: ClassVar[str] = "2(N+N')C² + 2NN'C + offset network"
+    exponent: ClassVar[Fraction | None] = Fraction(2)
+    examples: ClassVar[tuple[Example, ...]] = (
+        Example(reads="around 12 moved points", config={"stride": 4, "kernel": 5, "map_size": (12, 16)}),
+    )
 
     def __init__(self, dim: int, num_heads: int, config: DATConfig) -> None:
         """Add the offset network, shared by the groups, and the position term.
@@ -209,39 +216,34 @@ class DAT(Attention):
             )
         return down, across
 
-    def fast(self, x: Tensor) -> Tensor:
-        """Mix tokens with sampled ones: (B, H, W, C) -> same."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Sample the map at moved points, and attend to the samples (section 3.2): (B, H, W, C) -> same."""
         _, height, width, _ = x.shape
-        q, points = self.linear(x, 0, self.dim), None
+        q, bias = part_of(self.qkv, x, 0, self.dim), None  # (B, H, W, C)
         if self.config.offsets:
-            points = self.points(q)
-            sampled = self.sample(x, points)
+            points = self.points(q)  # eq. 5: (B, groups, Hk, Wk, 2)
+            sampled = self.sample(x, points)  # eq. 6 and 7: (B, Ns, C)
+            bias = self.bias(points, height, width)  # (B or 1, heads, N, Ns)
         else:
-            self.samples(height, width)  # refuses a map without a window
-            pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), self.stride, ceil_mode=not self.drops_remainder)
-            sampled = pooled.flatten(2).mT
-        k, v = self.linear(sampled, self.dim, 3 * self.dim).chunk(2, dim=-1)
+            sampled = self.pool(x)
+        k, v = part_of(self.qkv, sampled, self.dim, 3 * self.dim).chunk(2, dim=-1)
         queries, k, v = (to_heads(part, self.num_heads) for part in (q.flatten(1, 2), k, v))
-        y = from_heads(self._attend(queries, k, v, points, height, width)).reshape(x.shape)
-        if isinstance(self.position, nn.Conv2d):
+        y = attend(queries, k, v, self.scale, None if bias is None else bias.to(q.dtype))  # eq. 9
+        y = from_heads(y).unflatten(1, (height, width))
+        if self.config.position == "dwc":
+            assert isinstance(self.position, nn.Module)
             y = y + self.position(q.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return bias_apart(self.proj, y)
+        return self.proj(y)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, points: Tensor | None, height: int, width: int) -> Tensor:
-        """Attend under the bias of the points: (B, heads, N, D), two of (B, heads, Ns, D) -> as q."""
+    def pool(self, x: Tensor) -> Tensor:
+        """Average windows of the stride, instead of samples: (B, H, W, C) -> (B, Ns, C).
 
-        def attend_to(q: Tensor, k: Tensor, v: Tensor, points: Tensor | None) -> Tensor:
-            bias = None if points is None else self.bias(points, height, width)
-            return attend(q, k, v, self.scale, None if bias is None else bias.to(q.dtype))
-
-        is_open = q.device.type != "cpu" or torch.compiler.is_compiling()
-        if is_open or points is None or self.config.position not in ("rpb", "log"):
-            return attend_to(q, k, v, points)
-        # every image has a bias of its own, which a CPU uses while it is in its cache
-        images = max(1, _BIAS_BYTES // (q.element_size() * q.shape[1] * q.shape[2] * k.shape[2]))
-        parts = zip(*(part.split(images) for part in (q, k, v, points)), strict=True)
-        mixed = [attend_to(*part) for part in parts]
-        return joined(mixed)
+        Raises:
+            ValueError: the map is smaller than a window without padding.
+        """
+        self.samples(x.shape[1], x.shape[2])
+        pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), self.stride, ceil_mode=not self.drops_remainder)
+        return pooled.flatten(2).mT
 
     def _span(self, count: int) -> int:
         """Cells of a side in 2022, gaps between their centres in 2023; offsets count in 1 / span."""
@@ -268,7 +270,7 @@ class DAT(Attention):
         assert self.offset is not None
         batch, height, width, _ = q.shape
         down, across = self.samples(height, width)
-        offset = self.offset(q.permute(0, 3, 1, 2).reshape(batch * self.groups, -1, height, width))
+        offset = self.offset(q.permute(0, 3, 1, 2).reshape(batch * self.groups, self.dim // self.groups, height, width))
         # 16 bits could not tell neighbours apart on a large map
         offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
         if self.config.reach is not None:
@@ -282,15 +284,17 @@ class DAT(Attention):
     def sample(self, x: Tensor, points: Tensor) -> Tensor:
         """Sample each group at its points: (B, H, W, C), (B, groups, Hk, Wk, 2) -> (B, Ns, C)."""
         batch, height, width, dim = x.shape
-        maps = x.permute(0, 3, 1, 2).reshape(batch * self.groups, -1, height, width).to(points.dtype)
+        maps = (
+            x.permute(0, 3, 1, 2).reshape(batch * self.groups, self.dim // self.groups, height, width).to(points.dtype)
+        )
         sampled = F.grid_sample(maps, points.flatten(0, 1).flip(-1), align_corners=True)
-        return sampled.reshape(batch, dim, -1).mT.to(x.dtype)
+        return sampled.reshape(batch, dim, points.shape[2] * points.shape[3]).mT.to(x.dtype)
 
     def bias(self, points: Tensor, height: int, width: int) -> Tensor | None:
         """Bias of the logits, or None: (B, groups, Hk, Wk, 2) -> (B or 1, heads, N, Ns)."""
         kind, table = self.config.position, self.position
         if kind == "fixed":
-            assert isinstance(table, nn.Parameter)
+            assert isinstance(table, Tensor)
             own = self.config.table_map
             by_query = stretch(table, self.samples(*own), (points.shape[2], points.shape[3]))
             return stretch(by_query.mT, own, (height, width)).mT[None]
@@ -299,12 +303,13 @@ class DAT(Attention):
         down, across = self._lines(height, width, points, queries=True)
         y, x = points.flatten(2, 3)[:, :, None].unbind(-1)  # (B, groups, 1, Ns)
         dy, dx = down[:, None] - y, across[:, None] - x  # (B, groups, H, Ns), (B, groups, W, Ns)
-        if isinstance(table, nn.Sequential):
+        if kind == "log":
+            assert isinstance(table, nn.Module)
             dy, dx = (torch.sign(move) * torch.log2(1 + 4 * move.abs()) / 3 for move in (dy, dx))
             moves = torch.stack(_for_all_queries(dy, dx), -1).flatten(2, 3)  # (B, groups, N, Ns, 2)
             by_group: Tensor = table(moves.to(next(table.parameters()).dtype))
             return by_group.movedim(-1, 2).flatten(1, 2)
-        assert isinstance(table, nn.Parameter)
+        assert isinstance(table, Tensor)
         tables = table.to(points.dtype).unflatten(0, (self.groups, -1)).expand(points.shape[0], -1, -1, -1, -1)
         dy, dx = _for_all_queries(dy / 2, dx / 2)
         at = torch.stack((dx, dy), -1).flatten(2, 3).flatten(0, 1)
@@ -316,7 +321,7 @@ class DAT(Attention):
         batch, height, width, _ = x.shape
         if not self.config.offsets:
             return torch.ones(1, 1, 1, height * width, dtype=torch.bool, device=x.device)
-        points = self.points(self.linear(x, 0, self.dim)).reshape(batch, -1, 2)
+        points = self.points(part_of(self.qkv, x, 0, self.dim)).reshape(batch, -1, 2)
         near = []
         for axis, side in enumerate((height, width)):
             place = (points[..., axis] + 1) / 2 * (side - 1)
@@ -339,105 +344,6 @@ class DAT(Attention):
             position=position,
         )
 
-    def reference(self, x: Tensor) -> Tensor:
-        """Point by point, its four neighbours written out: (B, H, W, C) -> same, in any dtype."""
-        q, k, v = self.project(x)
-        logits, bias = q @ k.mT * self.scale, self.slow_bias(x)
-        y = (logits if bias is None else logits + bias).softmax(-1) @ v
-        term = self.value_term(x, v)
-        return self.output(y if term is None else y + term).reshape(x.shape)
-
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Slow road: q of the tokens, (B, heads, N, D), k and v of the samples, (B, heads, Ns, D)."""
-        sampled = self._slow_samples(x) if self.config.offsets else self._slow_pool(x)
-        parts = self.linear(x, 0, self.dim).flatten(1, 2), *self.linear(sampled, self.dim, 3 * self.dim).chunk(2, -1)
-        q, k, v = (to_heads(part, self.num_heads) for part in parts)
-        return q, k, v
-
-    def value_term(self, x: Tensor, v: Tensor) -> Tensor | None:
-        """Slow road of position=dwc: q under the nine places of the kernel, (B, heads, N, D), or None."""
-        if not isinstance(self.position, nn.Conv2d):
-            return None
-        _, height, width, _ = x.shape
-        kernel, bias = self.position.parameters()
-        y: Tensor = bias
-        q = F.pad(self.linear(x, 0, self.dim), (0, 0, 1, 1, 1, 1))
-        for dy, dx in itertools.product(range(3), range(3)):
-            y = y + kernel[:, 0, dy, dx] * q[:, dy : dy + height, dx : dx + width]
-        return to_heads(y.flatten(1, 2), self.num_heads)
-
-    def slow_points(self, x: Tensor) -> Tensor:
-        """Slow road: centre, offset and bound of one point after the other, (B, H, W, C) -> (B, groups, Ns, 2)."""
-        assert self.offset is not None
-        is_2022, reach, groups = self.config.variant == "2022", self.config.reach, []
-        for q in self.linear(x, 0, self.dim).chunk(self.groups, dim=-1):
-            offsets, points = self.offset(q.permute(0, 3, 1, 2)), []
-            for place in itertools.product(*map(range, offsets.shape[1:3])):
-                for axis, (index, count) in enumerate(zip(place, offsets.shape[1:3], strict=True)):
-                    span = count if is_2022 else max(1, count - 1)
-                    centre, offset = (index + 0.5) * 2 / span - 1, offsets[:, place[0], place[1], axis]
-                    if reach is not None:
-                        points.append(centre + reach / span * offset.tanh())
-                    elif not self.config.keeps_on_map:
-                        points.append(centre + offset)
-                    elif is_2022:
-                        points.append((centre + offset).tanh())
-                    else:
-                        points.append((centre + offset).clamp(-1, 1))
-            groups.append(torch.stack(points, -1).unflatten(-1, (-1, 2)))
-        return torch.stack(groups, 1)
-
-    def _slow_samples(self, x: Tensor) -> Tensor:
-        images = []
-        for image, points in zip(x, self.slow_points(x), strict=True):
-            maps = image.chunk(self.groups, dim=-1)
-            images.append(torch.cat([interpolate(maps[g], *points[g].unbind(-1)) for g in range(self.groups)], -1))
-        return torch.stack(images)
-
-    def _slow_pool(self, x: Tensor) -> Tensor:
-        down, across = (range(0, count * self.stride, self.stride) for count in self.samples(*x.shape[1:3]))
-        windows = [x[:, i : i + self.stride, j : j + self.stride] for i in down for j in across]
-        return torch.stack([window.mean((1, 2)) for window in windows], 1)
-
-    def slow_bias(self, x: Tensor) -> Tensor | None:
-        """Slow road: bias of every logit, (B or 1, heads, N, Ns), or None."""
-        if self.config.position == "fixed":
-            return self._slow_fixed_bias(x)
-        if self.config.position not in ("rpb", "log"):
-            return None
-        rows, cols = (torch.arange(side, dtype=x.dtype) for side in x.shape[1:3])
-        if self.config.variant == "2022":
-            rows, cols = ((2 * line + 1) / len(line) - 1 for line in (rows, cols))
-        else:
-            rows, cols = (2 * line / (len(line) - 1) - 1 if len(line) > 1 else line for line in (rows, cols))
-        queries = torch.cartesian_prod(rows, cols)
-        images = []
-        for points in self.slow_points(x):
-            biases = [self._slow_move_bias(g, queries[:, None] - points[g]) for g in range(self.groups)]
-            images.append(torch.cat(biases, -1).movedim(-1, 0))
-        return torch.stack(images)
-
-    def _slow_move_bias(self, group: int, moves: Tensor) -> Tensor:
-        """Bias of one group's heads: (N, Ns, 2) -> (N, Ns, heads of the group)."""
-        if isinstance(self.position, nn.Sequential):
-            hidden, hidden_bias, out = self.position.parameters()
-            logarithm = moves.sign() * (4 * moves.abs() + 1).log2() / math.log2(8)
-            return (logarithm @ hidden.T + hidden_bias).clamp(min=0) @ out.T
-        assert isinstance(self.position, nn.Parameter)
-        table = self.position.chunk(self.groups)[group].permute(1, 2, 0)
-        return interpolate(table, moves[..., 0] / 2, moves[..., 1] / 2)
-
-    def _slow_fixed_bias(self, x: Tensor) -> Tensor:
-        assert isinstance(self.position, nn.Parameter)
-        own = self.config.table_map
-        table = self.position.unflatten(2, self.samples(*own)).unflatten(1, own)  # (heads, H, W, Hk, Wk) of its map
-        sizes = x.shape[1:3], self.samples(x.shape[1], x.shape[2])
-        queries, keys = (
-            torch.cartesian_prod(*(torch.linspace(-1, 1, side, dtype=x.dtype) for side in size)) for size in sizes
-        )
-        by_query = interpolate(table.permute(1, 2, 0, 3, 4), *queries.unbind(-1))  # (N, heads, Hk, Wk)
-        return interpolate(by_query.permute(2, 3, 1, 0), *keys.unbind(-1)).permute(1, 2, 0)[None]
-
 
 def _for_all_queries(dy: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
     """Repeat what depends on the row or the column of a query alone: (..., H, Ns), (..., W, Ns) -> (..., H, W, Ns).
@@ -453,17 +359,3 @@ def stretch(table: Tensor, own: tuple[int, int], size: tuple[int, int]) -> Tenso
     if own == size:
         return table
     return F.interpolate(table.unflatten(-1, own), size, mode="bilinear", align_corners=True).flatten(-2)
-
-
-def interpolate(values: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Slow road: bilinear values, 0 beyond the map: (H, W, ...), y and x in -1..1 (*M) -> (*M, ...)."""
-    height, width = values.shape[:2]
-    row, col = (y + 1) / 2 * (height - 1), (x + 1) / 2 * (width - 1)
-    total = torch.zeros((), dtype=values.dtype)
-    for near_row in (row.floor(), row.floor() + 1):
-        for near_col in (col.floor(), col.floor() + 1):
-            inside = (near_row >= 0) & (near_row < height) & (near_col >= 0) & (near_col < width)
-            share = (1 - (row - near_row).abs()) * (1 - (col - near_col).abs()) * inside
-            neighbour = values[near_row.long().clamp(0, height - 1), near_col.long().clamp(0, width - 1)]
-            total = total + share.reshape(*share.shape, *[1] * (values.dim() - 2)) * neighbour
-    return total

@@ -10,14 +10,15 @@ any token).
 """
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import ClassVar, Literal, Self
 
 from torch import Tensor
 
+from attention_zoo.base import Example
 from attention_zoo.config import AttentionConfig
-from attention_zoo.kernels.windowed import RegionAttention
 from attention_zoo.layouts import Layout
-from attention_zoo.partitioned import WindowConfig, bias_table, table_bias
+from attention_zoo.partitioned import PartitionAttention, WindowConfig, bias_table, softmax_in_regions, table_bias
 from attention_zoo.regions import Partition
 from attention_zoo.registry import register
 
@@ -38,16 +39,36 @@ class MaxViTConfig(WindowConfig):
 
 
 @register("maxvit")
-class MaxViT(RegionAttention):
+class MaxViT(PartitionAttention):
     """Block-SA and Grid-SA: softmax(q k^T / sqrt(D) + B) v inside a window or grid. Cost: 4 N C^2 + 2 P^2 N C MACs."""
 
     Config: ClassVar[type[AttentionConfig]] = MaxViTConfig
+
+    paper: ClassVar[str] = "2204.01697"
+    reads: ClassVar[str] = "a window of M x M tokens; in every other block a dilated grid of M x M"
+    cost: ClassVar[str] = "4NC² + 2M²NC"
+    exponent: ClassVar[Fraction | None] = Fraction(1)
+    examples: ClassVar[tuple[Example, ...]] = (
+        Example(reads="windows of 4x4", config={"window": 4, "kind": "block"}, turn=1),
+        Example(reads="dilated grids of 4x4", config={"window": 4, "kind": "grid"}, turn=2),
+    )
 
     def __init__(self, dim: int, num_heads: int, config: MaxViTConfig) -> None:
         """Add the table of relative position biases, ((2P - 1)^2, heads)."""
         super().__init__(dim, num_heads, config)
         self.config = config
         self.bias_table = bias_table(*config.sides, num_heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Block-SA, or Grid-SA: (B, H, W, C) -> same."""
+        _, height, width, _ = x.shape
+        x, regions = self.enter(x)  # windows, or grids of tokens that lie apart
+        qkv = self.qkv(x)  # (B, H, W, 3 C)
+        # relative attention: softmax(q k^T / sqrt(D) + B) v in each window or grid (section 3.1, eq. 3)
+        bias = self.region_bias(regions, x.device)  # (heads, P^2, P^2)
+        y = softmax_in_regions(qkv, regions, self.num_heads, self.scale, bias, self.pad_rule)  # (B, H, W, C)
+        y = self.proj(self.add_lepe(y, qkv[..., 2 * self.dim :]))
+        return self.leave(y, height, width)
 
     def cut(self, height: int, width: int) -> Partition:
         """Windows, or the grids of tokens ceil(H / G) and ceil(W / G) apart; no more places than the map has.
@@ -67,10 +88,6 @@ class MaxViT(RegionAttention):
                 )
             step = -(-height // rows), wide // cols
         return Partition.of_size(height, width, rows, cols, step=step, centred=self.config.is_centred)
-
-    def bias_sources(self) -> tuple[Tensor, ...]:
-        """The table."""
-        return (self.bias_table,)
 
     def offset_bias(self, cut: Partition, dy: Tensor, dx: Tensor) -> Tensor:
         """Relative position bias; in a grid, neighbours are one place apart however far they lie on the map."""

@@ -9,11 +9,16 @@ Departures: on a map that does not divide, zeros complete the last patches; the 
 """
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import ClassVar, Literal, Self
 
+from torch import Tensor
+
+from attention_zoo.base import Example, attend
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
 from attention_zoo.pooled import PooledAttention, SpatialReduction, stage_reduction
+from attention_zoo.regions import from_heads
 from attention_zoo.registry import register
 
 
@@ -47,11 +52,24 @@ class PVTConfig(AttentionConfig):
 
 @register("pvt")
 class PVT(PooledAttention):
-    """SRA in every block."""
+    """SRA: softmax(q k^T / sqrt(D)) v. Cost: 2 N C^2 + (2 + R^2) M C^2 + 2 N M C MACs, M = N / R^2 keys."""
 
     Config: ClassVar[type[AttentionConfig]] = PVTConfig
 
+    paper: ClassVar[str] = "2102.12122"
+    reads: ClassVar[str] = "all of a map that is reduced by r x r"
+    cost: ClassVar[str] = "3NC² + 2(N/r²)C² + 2(N²/r²)C"
+    exponent: ClassVar[Fraction | None] = Fraction(2)
+    examples: ClassVar[tuple[Example, ...]] = (Example(reads="12 patches, a key each", config={"reduction": 4}),)
+
     def __init__(self, dim: int, num_heads: int, config: PVTConfig) -> None:
         """Add the spatial reduction."""
-        reduction = 8 if config.reduction is None else config.reduction
-        super().__init__(dim, num_heads, config, SpatialReduction(dim, reduction, config.padding))
+        super().__init__(dim, num_heads, config)
+        self.pool = SpatialReduction(dim, 8 if config.reduction is None else config.reduction, config.padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """SRA (eq. 1 and 2), keys and values made of the reduced map (eq. 3): (B, H, W, C) -> same."""
+        assert self.pool is not None
+        q, k, v = self.project_pooled(x, self.pool)  # (B, heads, N, D), two of (B, heads, M, D)
+        y = attend(q, k, v, self.scale)  # (B, heads, N, D)
+        return self.proj(from_heads(y)).reshape(x.shape)

@@ -11,14 +11,17 @@ windows alone.
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Self
+from fractions import Fraction
+from typing import Any, ClassVar, Literal, Self
 
+from torch import Tensor
+
+from attention_zoo.base import Example, Macs, attend
 from attention_zoo.config import AttentionConfig
-from attention_zoo.kernels.windowed import RegionAttention
 from attention_zoo.layouts import Layout
-from attention_zoo.partitioned import WindowConfig
+from attention_zoo.partitioned import PartitionAttention, WindowConfig, softmax_in_regions
 from attention_zoo.pooled import PooledAttention, SpatialReduction, stage_reduction
-from attention_zoo.regions import Partition
+from attention_zoo.regions import Partition, from_heads
 from attention_zoo.registry import register
 
 
@@ -57,19 +60,85 @@ class SepConfig(WindowConfig):
 
 
 @register("sep")
-class Sep(PooledAttention, RegionAttention):
-    """LSA: softmax(q k^T / sqrt(D)) v inside each window, 4 N C^2 + 2 k1 k2 N C MACs. GSA: see PooledAttention."""
+class Sep(PooledAttention, PartitionAttention):
+    """LSA: softmax(q k^T / sqrt(D)) v inside each window, 4 N C^2 + 2 k1 k2 N C MACs. GSA: the same over pooled keys.
+
+    GSA costs 2 N C^2 + (2 + s^2) M C^2 + 2 N M C MACs, M = N / s^2 keys.
+    """
 
     Config: ClassVar[type[AttentionConfig]] = SepConfig
 
+    paper: ClassVar[str] = "2104.13840"
+    reads: ClassVar[str] = "a window of M x M tokens; in every other block all of a map that is reduced by r x r"
+    cost: ClassVar[str] = "as swin, then as pvt"
+    exponent: ClassVar[Fraction | None] = Fraction(2)
+    examples: ClassVar[tuple[Example, ...]] = (
+        Example(reads="windows of 4x4", config={"window": 4, "kind": "local"}, turn=1),
+        Example(reads="12 patches, a key each", config={"reduction": 4, "kind": "global"}, turn=2),
+    )
+
     def __init__(self, dim: int, num_heads: int, config: SepConfig) -> None:
-        """Add the spatial reduction to a global block; a local one has none, and is a RegionAttention."""
+        """Add the spatial reduction to a global block."""
+        super().__init__(dim, num_heads, config)
         reduction = 8 if config.reduction is None else config.reduction
-        pool = SpatialReduction(dim, reduction, config.padding) if config.kind == "global" else None
-        super().__init__(dim, num_heads, config, pool)
+        self.pool = SpatialReduction(dim, reduction, config.padding) if config.kind == "global" else None
         self.config = config
+
+    @classmethod
+    def core_exponent(cls, config: AttentionConfig) -> Fraction | None:
+        """1 with windows alone, else that of the pooled keys."""
+        return Fraction(1) if getattr(config, "kind", None) == "local" else cls.exponent
+
+    def forward(self, x: Tensor) -> Tensor:
+        """LSA inside windows, or GSA over the reduced map (section 3.2): (B, H, W, C) -> same."""
+        _, height, width, _ = x.shape
+        if self.pool is not None:
+            q, k, v = self.project_pooled(x, self.pool)  # (B, heads, N, D), two of (B, heads, M, D)
+            y = attend(q, k, v, self.scale)
+            return self.proj(from_heads(y)).reshape(x.shape)
+        x, windows = self.enter(x)
+        qkv = self.qkv(x)  # (B, H, W, 3 C)
+        y = softmax_in_regions(qkv, windows, self.num_heads, self.scale, None, self.pad_rule)
+        return self.leave(self.proj(self.add_lepe(y, qkv[..., 2 * self.dim :])), height, width)
+
+    @property
+    def _kind(self) -> type[PooledAttention] | type[PartitionAttention]:
+        """Whose connectivity, oracle and costs a block of this kind has."""
+        return PartitionAttention if self.pool is None else PooledAttention
 
     def cut(self, height: int, width: int) -> Partition:
         """Windows on a map, of no more tokens than it has, but for the published rule."""
         rows, cols = self.config.sides_on(height, width)
         return Partition.of_size(height, width, rows, cols, centred=self.config.is_centred)
+
+    def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Allow pairs of one window, or all tokens that a patch holds."""
+        return self._kind.connectivity(self, x, queries)
+
+    def weights(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Dense softmax over tokens, or over pooled keys."""
+        return self._kind.weights(self, x, queries)
+
+    def values(self, x: Tensor) -> Tensor:
+        """Values of tokens, or of patches."""
+        return self._kind.values(self, x)
+
+    def value_term(self, x: Tensor, v: Tensor) -> Tensor | None:
+        """LePE of a local block; None in a global one."""
+        return self._kind.value_term(self, x, v)
+
+    def on_map(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Weights on tokens, a patch's spread evenly."""
+        return self._kind.on_map(self, x, weights)
+
+    def reference(self, x: Tensor) -> Tensor:
+        """Slow oracle of this kind."""
+        return self._kind.reference(self, x)
+
+    def macs(self, height: int, width: int) -> Macs:
+        """Closed form of this kind."""
+        return self._kind.macs(self, height, width)
+
+    def geometry(self, height: int, width: int) -> dict[str, Any]:
+        """Window and padding, or the padding that completes the patches."""
+        return self._kind.geometry(self, height, width)

@@ -11,20 +11,18 @@ indexed by key - query, ours by query - key like every table of this package: on
 """
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from attention_zoo.base import Attention, Macs, attend
+from attention_zoo.base import Attention, Example, Macs, attend
 from attention_zoo.config import AttentionConfig
-from attention_zoo.kernels.caching import Kept, holds_values
-from attention_zoo.kernels.modes import is_tracing
-from attention_zoo.kernels.tiles import Tiles, attend_in_tiles, tiles_of
+from attention_zoo.dispatch import choose, kernel
 from attention_zoo.layouts import Layout
 from attention_zoo.partitioned import bias_table, table_bias
-from attention_zoo.regions import coordinates, from_heads
+from attention_zoo.regions import coordinates, from_heads, to_heads
 from attention_zoo.registry import register
 
 
@@ -65,14 +63,26 @@ class Sliding(Attention):
     """NA: softmax(q K^T / sqrt(D) + B) V over the k x k neighbours of q. Cost: 4 N C^2 + 2 k^2 N C MACs."""
 
     Config: ClassVar[type[AttentionConfig]] = SlidingConfig
-    impls: ClassVar[tuple[str, ...]] = ("gather",)
+    impls: ClassVar[tuple[str, ...]] = ("plain", "tiles")
+    old_impls: ClassVar[dict[str, str]] = {"gather": "tiles"}
+
+    paper: ClassVar[str] = "2204.07143"
+    reads: ClassVar[str] = "its own neighbourhood of K x K tokens"
+    cost: ClassVar[str] = "4NC² + 2K²NC"
+    exponent: ClassVar[Fraction | None] = Fraction(1)
+    examples: ClassVar[tuple[Example, ...]] = (Example(reads="neighbourhood of 5x5", config={"kernel": 5}),)
 
     def __init__(self, dim: int, num_heads: int, config: SlidingConfig) -> None:
-        """Add the table of relative position biases, ((2k - 1)^2, heads)."""
+        """Add the table of relative position biases, ((2k - 1)^2, heads).
+
+        Raises:
+            ValueError: tiles are asked for, and neighbours are apart.
+        """
         super().__init__(dim, num_heads, config)
         self.kernel, self.dilation = config.side, config.dilation
         self.bias_table = bias_table(self.kernel, self.kernel, num_heads) if config.bias else None
-        self._biases = Kept(8)
+        if self.impl == "tiles" and self.dilation > 1:
+            raise ValueError(f"impl=tiles needs dilation=1, got dilation={self.dilation}; choose impl=plain")
 
     def reach(self, length: int) -> int:
         """Keys that a query has along a side, the one included that the shorter sequences of a dilation lack."""
@@ -89,59 +99,39 @@ class Sliding(Attention):
         key = near * self.dilation + phase[:, None]
         return key.clamp(max=length - 1), place[:, None] - near, near < members[:, None]
 
-    def fast(self, x: Tensor) -> Tensor:
-        """Attend to the neighbours of each query: (B, H, W, C) -> same."""
-        return self._by_tile(x) if self._runs_in_tiles(x) else self._by_query(x)
+    def impl_on(self, height: int, width: int) -> str:
+        """`tiles` unless neighbours are apart or another way is set."""
+        return choose(self.impl, "tiles" if self.dilation == 1 else "plain")
 
-    def _runs_in_tiles(self, x: Tensor) -> bool:
-        """Whether tiles serve: on a CPU, where a call runs; one that is recorded shows the products of the paper."""
-        is_recorded = torch.compiler.is_compiling() or is_tracing() or not holds_values(x)
-        return self.dilation == 1 and not is_recorded and x.device.type == "cpu"
-
-    def _by_tile(self, x: Tensor) -> Tensor:
-        """Attend tile by tile, each key copied a few times only."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend to the neighbours of each query (eq. 1 to 4): (B, H, W, C) -> same."""
         _, height, width, _ = x.shape
-        weight, bias = self.qkv.weight, self.qkv.bias
-        bias_q, bias_kv = (None, None) if bias is None else bias.split((self.dim, 2 * self.dim))
-        q = F.linear(x, weight[: self.dim], bias_q)
-        kv = F.linear(x, weight[self.dim :], bias_kv)
-        tiles = tiles_of(height, width, self.kernel, x.device)
-        y = attend_in_tiles(q.flatten(1, 2), kv.flatten(1, 2), tiles, self._tile_bias(tiles, x, q.dtype), self.scale)
-        return self.finish(y.reshape(x.shape), kv[..., self.dim :])
+        impl = self.impl_on(height, width)
+        qkv = self.qkv(x)  # (B, H, W, 3 C)
+        if impl == "plain":
+            y = self._attend_to_neighbours(qkv)
+        else:
+            q, k, v = qkv.chunk(3, dim=-1)
+            y = kernel(impl)(q, k, v, self.bias_table, self.kernel, self.num_heads, self.scale)
+        return self.proj(self.add_lepe(y, qkv[..., 2 * self.dim :]))
 
-    def _tile_bias(self, tiles: Tiles, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Bias of each kind of tile, -inf out of reach: (kinds, heads, T, K)."""
-
-        def make() -> Tensor:
-            far, size = self.kernel - 1, (-1, tiles.queries.shape[1], tiles.keys.shape[1])
-            is_near = ((tiles.dy <= far) & (tiles.dx <= far)).reshape(size)
-            if self.bias_table is None:
-                bias = x.new_zeros(len(is_near), self.num_heads, *size[1:], dtype=dtype)
-            else:
-                dy, dx = (offset.clamp(-far, far) for offset in (tiles.dy, tiles.dx))
-                sides = self.kernel, self.kernel
-                bias = table_bias(self.bias_table, sides, dy, dx).to(dtype).reshape(self.num_heads, *size).movedim(0, 1)
-            return bias.masked_fill(~is_near[:, None], float("-inf")).contiguous()
-
-        sources = () if self.bias_table is None else (self.bias_table,)
-        return self._biases.get((*x.shape[1:3], dtype, x.device), make, sources)
-
-    def _by_query(self, x: Tensor) -> Tensor:
-        """Gather the neighbours of each query, a copy of each key for every query that reads it."""
-        _, height, width, _ = x.shape
-        q, k, v = self.project(x)
-        row, dy, has_row = (part[:, None, :, None] for part in self.neighbours(height, x.device))  # (H, 1, K, 1)
-        col, dx, has_col = (part[None, :, None, :] for part in self.neighbours(width, x.device))  # (1, W, 1, K)
-        keys = (row * width + col).reshape(height * width, -1)  # (N, K K)
+    def _attend_to_neighbours(self, qkv: Tensor) -> Tensor:
+        """Query by query, each with a copy of the keys that it reads: (B, H, W, 3 C) -> (B, H, W, C)."""
+        _, height, width, _ = qkv.shape
+        q, k, v = (to_heads(part.flatten(1, 2), self.num_heads) for part in qkv.chunk(3, dim=-1))
+        row, dy, has_row = (part[:, None, :, None] for part in self.neighbours(height, qkv.device))  # (H, 1, k, 1)
+        col, dx, has_col = (part[None, :, None, :] for part in self.neighbours(width, qkv.device))  # (1, W, 1, k)
+        keys = (row * width + col).reshape(height * width, -1)  # (N, k k)
         near_k, near_v = (part.index_select(2, keys.flatten()).unflatten(2, keys.shape) for part in (k, v))
         if self.bias_table is None:
             bias = q.new_zeros(1, *keys.shape)
         else:
             bias = table_bias(self.bias_table, (self.kernel, self.kernel), dy, dx).to(q.dtype).reshape(-1, *keys.shape)
         bias = bias.masked_fill(~(has_row & has_col).reshape(keys.shape), float("-inf"))
-        # each query is a problem of its own, so it takes a dimension of one: (B, heads, N, 1, D)
-        y = attend(q[:, :, :, None], near_k, near_v, self.scale, bias[:, :, None])[:, :, :, 0]
-        return self.finish(from_heads(y).reshape(x.shape), from_heads(v).reshape(x.shape))
+        bias = bias.expand(self.num_heads, -1, -1).flatten(0, 1)[:, None]  # (heads N, 1, k k)
+        # each query is a problem of its own
+        y = attend(q.flatten(1, 2)[:, :, None], near_k.flatten(1, 2), near_v.flatten(1, 2), self.scale, bias)
+        return from_heads(y.reshape(q.shape)).unflatten(1, (height, width))
 
     def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Allow keys at most k // 2 places from the window's centre, which keeps off borders: (1, 1, N or queries, N).
@@ -165,9 +155,15 @@ class Sliding(Attention):
         """Bias of every pair of the map, (heads, N, N), or None; of pairs that share no window, any."""
         if self.bias_table is None:
             return None
+        return self.query_bias(height, width, torch.arange(height * width, device=self.bias_table.device))
+
+    def query_bias(self, height: int, width: int, queries: Tensor) -> Tensor | None:
+        """Bias of these queries with every key, (heads, Q, N), or None."""
+        if self.bias_table is None:
+            return None
         far = self.kernel - 1
-        row, col = coordinates(height, width, self.bias_table.device)
-        dy, dx = (((i[:, None] - i[None, :]) // self.dilation).clamp(-far, far) for i in (row, col))
+        line = coordinates(height, width, queries.device)
+        dy, dx = (((at[queries, None] - at) // self.dilation).clamp(-far, far) for at in line)
         return table_bias(self.bias_table, (self.kernel, self.kernel), dy, dx)
 
     def macs(self, height: int, width: int) -> Macs:

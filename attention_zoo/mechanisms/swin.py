@@ -7,15 +7,16 @@ Paper -> here:  M -> window,  shift -> shift,  B-hat -> bias_table.
 Departures: a forbidden pair is masked outright (the official code adds -100 to its logit), and so is padding.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import ClassVar, Self
 
 from torch import Tensor
 
+from attention_zoo.base import Example
 from attention_zoo.config import AttentionConfig
-from attention_zoo.kernels.windowed import RegionAttention
 from attention_zoo.layouts import Layout
-from attention_zoo.partitioned import WindowConfig, bias_table, table_bias
+from attention_zoo.partitioned import PartitionAttention, WindowConfig, bias_table, softmax_in_regions, table_bias
 from attention_zoo.regions import Partition
 from attention_zoo.registry import register
 
@@ -55,10 +56,19 @@ class SwinConfig(WindowConfig):
 
 
 @register("swin")
-class Swin(RegionAttention):
+class Swin(PartitionAttention):
     """W-MSA and SW-MSA: softmax(q k^T / sqrt(D) + B) v inside each window. Cost: 4 N C^2 + 2 M^2 N C MACs (eq. 2)."""
 
     Config: ClassVar[type[AttentionConfig]] = SwinConfig
+
+    paper: ClassVar[str] = "2103.14030"
+    reads: ClassVar[str] = "a window of M x M tokens, shifted in every other block"
+    cost: ClassVar[str] = "4NC² + 2M²NC"
+    exponent: ClassVar[Fraction | None] = Fraction(1)
+    examples: ClassVar[tuple[Example, ...]] = (
+        Example(reads="windows of 4x4", config={"window": 4, "shift": 0}, turn=1),
+        Example(reads="the same, shifted by 2", config={"window": 4, "shift": 2}, turn=2),
+    )
 
     def __init__(self, dim: int, num_heads: int, config: SwinConfig) -> None:
         """Add the table of relative position biases, ((2M - 1)^2, heads)."""
@@ -67,17 +77,27 @@ class Swin(RegionAttention):
         self.shift_whole = config.shift_whole
         self.bias_table = bias_table(*self.window, num_heads)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """W-MSA, or SW-MSA where the windows are shifted (eq. 3): (B, H, W, C) -> same."""
+        _, height, width, _ = x.shape
+        x, windows = self.enter(x)
+        qkv = self.qkv(x)  # (B, H, W, 3 C)
+        # softmax(q k^T / sqrt(D) + B) v in each window (eq. 4)
+        bias = self.region_bias(windows, x.device)  # B: (heads, M^2, M^2)
+        y = softmax_in_regions(qkv, windows, self.num_heads, self.scale, bias, self.pad_rule)  # (B, H, W, C)
+        y = self.proj(self.add_lepe(y, qkv[..., 2 * self.dim :]))
+        return self.leave(y, height, width)
+
     def cut(self, height: int, width: int) -> Partition:
         """Windows on this map; a side no longer than the window is one window, unshifted (as in Swin's code)."""
         rows, cols = min(self.window[0], height), min(self.window[1], width)
+        windows = Partition.of_size(height, width, rows, cols, centred=self.is_centred)
         shift_y, shift_x = (
-            self.shift if side > window or self.shift_whole else 0 for side, window in ((height, rows), (width, cols))
+            # a roll by a whole map is none
+            self.shift % padded if side > window or self.shift_whole else 0
+            for side, window, padded in zip((height, width), (rows, cols), windows.padded_size, strict=True)
         )
-        return Partition.of_size(height, width, rows, cols, shift=(shift_y, shift_x), centred=self.is_centred)
-
-    def bias_sources(self) -> tuple[Tensor, ...]:
-        """The table."""
-        return (self.bias_table,)
+        return replace(windows, shift_y=shift_y, shift_x=shift_x)
 
     def offset_bias(self, cut: Partition, dy: Tensor, dx: Tensor) -> Tensor:
         """B of eq. 4, from the table of B-hat."""

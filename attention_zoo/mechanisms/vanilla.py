@@ -6,12 +6,13 @@ before the output projection.
 """
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from attention_zoo.base import Attention, Macs, attend
+from attention_zoo.base import Attention, Example, Macs, attend
 from attention_zoo.config import AttentionConfig
 from attention_zoo.regions import from_heads, to_heads
 from attention_zoo.registry import register
@@ -32,21 +33,27 @@ class Vanilla(Attention):
     """Every query reads every key: softmax(q k^T / sqrt(D)) v. Cost: 4 N C^2 + 2 N^2 C MACs."""
 
     Config: ClassVar[type[AttentionConfig]] = VanillaConfig
-    impls: ClassVar[tuple[str, ...]] = ("dense",)
+    old_impls: ClassVar[dict[str, str]] = {"dense": "plain"}
+
+    paper: ClassVar[str] = "1706.03762"
+    reads: ClassVar[str] = "all tokens"
+    cost: ClassVar[str] = "4NC² + 2N²C"
+    exponent: ClassVar[Fraction | None] = Fraction(2)
+    examples: ClassVar[tuple[Example, ...]] = (Example(reads="all tokens"),)
 
     def __init__(self, dim: int, num_heads: int, config: AttentionConfig) -> None:
-        """Nothing beyond the shared projections."""
+        """Take any mechanism's config: a stage of another mechanism may be full attention."""
         super().__init__(dim, num_heads, config)
         # a subclass may bring a config without that field
         self.lepe_input = config.lepe_input if isinstance(config, VanillaConfig) else "v"
 
-    def fast(self, x: Tensor) -> Tensor:
-        """Mix all tokens: (B, H, W, C) -> same."""
-        q, k, v = self.project(x)
+    def forward(self, x: Tensor) -> Tensor:
+        """softmax(q k^T / sqrt(D)) v over all tokens (eq. 1): (B, H, W, C) -> same."""
+        size = x.shape[1:3]
+        q, k, v = self.project(x)  # (B, heads, N, D) each
         y = attend(q, k, v, self.scale)
-        return self.finish(
-            from_heads(y).reshape(x.shape), x if self.lepe_input == "x" else from_heads(v).reshape(x.shape)
-        )
+        y, v = (from_heads(part).unflatten(1, size) for part in (y, v))  # (B, H, W, C)
+        return self.proj(self.add_lepe(y, x if self.lepe_input == "x" else v))
 
     def value_term(self, x: Tensor, v: Tensor) -> Tensor | None:
         """LePE of v, or of x: like v, (B, heads, N, D)."""

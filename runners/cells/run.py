@@ -30,16 +30,11 @@ from runners.measure import macs as complexity
 from runners.measure import memory as peak_memory
 from runners.measure import speed as latency
 from runners.measure.distributed import ALONE, Group
+from runners.measures import MEASURES
 from runners.store.lease import Held, acquire
 from runners.store.record import Record
 from runners.store.store import Store, open_store
 
-PROTOCOLS = {
-    "flops": complexity.PROTOCOL,
-    "throughput": latency.PROTOCOL,
-    "memory": peak_memory.PROTOCOL,
-    "accuracy": train.PROTOCOL,
-}
 PROGRESS_S = 0.5
 """Time between two writes of the progress file."""
 SPEED_BUDGET_S = 6.0
@@ -119,7 +114,7 @@ def run_job(job: Job, log: Path | None = None, *, more: Mapping[str, Any] | None
         device = pick_device(job.device)
         run = _Run(store, job, device, place(device, job.cell.threads, more), group)
         for measure, attempt in job.attempts.items():
-            if store.next_attempt(job.key, measure, run.place.device_id, PROTOCOLS[measure]) != attempt:
+            if store.next_attempt(job.key, measure, run.place.device_id, MEASURES[measure].protocol) != attempt:
                 continue
             blank = replace(blank_record(job, measure, run.place), log_path=str(log) if log else None)
             record = _run_measure(run, blank)
@@ -152,7 +147,7 @@ def blank_record(job: Job, measure: str, place: Place) -> Record:
     now = _now()
     return Record(
         measure=measure,
-        protocol=PROTOCOLS[measure],
+        protocol=MEASURES[measure].protocol,
         device_id=place.device_id,
         status="ok",
         attempt=job.attempts[measure],
@@ -177,10 +172,9 @@ def _run_measure(run: _Run, blank: Record) -> Record:
     run.say(measure=blank.measure, pid=os.getpid())
     blank = replace(blank, started_at=_now())
     try:
-        # counting allocates nothing of the model's, and the memory measure hands the limit to its own processes
-        limited = blank.measure in ("throughput", "accuracy")
+        limited = MEASURES[blank.measure].limits_memory
         with memory_limit(run.device, run.job.memory_limit_mib if limited else None):
-            values, samples = MEASURES[blank.measure](run)
+            values, samples = FUNCTIONS[blank.measure](run)
     except Exception as error:  # one bad measure must not lose the others
         print(traceback.format_exc(), flush=True)
         return replace(
@@ -285,4 +279,4 @@ def _keep_weights(run: _Run, model: Pyramid) -> dict[str, Any]:
     return {"weights": str(path.relative_to(run.store.out))}
 
 
-MEASURES = {"flops": _flops, "throughput": _throughput, "memory": _memory, "accuracy": _accuracy}
+FUNCTIONS = {"flops": _flops, "throughput": _throughput, "memory": _memory, "accuracy": _accuracy}

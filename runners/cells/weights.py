@@ -20,8 +20,8 @@ from torch import Tensor
 from attention_zoo import LAYOUTS, create_model
 from attention_zoo.hosts.pyramid import Pyramid
 from attention_zoo.published.models import PUBLISHED
-from attention_zoo.published.name_maps import Official
-from attention_zoo.published.official import load_official
+from attention_zoo.published.places import Official
+from attention_zoo.published.weights import load_official
 from attention_zoo.registry import suggest
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")

@@ -8,14 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from runners.measures import MEASURES
 from runners.store.record import Record
-
-SHOWN = {
-    "flops": ("gmacs", "attention_gmacs", "params_m"),
-    "throughput": ("infer_samples_per_sec", "infer_latency_ms", "train_step_ms", "vs_vanilla"),
-    "memory": ("peak_infer_mib", "peak_train_mib"),
-    "accuracy": ("acc1", "val_loss", "train_seconds"),
-}
 
 
 def format_seconds(seconds: float) -> str:
@@ -27,7 +21,7 @@ def format_seconds(seconds: float) -> str:
 
 
 class Display:
-    """The sweep's screen; on a terminal with a live bar, elsewhere as lines alone.
+    """The sweep's screen; on a terminal and in a notebook with a live bar, elsewhere as lines alone.
 
     `estimates` are seconds per cell; the ETA corrects them by how the sweep has kept to them so far.
     """
@@ -48,17 +42,30 @@ class Display:
             transient=True,
         )
         self._task = self._bar.add_task("", total=len(estimates))
+        self._output: Any = None
 
     def __enter__(self) -> "Display":
         """Show the bar."""
-        self._bar.start()
+        if self.console.is_jupyter:
+            # a part of every notebook, and of nothing else; rich's own live display would need ipywidgets too
+            from IPython.display import display
+
+            self._output = display(self._bar, display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove the bar."""
-        self._bar.stop()
+        if not self.console.is_jupyter:
+            self._bar.stop()
+
+    def _update(self, **changes: Any) -> None:
+        self._bar.update(self._task, **changes)
+        if self._output:
+            self._output.update(self._bar)
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
@@ -80,7 +87,7 @@ class Display:
         if progress.get("loss") is not None:
             parts.append(f"loss {float(progress['loss']):.3f}")
         parts.append(f"ETA {format_seconds(self.seconds_left())}")
-        self._bar.update(self._task, description=", ".join(parts), completed=self._index)
+        self._update(description=", ".join(parts), completed=self._index)
 
     def seconds_left(self) -> float:
         """Estimate of what is left, scaled by how long the finished part took against its own estimate."""
@@ -95,13 +102,13 @@ class Display:
             reason = (record.error_message or "").strip().splitlines()
             self.say(f"      {record.measure:<11}{record.status}: {reason[0] if reason else record.error_type}")
             return
-        values = [(name, record.values.get(name)) for name in SHOWN.get(record.measure, ())]
+        values = [(name, record.values.get(name)) for name in MEASURES[record.measure].shown]
         shown = "  ".join(f"{name} {format_value(value)}" for name, value in values if value is not None)
         self.say(f"      {record.measure:<11}{shown}")
 
     def finish(self) -> None:
         """Fill the bar."""
-        self._bar.update(self._task, completed=len(self._estimates), description="done")
+        self._update(completed=len(self._estimates), description="done")
 
 
 def count(number: int, noun: str) -> str:

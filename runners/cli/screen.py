@@ -73,16 +73,12 @@ def print_submission(outcome: "Outcome", study: str, out: Path) -> None:
         print(f"  python runners/{verb}.py {study}{where}")
 
 
-def print_results(store: Store, plan: Plan) -> None:
-    """Print the rows of a plan and where they are; `table.csv` holds every column of every row of the folder."""
-    table = load(store.out)
-    table.to_csv(store.out / "table.csv", index=False)
-    order = {cell_key(cell): position for position, cell in enumerate(plan.cells)}
-    rows = table[table["cell_key"].isin(list(order))]
-    rows = rows.sort_values("cell_key", key=lambda keys: keys.map(order), kind="stable")
+def print_results(out: Path, rows: pd.DataFrame) -> None:
+    """Print rows and where they are; `table.csv` holds every column of every row of the folder."""
+    load(out).to_csv(out / "table.csv", index=False)
     shown = rows[[column for column in COLUMNS if rows[column].notna().any()]]
     with pd.option_context("display.width", None, "display.max_columns", None):
         print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
     for data, ceiling in rows.groupby("data")["ceiling_percent"].max().dropna().items():
         print(f"acc1 on {data}: {ceiling:.1f} is what a model gets that sees the objects but cannot relate them")
-    print(f"table: {store.out / 'table.csv'}; in Python: runners.table.load({str(store.out)!r})")
+    print(f"table: {out / 'table.csv'}; in Python: runners.table.load({str(out)!r})")

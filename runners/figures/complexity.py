@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from runners.figures.frames import FIRST_CORE, LATENCY, MACS, MEMORY, Quantity, failures, labels, settings_of, shown
+from runners.figures.frames import failures, labels, settings_of, shown
 from runners.figures.mechanisms import exponent
 from runners.figures.style import (
     GUIDE,
@@ -18,6 +18,7 @@ from runners.figures.style import (
     plot_repeats,
     wrapped,
 )
+from runners.measures import FIRST_CORE_MACS, LATENCY, MACS, MEMORY, Quantity
 from runners.rows.stats import Fit, Interval, fit_exponent, mean_interval
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
     from pandas import DataFrame
 
-QUANTITIES = (FIRST_CORE, MACS, LATENCY, MEMORY)
+QUANTITIES = (FIRST_CORE_MACS, MACS, LATENCY, MEMORY)
 COLUMNS = ("height_px", "width_px", *(quantity.column for quantity in QUANTITIES))
 SIZE = (11.0, 7.6)
 

@@ -1,46 +1,20 @@
 """Rows for a figure: what is refused, what makes a line of its own, and which cells failed."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from pandas import DataFrame, Series
 
+from runners.measures import NOT_FAILED, Quantity
 from runners.rows import selection
 from runners.rows.stats import Interval, mean_interval
-
-FAILED = ("oom", "timeout", "error", "killed", "diverged", "unsupported", "lost")
-"""Statuses that a figure draws as a cross; the others were measured, or will be."""
 
 CONDITIONS = tuple(name for name in selection.CONDITIONS if name != "device_id")
 """Fields of a cell beside its mechanism and settings; where they differ, values do not belong on one line."""
 
 IDENTITY = ("attention", "settings", "topk", "seed", "status", "device_id", "device_name", "versions", *CONDITIONS)
 """Columns that every figure needs."""
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A measured column as an axis shows it, and the measure whose status tells that it failed."""
-
-    column: str
-    title: str
-    unit: str
-    measure: str
-
-    @property
-    def axis(self) -> str:
-        """Label of its axis, with the unit."""
-        return f"{self.title} ({self.unit})"
-
-
-ACCURACY = Quantity("acc1", "accuracy, acc1", "%", "accuracy")
-FIRST_CORE = Quantity("first_core_gmacs", "MACs of the attention cores of the first stage", "GMAC per image", "flops")
-MACS = Quantity("gmacs", "MACs of the network", "GMAC per image", "flops")
-LATENCY = Quantity("infer_latency_ms", "latency of a batch", "ms", "throughput")
-MEMORY = Quantity("peak_infer_mib", "peak memory of inference", "MiB", "memory")
-TRAINING = Quantity("train_step_ms", "training step", "ms", "throughput")
 
 
 def results(folder: str | Path = "results") -> DataFrame:
@@ -133,7 +107,8 @@ def failures(rows: DataFrame, quantity: Quantity) -> dict[Hashable, str]:
     """Status of each row whose value is missing because its measure failed, by the row's index."""
     own = f"{quantity.measure}_status"
     status = rows[own].fillna(rows["status"]) if own in rows.columns else rows["status"]
-    return {index: str(text) for index, text in status[rows[quantity.column].isna() & status.isin(FAILED)].items()}
+    failed = rows[quantity.column].isna() & status.notna() & ~status.isin(NOT_FAILED)
+    return {index: str(text) for index, text in status[failed].items()}
 
 
 def shown(rows: DataFrame, quantities: Sequence[Quantity]) -> list[Quantity]:

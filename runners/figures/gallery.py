@@ -140,7 +140,7 @@ def blocks(attention: "Attention", height: int, width: int) -> list["Tensor"]:
     if isinstance(attention, PooledAttention) and attention.pool is not None:
         cuts = [attention.pool.cut(height, width)]
     elif isinstance(attention, CSWin):
-        cuts = [branch.cut for branch in attention.branches(height, width)]
+        cuts = [branch.stripes for branch in attention.branches(height, width)]
     elif isinstance(attention, PartitionAttention):
         cuts = [attention.partition(height, width)]
     else:

@@ -3,18 +3,21 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from runners.figures.frames import ACCURACY, LATENCY, MACS, MEMORY, TRAINING, Quantity, failures, labels, shown
+from runners.figures.frames import failures, labels, shown
 from runners.figures.style import GUIDE, Look, caption, limit, looks, mark_failures, plain_log, wrapped
+from runners.measures import ACCURACY, LATENCY, MACS, MEMORY, TRAINING_STEP, Quantity
 from runners.rows.stats import Interval, mean_interval, pareto_standing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
+    from matplotlib.lines import Line2D
     from pandas import DataFrame
 
-COSTS = (MACS, LATENCY, MEMORY, TRAINING)
+COSTS = (MACS, LATENCY, MEMORY, TRAINING_STEP)
 COLUMNS = (ACCURACY.column, *(cost.column for cost in COSTS))
 SIZE = (10.5, 7.4)
+ONE_COST_SIZE = (7.6, 5.4)
 
 STANDINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "front": ("on the front", {"fillstyle": "full", "markersize": 8, "mec": "black", "mew": 1.2}),
@@ -48,7 +51,10 @@ def draw_pareto(figure: "SubFigure", rows: "DataFrame", unmeasured: Mapping[str,
         ax.set_ylabel(ACCURACY.axis)
     for ax in axes[len(costs) :]:
         ax.set_axis_off()
-    _draw_legend(figure, styles, standings)
+    if len(costs) > 1:
+        _draw_legend(figure, styles, standings)
+    else:
+        _name_points(figure, axes[0], rows, standings)
     note = (
         "Mean and 95% t-interval over seeds on both axes. The line joins the front of the means. A point is off the "
         "front if another is significantly cheaper and more accurate (paired t-tests over seeds, Bonferroni); half "
@@ -94,6 +100,39 @@ def _failed(rows: "DataFrame", cost: Quantity, styles: Mapping[str, Look]) -> li
     return list(marks.values())
 
 
+def _name_points(figure: "SubFigure", ax: "Axes", rows: "DataFrame", standings: set[str]) -> None:
+    """Write the names beside the points of the only axes, which is quicker to read than a legend of all of them."""
+    import numpy as np
+    from matplotlib.patheffects import withStroke
+
+    whole = figure.get_figure(root=True)
+    if whole is not None and len(whole.subfigs) == 1:
+        whole.set_size_inches(*ONE_COST_SIZE)
+    for ceiling in rows["ceiling_percent"].dropna().unique() if "ceiling_percent" in rows else ():
+        ax.axhline(ceiling, color=GUIDE, linewidth=1, linestyle=":", zorder=1, label="_ceiling")
+        ax.annotate(f"{ceiling:.1f}: sees the objects, cannot relate them", (1, ceiling), ha="right", va="bottom",
+                    xycoords=("axes fraction", "data"), color=GUIDE, fontsize=8)  # fmt: skip
+    lines = [line for line in ax.lines if not str(line.get_label()).startswith("_")]
+    points = {str(line.get_label()): np.asarray(line.get_xydata(), dtype=float)[0] for line in lines}
+    low, high = ax.get_ylim()
+    for name, (x, y) in points.items():
+        is_under = any(x / 1.1 < other_x < x * 1.1 and 0 < other_y - y < (high - low) / 20
+                       for other_x, other_y in points.values())  # fmt: skip
+        ax.annotate(name, (x, y), xytext=(7, -7 if is_under else 7), textcoords="offset points", va="center",
+                    fontsize=8, path_effects=[withStroke(linewidth=2.5, foreground="white")])  # fmt: skip
+    ax.legend(handles=_standing_marks(standings), loc="lower right", frameon=False)
+
+
+def _standing_marks(standings: set[str]) -> "list[Line2D]":
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D([], [], color="black", marker="o", linestyle="none", markerfacecoloralt="white", label=words, **style)
+        for name, (words, style) in STANDINGS.items()
+        if name in standings
+    ]
+
+
 def _draw_legend(figure: "SubFigure", styles: Mapping[str, Look], standings: set[str]) -> None:
     from matplotlib.lines import Line2D
 
@@ -101,9 +140,6 @@ def _draw_legend(figure: "SubFigure", styles: Mapping[str, Look], standings: set
         Line2D([], [], color=look.colour, marker=look.marker, linestyle="none", markersize=7, label=wrapped(line))
         for line, look in styles.items()
     ]
-    kinds = [
-        Line2D([], [], color="black", marker="o", linestyle="none", markerfacecoloralt="white", label=words, **style)
-        for name, (words, style) in STANDINGS.items()
-        if name in standings
-    ]
-    figure.legend(handles=[*points, *kinds], loc="outside right upper", frameon=False, labelspacing=0.9)
+    figure.legend(
+        handles=[*points, *_standing_marks(standings)], loc="outside right upper", frameon=False, labelspacing=0.9
+    )

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from runners.figures.frames import LATENCY, failures, intervals, labels
+from runners.figures.frames import failures, intervals, labels
 from runners.figures.style import GUIDE, LINES, caption, limit, looks, mark_failures, plain_log, plot_repeats, wrapped
+from runners.measures import LATENCY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

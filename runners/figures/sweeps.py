@@ -4,20 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from runners.figures.frames import (
-    ACCURACY,
-    LATENCY,
-    MACS,
-    MEMORY,
-    Quantity,
-    conditions,
-    failures,
-    intervals,
-    labels,
-    settings_of,
-    shown,
-)
+from runners.figures.frames import conditions, failures, intervals, labels, settings_of, shown
 from runners.figures.style import GUIDE, Look, caption, limit, looks, mark_failures, plain_ticks, plot_repeats, wrapped
+from runners.measures import ACCURACY, LATENCY, MACS, MEMORY, Quantity
 from runners.rows.stats import mean_interval
 
 if TYPE_CHECKING:

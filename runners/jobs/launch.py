@@ -15,16 +15,17 @@ from runners.cells.plan import estimate_seconds
 from runners.jobs import slurm, submissions
 from runners.jobs.executors import start_array
 from runners.jobs.outcomes import Look, look, reconcile
+from runners.jobs.pending import Pending, pending
 from runners.jobs.slurm import SlurmError
 from runners.jobs.submissions import Request, Submission, Work
 from runners.jobs.task import ArrayTask, signal_delay_s
+from runners.measures import MEASURES
 from runners.store.files import StoreError, read_json, write_json
 from runners.store.lease import Lease, acquire
 from runners.store.store import Store
 
 # Python, torch and the zoo, from a shared file system
 START_S = 15.0
-TIMING = ("throughput",)
 NODE_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 WAIT_S = 120.0
 
@@ -57,11 +58,12 @@ def launch(store: Store, order: Order, say: Callable[[str], None]) -> Outcome:
     """Submit what nobody has measured and no job is to measure; submits nothing if anything is wrong.
 
     Raises:
-        ValueError: SLURM is not here or refuses, the time is too short, the folder cannot be used or is not shared, or
-            the study exists with other cells. One line that says what to do.
+        ValueError: SLURM is not here or refuses, the folder cannot be used or is not shared, or the study exists with
+            other cells. One line that says what to do.
     """
     slurm.require()
-    _check_time(order)
+    if warning := short_time(order):
+        say(warning)
     cpus = max((cell.threads or 0 for cell, _ in order.cells.values()), default=0) or None
     slurm.check(order.request.sbatch_options(cpus, exclusive=order.request.exclusive))
     check_shared(store.out, slurm.node_hosts(order.request.options.get("partition")))
@@ -79,24 +81,27 @@ def launch(store: Store, order: Order, say: Callable[[str], None]) -> Outcome:
     return outcome
 
 
-def _check_time(order: Order) -> None:
-    """Refuse a time limit within which some measure cannot be made in one go; a training can go on in a further run.
+def short_time(order: Order) -> str | None:
+    """Warn of a time limit within which some measure can hardly be made in one go; a training goes on in a further run.
 
-    On a GPU nobody knows beforehand, and the job's own message will tell.
+    It is a guess from two CPU cores. On a GPU there is none, and the job's own message will tell.
     """
-    limit_s = 60 * order.request.time_min - signal_delay_s(order.request.time_min)
+    limit_min = order.request.time_min
     asks_gpu = order.request.gpus_per_node or any("gpu" in f"{k}{v}" for k, v in order.request.options.items())
     if asks_gpu or order.device not in ("auto", "cpu"):
-        return
+        return None
+    estimates = {}
     for cell, measures in order.cells.values():
-        whole = [measure for measure in measures if measure != "accuracy"]
-        needed_s = START_S + (estimate_seconds(cell, whole) if whole else 0)
-        if needed_s > limit_s:
-            need = math.ceil((needed_s + signal_delay_s(order.request.time_min)) / 60)
-            raise ValueError(
-                f"--time {order.request.time_min} min is below what a cell needs: {', '.join(measures)} of "
-                f"{cell.attn} {cell.layout} {cell.height_px}x{cell.width_px} takes about {need} min; give --time {need}"
-            )
+        whole = [measure for measure in measures if not MEASURES[measure].can_resume]
+        estimates[cell, measures] = START_S + (estimate_seconds(cell, whole) if whole else 0)
+    (cell, measures), seconds = max(estimates.items(), key=lambda item: item[1])
+    needed_min = math.ceil((seconds + signal_delay_s(limit_min)) / 60)
+    if seconds <= 60 * limit_min - signal_delay_s(limit_min):
+        return None
+    return (
+        f"warning: --time {limit_min} min may be too short: {', '.join(measures)} of {cell.attn} {cell.layout} "
+        f"{cell.height_px}x{cell.width_px} takes about {needed_min} min on two CPU cores"
+    )
 
 
 def check_shared(out: Path, hosts: set[str], here: str | None = None) -> None:
@@ -146,54 +151,49 @@ def _check_study(store: Store, order: Order) -> None:
         )
 
 
-def _missing(store: Store, order: Order, seen: Look) -> tuple[Outcome, dict[str, tuple[Cell, tuple[str, ...]]]]:
+def _missing(store: Store, order: Order, jobs: Look) -> tuple[Outcome, dict[str, tuple[Cell, tuple[str, ...]]]]:
     """Enter the cells, and find for each the measures that are neither on record nor under way."""
     outcome, missing = Outcome(), {}
-    under_way = seen.alive_measures()
-    devices = _devices(store, order, seen)
+    under_way = jobs.alive_measures()
+    devices = _devices(store, order, jobs)
     for key, (cell, measures) in order.cells.items():
         store.add_cell(cell, order.study, measures)
-        todo, failed = _todo(store, order, key, measures, devices.get(key, set()))
+        state = _pending(store, order, key, measures, devices.get(key, set()))
         running = under_way.get(key, set())
-        rest = tuple(measure for measure in todo if measure not in running)
-        outcome.failed.update(failed)
-        outcome.under_way += bool(running & set(todo))
-        outcome.done += not todo and not failed
-        if rest:
+        outcome.failed.update(record.status for record in state.failed)
+        outcome.under_way += bool(running & set(state.run))
+        outcome.done += not state.run and not state.failed
+        if to_submit := tuple(measure for measure in state.run if measure not in running):
             if order.force and not running:
                 store.forget_states(key)
             store.write_lost(key, None)
-            missing[key] = (cell, rest)
+            missing[key] = (cell, to_submit)
     return outcome, missing
 
 
-def _devices(store: Store, order: Order, seen: Look) -> dict[str, set[str]]:
+def _devices(store: Store, order: Order, jobs: Look) -> dict[str, set[str]]:
     """Kinds of device on which earlier jobs that asked for the same nodes have run each cell."""
-    found: dict[str, set[str]] = {}
-    for submission in seen.submissions:
-        if submission.request.target == order.request.target and submission.device == order.device:
-            for index in range(len(submission.tasks)):
-                if note := submissions.read_note(store, submission.name, index):
-                    for key, device_id in note.device_ids.items():
-                        found.setdefault(key, set()).add(device_id)
-    return found
+    devices: dict[str, set[str]] = {}
+    for submission in jobs.submissions:
+        if (submission.request.target, submission.device) != (order.request.target, order.device):
+            continue
+        notes = (submissions.read_note(store, submission.name, index) for index in range(len(submission.tasks)))
+        for note in filter(None, notes):
+            for key, device_id in note.device_ids.items():
+                devices.setdefault(key, set()).add(device_id)
+    return devices
 
 
-def _todo(
-    store: Store, order: Order, key: str, measures: tuple[str, ...], devices: set[str]
-) -> tuple[tuple[str, ...], list[str]]:
-    """Measures to run and statuses of failed ones, on the kind of device where least is left.
+def _pending(store: Store, order: Order, key: str, measures: tuple[str, ...], devices: set[str]) -> Pending:
+    """Measures to run, and failed ones, on the kind of device where fewest are to run.
 
     Where no job has run yet only a node can tell; a job that finds nothing to do ends at once.
     """
-    from runners.jobs.pending import pending
-
-    states = [
+    states = (
         pending(store, key, measures, device_id, retry=order.retry, force=order.force)
         for device_id in sorted(devices) or [""]
-    ]
-    best = min(states, key=lambda state: len(state.run))
-    return best.run, [record.status for record in best.failed]
+    )
+    return min(states, key=lambda state: len(state.run))
 
 
 def _arrays(
@@ -202,7 +202,7 @@ def _arrays(
     """Cut work into arrays of at most `largest` tasks of `cells_per_job` cells; one number of threads to an array."""
     groups: dict[tuple[str, int | None], list[Work]] = {}
     for key, (cell, measures) in missing.items():
-        timing = tuple(measure for measure in measures if measure in TIMING and order.request.exclusive)
+        timing = tuple(measure for measure in measures if MEASURES[measure].is_timing and order.request.exclusive)
         for part, mine in (("timing", timing), ("", tuple(m for m in measures if m not in timing))):
             if mine:
                 groups.setdefault((part, cell.threads), []).append(Work(key=key, measures=mine))

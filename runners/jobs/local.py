@@ -1,27 +1,29 @@
-"""Drive a planned sweep: what is missing, one job at a time, and what becomes of a job that dies."""
+"""Run a planned sweep on this machine: what is missing, one job at a time, and what becomes of a job that dies."""
 
 import contextlib
+import math
 import signal
+import threading
 import time
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
 from ablations.study import Cell, cell_key
-from runners.cells.plan import Plan, estimate_seconds, label
-from runners.cells.run import PROTOCOLS, Job, blank_record, place, run_job
-from runners.cli.options import MEASURES
+from runners.cells.plan import Plan, Spelling, estimate_seconds, label
+from runners.cells.run import Job, blank_record, place, run_job
 from runners.cli.progress import Display, format_seconds
 from runners.jobs.executors import Running, start_local
+from runners.jobs.options import RunOptions
 from runners.jobs.pending import pending
 from runners.machine.environment import device_id, pick_device
 from runners.machine.failures import oom_kills
+from runners.measures import MEASURES
 from runners.store.lease import Lease, acquire, holder
 from runners.store.record import RecordName
 from runners.store.store import Store
@@ -31,14 +33,15 @@ LOG_TAIL_LINES = 4
 
 
 @dataclass
-class Sweep:
-    """One run of a command line against a results folder."""
+class LocalRun:
+    """One run of a plan against a results folder."""
 
     plan: Plan
     store: Store
     measures: tuple[str, ...]
     study: str | None
-    options: Namespace
+    options: RunOptions
+    spell: Spelling
     console: Console = field(default_factory=Console)
 
     def __post_init__(self) -> None:
@@ -65,7 +68,8 @@ class Sweep:
                     self._run_cell(cell, measures, display)
                 display.finish()
         except KeyboardInterrupt:
-            with _uninterrupted():
+            # a second Ctrl-C must not interrupt the cleaning up, which takes a second
+            with _handler(signal.SIGINT, signal.SIG_IGN):
                 if self._running and self._job:
                     self._running.kill()
                     self._free_lease(self._job.key)
@@ -95,11 +99,13 @@ class Sweep:
             done += not state.run and not state.failed
             if state.run:
                 todo.append((cell, state.run))
+        again = self.spell("force", ["on"])
         if done:
-            self._say(f"skipped {done} of {len(self.plan.cells)} cells, they are done; --force measures them again")
+            self._say(f"skipped {done} of {len(self.plan.cells)} cells, they are done; {again} measures them again")
         for status, count in sorted(failed.items()):
             what = "measure" if count == 1 else "measures"
-            self._say(f"skipped {count} {what} that ended as {status}; --retry {status} runs them again")
+            retry = self.spell("retry", [status])
+            self._say(f"skipped {count} {what} that ended as {status}; {retry} runs them again")
         return todo
 
     def _run_cell(self, cell: Cell, measures: tuple[str, ...], display: Display) -> None:
@@ -115,7 +121,7 @@ class Sweep:
                 out=self.store.out,
                 key=follower.key,
                 cell=cell,
-                attempts={m: self.store.next_attempt(follower.key, m, device, PROTOCOLS[m]) for m in measures},
+                attempts={m: self.store.next_attempt(follower.key, m, device, MEASURES[m].protocol) for m in measures},
                 device=self.options.device,
                 memory_limit_mib=self.options.memory_limit,
                 save_weights=self.options.save_weights,
@@ -128,40 +134,43 @@ class Sweep:
 
     def _run_job(self, job: Job, follower: "_Follower") -> None:
         """Start a job and follow it to its end; if it dies, the measure it was at becomes a record."""
-        kills, started, limit_min = oom_kills(), time.monotonic(), self.options.time
+        kills = oom_kills() or 0
         self.store.write_progress(job.key, {})
         self._job, self._running = job, start_local(job, self.store.log_folder(job.key))
-        status = None
-        while not self._running.is_done():
-            follower.poll()
-            if limit_min and time.monotonic() - started > 60 * limit_min:
-                self._running.kill()
-                status, reason = "timeout", f"stopped after {limit_min:g} min, the limit that --time set"
-            time.sleep(POLL_S)
+        in_time = self._wait(self._running, follower)
         log, self._running = self._running.log, None
         follower.show_new()
-        left = [measure for measure in job.attempts if measure not in follower.recorded]
-        held = holder(self.store.lease_path(job.key))
-        if not left or (held and held.state != "dead"):
+        missing = [measure for measure in job.attempts if measure not in follower.recorded]
+        lease = holder(self.store.lease_path(job.key))
+        if not missing or (lease and lease.state != "dead"):
             return
-        if status is None and (oom_kills() or 0) > (kills or 0):
+        if not in_time:
+            limit = self.spell("time", [])
+            status, reason = "timeout", f"stopped after {self.options.time:g} min, the limit that {limit} set"
+        elif (oom_kills() or 0) > kills:
             status, reason = "oom", "the kernel killed the job for lack of memory"
-        elif status is None and held:
+        elif lease:
             status, reason = "killed", "the job's process was killed from outside"
-        elif status is None:
+        else:
             status, reason = "error", _tail(log) or "the job ended before it began to measure"
-        self._record_death(job, follower, left, status, reason, log)
-
-    def _record_death(
-        self, job: Job, follower: "_Follower", left: list[str], status: str, reason: str, log: Path
-    ) -> None:
-        at = self.store.read_progress(job.key).get("measure")
-        measure = at if at in left else left[0]
+        current = self.store.read_progress(job.key).get("measure")
+        measure = current if current in missing else missing[0]
         blank = blank_record(job, measure, place(self.device, job.cell.threads))
         record = replace(blank, status=status, error_type="JobDied", error_message=reason, log_path=str(log))
         self.store.write_record(job.key, record)
         self._free_lease(job.key)
         follower.show_new()
+
+    def _wait(self, running: Running, follower: "_Follower") -> bool:
+        """Show what a job does until it has ended; False if it was ended at its time limit."""
+        deadline = time.monotonic() + 60 * (self.options.time or math.inf)
+        while not running.is_done():
+            follower.poll()
+            if time.monotonic() > deadline:
+                running.kill()
+                return False
+            time.sleep(POLL_S)
+        return True
 
     def _free_lease(self, key: str) -> None:
         """Remove the lease that a dead job left."""
@@ -171,7 +180,7 @@ class Sweep:
 
 
 class _Follower:
-    """Eyes on one cell: its progress, and the records that appear, whoever writes them."""
+    """Shows what happens to one cell: its progress, and the records that appear, whoever writes them."""
 
     def __init__(self, store: Store, key: str, display: Display) -> None:
         self.store, self.key, self.display = store, key, display
@@ -180,7 +189,7 @@ class _Follower:
 
     def show_new(self) -> None:
         new = set(self.store.record_names(self.key)) - self._seen
-        for name in sorted(new, key=lambda name: MEASURES.index(name.measure)):
+        for name in sorted(new, key=lambda name: list(MEASURES).index(name.measure)):
             self.display.found(self.store.read_record(self.key, name, samples=False))
             self.recorded.add(name.measure)
         self._seen |= new
@@ -191,11 +200,11 @@ class _Follower:
 
     def wait_for_others(self) -> None:
         """Wait while another live process works on the cell; what it records counts as done here."""
-        told = False
-        while (held := holder(self.store.lease_path(self.key))) and held.state != "dead":
-            if not told and held.state == "live":
-                self.display.say(f"      pid {held.pid} on {held.host} works on this cell; waiting for it")
-                told = True
+        said = False
+        while (lease := holder(self.store.lease_path(self.key))) and lease.state != "dead":
+            if not said and lease.state == "live":
+                self.display.say(f"      pid {lease.pid} on {lease.host} works on this cell; waiting for it")
+                said = True
             self.poll()
             time.sleep(POLL_S)
         self.show_new()
@@ -216,18 +225,18 @@ def _sigterm_as_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with _handler(signal.SIGTERM, interrupt):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let an impatient second Ctrl-C not tear the cleaning up, which takes a second."""
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _handler(number: signal.Signals, handler: Any) -> Iterator[None]:
+    """Handle a signal in another way; a thread, such as one of a notebook server, leaves it to the main one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(number, previous)

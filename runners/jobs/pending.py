@@ -3,12 +3,9 @@
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from runners.cells.run import PROTOCOLS
+from runners.measures import DONE, MEASURES, depends_on_device
 from runners.store.record import Record
 from runners.store.store import Store
-from runners.table import DEVICE_INDEPENDENT
-
-DONE = ("ok", "unsupported")
 
 
 @dataclass(frozen=True)
@@ -24,8 +21,8 @@ def latest(store: Store, key: str, measure: str, device_id: str) -> Record | Non
     names = [
         name
         for name in store.record_names(key)
-        if (name.measure, name.protocol) == (measure, PROTOCOLS[measure])
-        and (measure == DEVICE_INDEPENDENT or name.device_id == device_id)
+        if (name.measure, name.protocol) == (measure, MEASURES[measure].protocol)
+        and (not depends_on_device(measure) or name.device_id == device_id)
     ]
     if not names:
         return None

@@ -1,56 +1,58 @@
-"""What jobs ask of SLURM, from the command line, an earlier submission or a study's defaults."""
+"""What jobs ask of SLURM, from what is asked now, an earlier submission or a study's defaults."""
 
 import hashlib
 import math
-from argparse import Namespace
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
-from runners.cli.options import SLURM_FLAGS, read_minutes
+from runners.jobs.options import SlurmOptions, minutes
 from runners.jobs.submissions import Request
 
-DEFAULT_MIN = 60
 MAX_MIN = 60 * 24 * 365
+
+NUMBERS = {field.name for field in fields(Request)} - {"options", "exclusive"}
+"""Fields of a request that are numbers; everything else is text for sbatch."""
 
 
 def make_request(
-    options: Namespace, defaults: Iterable[tuple[str, str]] = (), before: Request | None = None
+    asked: SlurmOptions,
+    time_min: float | None = None,
+    *,
+    defaults: Iterable[tuple[str, str]] = (),
+    before: Request | None = None,
 ) -> Request:
-    """Read what jobs ask for: the command line, else what was asked `before`, else the study's own defaults.
+    """Join what is asked now, else what was asked `before`, else the study's own defaults.
 
     Raises:
-        ValueError: a study's default is malformed.
+        ValueError: a study's default is malformed, or a time limit is over a year.
     """
-    chosen: dict[str, str] = dict(before.options) if before else {}
-    numbers: dict[str, int | None] = {}
+    options: dict[str, str] = dict(before.options) if before else {}
+    numbers: dict[str, Any] = {}
     for name, value in () if before else defaults:
-        if name in ("time", "nodes", "gpus-per-node", "cpus-per-task"):
-            numbers[name.replace("-", "_")] = _number(name, value)
+        number = "time_min" if name == "time" else name.replace("-", "_")
+        if number in NUMBERS:
+            numbers[number] = _number(name, value)
         else:
-            chosen[name] = value
-    for name in SLURM_FLAGS:
-        value = getattr(options, name)
-        if value is not None and name in ("nodes", "gpus_per_node", "cpus_per_task"):
-            numbers[name] = value
-        elif value is not None:
-            chosen[name] = value
-    chosen |= dict(options.slurm or ())
-    if options.time is not None:
-        numbers["time"] = math.ceil(options.time)
-    minutes = numbers.pop("time", None) or (before.time_min if before else DEFAULT_MIN)
-    if minutes > MAX_MIN:
-        raise ValueError(f"--time {options.time:g}: SLURM takes at most {MAX_MIN} min, a year")
-    for name in ("max_parallel", "cells_per_job", "max_requeues"):
-        if getattr(options, name) is not None:
-            numbers[name] = getattr(options, name)
-    exclusive = options.exclusive or bool(before and before.exclusive)
-    changed = {name: value for name, value in numbers.items() if value is not None}
-    return replace(before or Request(), options=chosen, time_min=minutes, exclusive=exclusive, **changed)
+            options[name] = value
+    for option in fields(SlurmOptions):
+        value = getattr(asked, option.name)
+        if option.name in NUMBERS and value is not None:
+            numbers[option.name] = value
+        elif isinstance(value, str):
+            options[option.name] = value
+    if time_min is not None:
+        numbers["time_min"] = math.ceil(time_min)
+    if numbers.get("time_min", 0) > MAX_MIN:
+        raise ValueError(f"--time {numbers['time_min']}: SLURM takes at most {MAX_MIN} min, a year")
+    base = before or Request()
+    exclusive = asked.exclusive or base.exclusive
+    return replace(base, **numbers, options=options | dict(asked.slurm), exclusive=exclusive)
 
 
 def _number(name: str, value: str) -> int:
     try:
-        return math.ceil(read_minutes(value)) if name == "time" else int(value)
+        return math.ceil(minutes(value)) if name == "time" else int(value)
     except ValueError as error:
         raise ValueError(f"the study's default {name}={value}: {error}") from error
 

@@ -14,6 +14,7 @@ from typing import Any
 from ablations.study import Cell
 from runners.jobs import slurm, submissions
 from runners.jobs.submissions import Submission, TaskNote, Work
+from runners.measures import MEASURES
 from runners.store.files import StoreError
 from runners.store.store import Store, open_store
 
@@ -150,7 +151,6 @@ def _begin(
     store: Store, submission: Submission, index: int, cells: Mapping[str, Cell], more: Mapping[str, Any]
 ) -> TaskNote:
     """Settle which attempts this task makes, in the first of its runs on a kind of device, and say so."""
-    from runners.cells.run import PROTOCOLS
     from runners.jobs.pending import pending
     from runners.machine.environment import device_id, environment, pick_device
 
@@ -168,14 +168,14 @@ def _begin(
             attempts[work.key] = before.attempts[work.key]
             continue
         todo = pending(store, work.key, work.measures, here, retry=submission.retry, force=submission.force).run
-        attempts[work.key] = {m: store.next_attempt(work.key, m, here, PROTOCOLS[m]) for m in todo}
+        attempts[work.key] = {m: store.next_attempt(work.key, m, here, MEASURES[m].protocol) for m in todo}
     note = TaskNote(
         job=job_number(),
         restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         environment={**environment(device), **more},
         device_ids=device_ids,
         attempts=attempts,
-        protocols=PROTOCOLS,
+        protocols={name: measure.protocol for name, measure in MEASURES.items()},
         started_at=submissions.now(),
     )
     submissions.write_note(store, submission.name, index, note)

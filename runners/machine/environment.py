@@ -124,14 +124,15 @@ def cpu_model() -> str:
     return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine()
 
 
-def check_device(name: str) -> None:
-    """Check a `--device` value for its form; only the machine that is to use it knows whether it is there.
+def check_device(name: str) -> str:
+    """Check the name of a device for its form; only the machine that is to use it knows whether it is there.
 
     Raises:
         ValueError: another name.
     """
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise ValueError(f"--device must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
+    return name
 
 
 def pick_device(name: str = "auto") -> "torch.device":

@@ -27,8 +27,7 @@ from torch.nn import functional as F
 from runners.data.datasets import Data
 from runners.measure.distributed import ALONE, Group
 from runners.measure.resume import Checkpoint, identify
-
-PROTOCOL = 1
+from runners.measures import MEASURES
 
 Progress = Callable[[int, int, float], None]  # steps done, steps in all, loss of the last one
 
@@ -251,7 +250,7 @@ def train_and_evaluate(
     if state_path is not None:
         run = identify(
             model,
-            protocol=PROTOCOL,
+            protocol=MEASURES["accuracy"].protocol,
             recipe=asdict(recipe),
             steps=steps,
             seed=seed,

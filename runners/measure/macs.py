@@ -16,8 +16,6 @@ from torch import nn
 from attention_zoo.counting import Counts, count_macs, differences
 from attention_zoo.hosts.pyramid import Pyramid
 
-PROTOCOL = 1
-
 
 class CountMismatch(RuntimeError):
     """Closed form, fvcore and torch count different numbers of MACs."""

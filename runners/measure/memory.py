@@ -37,8 +37,6 @@ from runners.machine.environment import Hardware, apply_threads, hardware, memor
 from runners.machine.failures import ChildFailed, OutOfMemory, exit_status, oom_kills, status_of, was_oom_killed
 from runners.measure.accuracy import autocast, make_optimizer, train_step
 
-PROTOCOL = 1
-
 Columns = dict[str, float | None]
 
 # argv: the parent's import path and its process id

@@ -33,8 +33,6 @@ from runners.machine.environment import hardware
 from runners.machine.failures import is_out_of_memory
 from runners.measure.accuracy import RECIPE, autocast, make_optimizer
 
-PROTOCOL = 1
-
 INFER_SHARE = 0.4
 WARMUP_ROUNDS = 3
 WARMUP_S = 0.3

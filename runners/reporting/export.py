@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from runners.measures import QUANTITIES
 from runners.rows import selection
-from runners.rows.ranking import METRICS, Group, Standing, groups
+from runners.rows.ranking import Group, Standing, groups
 from runners.rows.stats import Interval
 
 _LATEX = {
@@ -94,7 +95,7 @@ def _title(group: Group) -> str:
 
 def _table(group: Group, escape: Callable[[str], str], bold: str) -> tuple[list[str], list[list[str]]]:
     """Header and lines of a group, best accuracy first; a value that a failure took shows its status."""
-    standings = [group.standings[metric.column] for metric in METRICS if metric.column in group.standings]
+    standings = [group.standings[metric.column] for metric in QUANTITIES if metric.column in group.standings]
     failed = {failure.configuration: failure.status for failure in reversed(group.failures)}
     names = list(dict.fromkeys(name for standing in standings for name in standing.intervals))
     names += [name for name in dict.fromkeys(group.rows["configuration"]) if name not in names]
@@ -103,7 +104,7 @@ def _table(group: Group, escape: Callable[[str], str], bold: str) -> tuple[list[
     def value(standing: Standing, name: str) -> str:
         if name not in standing.intervals:
             return escape(failed.get(name, "-"))
-        text = escape(spell(standing.intervals[name], exact=standing.metric.exact))
+        text = escape(spell(standing.intervals[name], exact=standing.metric.is_exact))
         return bold.format(text) if name in standing.leaders else text
 
     header = ["configuration", *(escape(standing.metric.heading) for standing in standings), "seeds"]

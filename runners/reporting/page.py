@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from runners.measures import NOT_FAILED
 from runners.reporting import payload
 from runners.rows import ranking, selection
 
@@ -62,7 +63,7 @@ def to_html(rows: pd.DataFrame, source: str, study: str | None = None) -> str:
         version=metadata.version("attention-zoo"),
         common=selection.common(rows),
         statuses=[
-            (str(status), int(count), status not in selection.NOT_FAILED)
+            (str(status), int(count), status not in NOT_FAILED)
             for status, count in rows["status"].value_counts().items()
         ],
         warnings=[*_warnings(rows), *unread],

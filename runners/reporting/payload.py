@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from runners.figures.style import Look, looks
+from runners.measures import ACCURACY, COSTS, NOT_FAILED, QUANTITIES
 from runners.rows import selection
-from runners.rows.ranking import ACCURACY, COSTS, METRICS, Group, mean_intervals
+from runners.rows.ranking import Group, mean_intervals
 from runners.rows.stats import pareto_front
 
 FIRST = (
@@ -64,7 +65,7 @@ def table(rows: pd.DataFrame) -> dict[str, Any]:
     filters = [
         name for name in FILTERS if name in names and 1 < rows[name].replace("", pd.NA).nunique() <= MOST_CHOICES
     ]
-    failures = [status for status in rows["status"].unique() if status not in selection.NOT_FAILED]
+    failures = [status for status in rows["status"].unique() if status not in NOT_FAILED]
     return {"size": len(rows), "columns": columns, "filters": filters, "failures": failures}
 
 
@@ -90,7 +91,7 @@ def points(rows: pd.DataFrame, groups: Sequence[Group]) -> dict[str, Any]:
         rows: the table.
         groups: what `ranking.groups` makes of it, which knows the ties.
     """
-    present = [metric for metric in METRICS if rows[metric.column].notna().any()]
+    present = [metric for metric in QUANTITIES if rows[metric.column].notna().any()]
     mechanisms = looks(rows["attention"].dropna().unique())
     found = _configurations(rows, list(mechanisms))
     for group in groups:
@@ -130,7 +131,7 @@ def _configurations(rows: pd.DataFrame, mechanisms: Sequence[str]) -> dict[tuple
             **{name: _plain(row[name]) for name in ("conditions", "others", "resolution", "pixels", "topk")},
             **{"status": None, "message": None, "values": {}, "n": 0, "front": [], "leads": False},
         }
-    failed = named[~named["status"].isin(selection.NOT_FAILED)].drop_duplicates(columns[:2])
+    failed = named[~named["status"].isin(NOT_FAILED)].drop_duplicates(columns[:2])
     for row in failed.to_dict("records"):
         what = {"status": row["status"], "message": _plain(row["error_message"])}
         found[row["conditions"], row["configuration"]] |= what

@@ -9,43 +9,16 @@ from functools import cached_property
 import pandas as pd
 
 from ablations import load_study, study_names
+from runners.measures import ACCURACY, COSTS, NOT_FAILED, QUANTITIES, Quantity
 from runners.rows import selection
 from runners.rows.stats import CONFIDENCE, Interval, tied_with_best
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A column that configurations are compared by; an exact one is counted and does not vary between repeats."""
-
-    column: str
-    name: str
-    unit: str
-    higher_is_better: bool = False
-    exact: bool = False
-
-    @property
-    def heading(self) -> str:
-        """Name and unit."""
-        return f"{self.name} ({self.unit})"
-
-
-ACCURACY = Metric("acc1", "acc1", "%", higher_is_better=True)
-MACS = Metric("gmacs", "MACs", "1e9", exact=True)
-LATENCY = Metric("infer_latency_ms", "latency", "ms per batch")
-TRAIN_STEP = Metric("train_step_ms", "training step", "ms per batch")
-MEMORY = Metric("peak_infer_mib", "peak memory", "MiB")
-TRAIN_MEMORY = Metric("peak_train_mib", "peak memory in training", "MiB")
-PARAMS = Metric("params_m", "parameters", "1e6", exact=True)
-
-COSTS = (MACS, LATENCY, TRAIN_STEP, MEMORY, TRAIN_MEMORY)
-METRICS = (ACCURACY, *COSTS, PARAMS)
 
 
 @dataclass(frozen=True)
 class Standing:
     """Configurations by one metric, best first, each with its interval over seeds; tests wait until they are asked."""
 
-    metric: Metric
+    metric: Quantity
     intervals: dict[str, Interval]
     rows: pd.DataFrame = field(repr=False, compare=False)
 
@@ -57,7 +30,7 @@ class Standing:
     @cached_property
     def tested(self) -> bool:
         """Whether anything can be told from the best: counts, or two seeds in common with another configuration."""
-        if self.metric.exact:
+        if self.metric.is_exact:
             return True
         pairs = list(zip(self._repeats["configuration"], self._repeats["seed"], strict=True))
         seeds = {seed for name, seed in pairs if name == self.best}
@@ -79,8 +52,8 @@ class Standing:
     @cached_property
     def _is_counted(self) -> bool:
         """Whether values are compared as they are: counts, and costs such as memory that were the same every time."""
-        if self.metric.exact or self.metric.higher_is_better:
-            return self.metric.exact
+        if self.metric.is_exact or self.metric.higher_is_better:
+            return self.metric.is_exact
         values = self._repeats.groupby("configuration")[self.metric.column].agg(["nunique", "count"])
         return bool(values["nunique"].eq(1).all() and values["count"].gt(1).any())
 
@@ -118,7 +91,7 @@ def groups(rows: pd.DataFrame) -> list[Group]:
     rows = rows.assign(configuration=selection.configurations(rows), conditions=selection.conditions(rows))
     # a table has a hundred columns, and each selection of rows would copy them all
     columns = ["study", "configuration", "conditions", "seed", "status"]
-    rows = rows[[*columns, *(metric.column for metric in METRICS)]]
+    rows = rows[[*columns, *(metric.column for metric in QUANTITIES)]]
     found = []
     for study in selection.study_names(rows) or [""]:
         found += _groups(study, selection.of_study(rows, study) if study else rows)
@@ -129,19 +102,19 @@ def _groups(study: str, rows: pd.DataFrame) -> list[Group]:
     parts = {str(name): part for name, part in rows.groupby("conditions", sort=False)}
     standings: dict[str, dict[str, Standing]] = {name: {} for name in parts}
     failures: dict[str, list[Failure]] = {name: [] for name in parts}
-    for metric in METRICS:
+    for metric in QUANTITIES:
         apart: dict[str, dict[str, Interval]] = {}
         for (conditions, name), interval in mean_intervals(rows, metric, ["conditions", "configuration"]).items():
             apart.setdefault(conditions, {})[name] = interval
         for conditions, intervals in apart.items():
             standings[conditions][metric.column] = Standing(metric, intervals, parts[conditions])
-    failed = rows[~rows["status"].isin(selection.NOT_FAILED)]
+    failed = rows[~rows["status"].isin(NOT_FAILED)]
     for row in failed.drop_duplicates(["conditions", "configuration", "status"]).to_dict("records"):
         failures[row["conditions"]].append(Failure(row["configuration"], row["status"]))
     return [Group(study, name, part, standings[name], tuple(failures[name])) for name, part in parts.items()]
 
 
-def mean_intervals(rows: pd.DataFrame, metric: Metric, by: list[str]) -> dict[tuple[str, ...], Interval]:
+def mean_intervals(rows: pd.DataFrame, metric: Quantity, by: list[str]) -> dict[tuple[str, ...], Interval]:
     """`mean_interval` of each group, best first; of all at once, since a table has thousands of them."""
     from scipy import stats
 
@@ -156,7 +129,7 @@ def mean_intervals(rows: pd.DataFrame, metric: Metric, by: list[str]) -> dict[tu
     }
 
 
-def repeats(rows: pd.DataFrame, metric: Metric, by: list[str]) -> pd.DataFrame:
+def repeats(rows: pd.DataFrame, metric: Quantity, by: list[str]) -> pd.DataFrame:
     """Rows with a value, one for each group and seed: two cells may differ in no more than how they were asked for."""
     found = rows[[*by, "seed", metric.column]].dropna()
     return found.drop_duplicates([*by, "seed"], keep="last")
@@ -240,9 +213,8 @@ def _failures(failures: Iterable[Failure]) -> Iterator[str]:
 
 def _value(standing: Standing, name: str, *, with_range: bool = True) -> str:
     interval = standing.intervals[name]
-    unit = {"1e9": "GMACs", "ms per batch": "ms"}.get(standing.metric.unit, standing.metric.unit)
-    mean = f"{interval.mean:.4g} {unit}"
-    if standing.metric.exact or not with_range:
+    mean = f"{interval.mean:.4g} {standing.metric.unit}"
+    if standing.metric.is_exact or not with_range:
         return mean
     if interval.low is None or interval.high is None:
         return f"{mean} (1 seed)"

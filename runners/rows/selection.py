@@ -9,15 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from runners.measures import depends_on_device
 from runners.store.columns import COLUMNS
-from runners.table import DEVICE_INDEPENDENT, load
+from runners.table import load
 
 REQUIRED = ("cell_key", "attention", "resolution", "seed", "device_id", "status")
 
 CONDITIONS = ("layout", "resolution", "data", "steps", "batch_size", "precision", "compile", "threads", "device_id")
-
-NOT_FAILED = ("ok", "pending", "running")
-"""Any other status, one of a newer version too, is a failure."""
 
 
 def read_rows(path: Path) -> pd.DataFrame:
@@ -80,7 +78,9 @@ def _studies(rows: pd.DataFrame) -> list[set[str]]:
 
 def devices(rows: pd.DataFrame) -> list[str]:
     """Devices that anything was measured on which depends on the device, sorted."""
-    measures = [name for name in map(str, rows) if name.endswith("_status") and name != f"{DEVICE_INDEPENDENT}_status"]
+    measures = [
+        name for name in map(str, rows) if name.endswith("_status") and depends_on_device(name.removesuffix("_status"))
+    ]
     measured = rows[measures].notna().any(axis=1) if measures else rows["device_id"].notna()
     return sorted(rows.loc[measured, "device_id"].dropna().unique())
 

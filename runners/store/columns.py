@@ -2,6 +2,20 @@
 
 from typing import NamedTuple
 
+from runners.measures import (
+    ACCURACY,
+    FIRST_CORE_MACS,
+    LATENCY,
+    MACS,
+    MEASURES,
+    MEMORY,
+    PARAMETERS,
+    SPEED_UP,
+    TRAINING_MEMORY,
+    TRAINING_SPEED_UP,
+    TRAINING_STEP,
+)
+
 
 class Column(NamedTuple):
     """What a column holds; the unit is empty for names, flags and counts."""
@@ -38,7 +52,7 @@ COLUMNS = {
     "batch_size": Column("Int64", "images", "batch of timing and of training, over all processes"),
     "data": Column("string", "", "data set or probe"),
     "steps": Column("Int64", "", "training steps"),
-    "acc1": Column("Float64", "%", "top-1 accuracy on the held-out images"),
+    "acc1": Column("Float64", ACCURACY.unit, "top-1 accuracy on the held-out images"),
     "acc5": Column("Float64", "%", "top-5 accuracy on the held-out images"),
     "n_eval": Column("Int64", "images", "held-out images"),
     "chance_percent": Column("Float64", "%", "acc1 of guessing"),
@@ -51,47 +65,51 @@ COLUMNS = {
     "world_size": Column("Int64", "", "processes that trained together"),
     "learning_rate_rule": Column("string", "", "learning rate of the training steps"),
     "weights": Column("string", "", "file of the trained weights, from the results folder on; see --save-weights"),
-    "gmacs": Column("Float64", "1e9 MAC", "matmul and convolution MACs of one image by the algorithm"),
-    "executed_gmacs": Column("Float64", "1e9 MAC", "the same for the implementation that ran"),
-    "attention_gmacs": Column("Float64", "1e9 MAC", "share of the token mixers in gmacs, projections included"),
-    "first_core_gmacs": Column("Float64", "1e9 MAC", "queries x keys, weights x values and routing in the first stage"),
+    "gmacs": Column("Float64", MACS.unit, "matmul and convolution MACs of one image by the algorithm"),
+    "executed_gmacs": Column("Float64", MACS.unit, "the same for the implementation that ran"),
+    "attention_gmacs": Column("Float64", MACS.unit, "share of the token mixers in gmacs, projections included"),
+    "first_core_gmacs": Column(
+        "Float64", FIRST_CORE_MACS.unit, "queries x keys, weights x values and routing in the first stage"
+    ),
     "other_gops": Column("Float64", "1e9", "operations of norms, sampling and pooling for one image"),
-    "gflops": Column("Float64", "1e9 FLOP", "2 x gmacs"),
-    "params_m": Column("Float64", "1e6", "parameters, frozen ones included"),
+    "gflops": Column("Float64", "GFLOP", "2 x gmacs"),
+    "params_m": Column("Float64", PARAMETERS.unit, "parameters, frozen ones included"),
     "uncounted_ops": Column("string", "", "operators that no counter knows, name:calls joined by ;"),
-    "peak_infer_mib": Column("Float64", "MiB", "peak of allocated memory in inference, weights included"),
+    "peak_infer_mib": Column("Float64", MEMORY.unit, "peak of allocated memory in inference, weights included"),
     "peak_infer_reserved_mib": Column("Float64", "MiB", "peak of memory reserved by the CUDA allocator in inference"),
     "peak_rss_mib": Column("Float64", "MiB", "resident memory in inference over that after loading the model"),
-    "peak_train_mib": Column("Float64", "MiB", "peak of allocated memory in the second training step"),
+    "peak_train_mib": Column("Float64", TRAINING_MEMORY.unit, "peak of allocated memory in the second training step"),
     "peak_train_reserved_mib": Column("Float64", "MiB", "peak of memory reserved by the CUDA allocator in training"),
     "peak_train_rss_mib": Column("Float64", "MiB", "resident memory in training over that after loading the model"),
     "infer_samples_per_sec": Column("Float64", "images/s", "batch_size / infer_latency_ms"),
-    "infer_latency_ms": Column("Float64", "ms", "one forward of a batch, median"),
+    "infer_latency_ms": Column("Float64", LATENCY.unit, "one forward of a batch, median"),
     "infer_latency_ms_q25": Column("Float64", "ms", "its lower quartile"),
     "infer_latency_ms_q75": Column("Float64", "ms", "its upper quartile"),
     "infer_first_call_ms": Column("Float64", "ms", "first forward of the process, compilation included"),
-    "train_step_ms": Column("Float64", "ms", "one training step of a batch, median"),
+    "train_step_ms": Column("Float64", TRAINING_STEP.unit, "one training step of a batch, median"),
     "train_forward_ms": Column("Float64", "ms", "forward and loss of a training step, median"),
     "train_backward_ms": Column("Float64", "ms", "backward of a training step, median"),
     "train_optimizer_ms": Column("Float64", "ms", "optimiser of a training step, median"),
     "train_first_step_ms": Column("Float64", "ms", "first training step of the process"),
-    "vs_vanilla": Column("Float64", "", "vanilla's latency / this latency, interleaved in one process; > 1 is faster"),
+    "vs_vanilla": Column(
+        "Float64", SPEED_UP.unit, "vanilla's latency / this latency, interleaved in one process; > 1 is faster"
+    ),
     "vs_vanilla_low": Column("Float64", "", "lower end of its interval"),
     "vs_vanilla_high": Column("Float64", "", "upper end of its interval"),
     "vs_vanilla_reason": Column("string", "", "why vs_vanilla is empty"),
-    "train_vs_vanilla": Column("Float64", "", "the same ratio for a training step"),
-    "gemm_gflops": Column("Float64", "1e9 FLOP/s", "fastest large matrix product in the same process"),
-    "copy_gb_s": Column("Float64", "1e9 B/s", "fastest large copy in the same process, reads and writes"),
+    "train_vs_vanilla": Column("Float64", TRAINING_SPEED_UP.unit, "the same ratio for a training step"),
+    "gemm_gflops": Column("Float64", "GFLOP/s", "fastest large matrix product in the same process"),
+    "copy_gb_s": Column("Float64", "GB/s", "fastest large copy in the same process, reads and writes"),
     "traffic_mib": Column("Float64", "MiB", "read and written by the operators of one forward, no cache assumed"),
     "status": Column("string", "", "ok if every wanted measure is, else see Status"),
-    "accuracy_status": Column("string", "", "status of one measure, empty if it was not asked for"),
-    "flops_status": Column("string", "", "as accuracy_status"),
-    "memory_status": Column("string", "", "as accuracy_status"),
-    "throughput_status": Column("string", "", "as accuracy_status"),
-    "accuracy_protocol": Column("Int64", "", "version of the measurement; numbers of two versions do not mix"),
-    "flops_protocol": Column("Int64", "", "as accuracy_protocol"),
-    "memory_protocol": Column("Int64", "", "as accuracy_protocol"),
-    "throughput_protocol": Column("Int64", "", "as accuracy_protocol"),
+    **{
+        f"{measure}_status": Column("string", "", f"status of {measure} alone, empty if it was not asked for")
+        for measure in sorted(MEASURES)
+    },
+    **{
+        f"{measure}_protocol": Column("Int64", "", f"version of how {measure} is measured; numbers of two do not mix")
+        for measure in sorted(MEASURES)
+    },
     "attempts": Column("Int64", "", "attempts of the measure that took most"),
     "error_type": Column("string", "", "exception behind the status"),
     "error_message": Column("string", "", "messages of all measures that failed"),

@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-STATUSES = ("ok", "unsupported", "diverged", "timeout", "oom", "killed", "error")
-
 # decoding starts behind these, where each of the three lines has its object
 _START, _ENVIRONMENT, _SAMPLES = '{"record": ', ',\n"environment": ', ',\n"samples": '
 _decode = json.JSONDecoder().raw_decode

@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from ablations.study import Cell, cell_key
+from runners.measures import RECORDED
 from runners.store.files import StoreError as StoreError
 from runners.store.files import list_names, parse_json, publish, read_json, read_text, touch, write_json, write_whole
 from runners.store.lease import Held, holder
-from runners.store.record import STATUSES, Record, RecordName, from_text, to_text
+from runners.store.record import Record, RecordName, from_text, to_text
 
 SCHEMA = 1
 
@@ -152,8 +153,8 @@ class Store:
         Raises:
             StoreError: the file cannot be written, nothing is left of it; or a status or name is not allowed.
         """
-        if record.status not in STATUSES:
-            raise StoreError(f"a record's status is one of {', '.join(STATUSES)}; got {record.status!r}")
+        if record.status not in RECORDED:
+            raise StoreError(f"a record's status is one of {', '.join(RECORDED)}; got {record.status!r}")
         if RecordName.parse(record.name.file) != record.name:
             raise StoreError(
                 f"measure {record.measure!r} on device {record.device_id!r} cannot name a file; a measure takes "

@@ -157,7 +157,7 @@ def test_hover_tells_the_cell(page):
     label = chart.locator(".hoverlayer .hovertext")
     label.wait_for(timeout=10_000)
     text = label.text_content()
-    assert "MACs (1e9)" in text
+    assert "MACs (GMAC)" in text
     assert "3 seeds" in text
 
 

@@ -72,10 +72,6 @@ def test_what_slurm_refuses_is_one_line_and_nothing_is_submitted(session_cluster
         ("--mem", "900G"): ["--mem=900G", "configuration is not available"],
         ("--slurm", "no-such-option=1"): ["no-such-option"],
         ("--seeds", "7"): ["'twelve' exists", "--name"],
-        ("--time", "1", "--measure", "memory", "--layout", "stl", "--resolution", "224", "--batch-size", "64"): [
-            "--time 1 min is below",
-            "give --time",
-        ],
         ("--device", "tpu"): ["--device", "'tpu'"],
     }
     for arguments, expected in bad.items():

@@ -1,0 +1,127 @@
+"""Values of the arguments of a sweep: each is read from text, so that Python and the command line allow the same."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import field, fields
+from typing import Any, NamedTuple
+
+MIN_PX, MAX_PX = 32, 16384
+
+
+class Argument(NamedTuple):
+    """How a field of a dataclass is given: as `--name` on a command line, as a keyword in Python.
+
+    `parse` reads one value from text and raises ValueError where it is not allowed; a switch has none. `several` are an
+    axis, `default` is what the help says of it.
+    """
+
+    name: str
+    parse: Callable[[str], Any] | None = None
+    metavar: str = ""
+    help: str = ""
+    several: bool = False
+    default: str = ""
+
+    def read(self, given: Any) -> Any:
+        """Check what Python gives, plain values or text: a tuple where there may be several, else one value.
+
+        Raises:
+            ValueError: it is not allowed; the message names argument, value and what is allowed.
+        """
+        if self.parse is None:
+            if not isinstance(given, bool):
+                raise ValueError(f"{self.name}={given!r} is neither True nor False")
+            return given
+        values = read_values(self.name, given, self.parse, pairs=self.parse is resolution)
+        if not self.several and len(values) > 1:
+            raise ValueError(f"{self.name}={given!r}: it takes one value")
+        return values if self.several else values[0]
+
+
+def argument_field(default: Any, argument: Argument) -> Any:
+    """Declare a field of a dataclass together with how it is given."""
+    return field(default=default, metadata={"argument": argument})
+
+
+def arguments(*classes: Any) -> dict[str, Argument]:
+    """Arguments that give the fields of some dataclasses, by name."""
+    declared = [f.metadata["argument"] for cls in classes for f in fields(cls) if "argument" in f.metadata]
+    return {argument.name: argument for argument in declared}
+
+
+def read_values(name: str, given: Any, parse: Callable[[str], Any] = str, *, pairs: bool = False) -> tuple[Any, ...]:
+    """Read one or several plain values, each once; with `pairs` a tuple of two integers is one value, a size.
+
+    Raises:
+        ValueError: there is none, or one is not allowed.
+    """
+    is_one = isinstance(given, str) or not isinstance(given, Iterable) or (pairs and _is_size(given))
+    try:
+        values = tuple(dict.fromkeys(parse(as_text(value)) for value in ([given] if is_one else given)))
+    except ValueError as error:
+        raise ValueError(f"{name}={given!r}: {error}") from error
+    if not values:
+        raise ValueError(f"{name}={given!r} is empty; give at least one value")
+    return values
+
+
+def integer(low: int, what: str) -> Callable[[str], int]:
+    """Return a reader of integers from `low` on."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"-?\d{1,12}", text) or int(text) < low:
+            raise ValueError(f"{text!r} is not {what}, an integer of at least {low}")
+        return int(text)
+
+    return read
+
+
+def choice(*known: str) -> Callable[[str], str]:
+    """Return a reader of one of some words."""
+
+    def read(text: str) -> str:
+        if text not in known:
+            raise ValueError(f"{text!r} is not one of {', '.join(known)}")
+        return text
+
+    return read
+
+
+def resolution(text: str) -> tuple[int, int]:
+    """Read the height and width of an image in pixels, `96x128`, or the side of a square one, `96`."""
+    match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text)
+    sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not all(MIN_PX <= side <= MAX_PX for side in sides):
+        raise ValueError(f"{text!r} is not PX or HxW with sides of {MIN_PX} to {MAX_PX} pixels")
+    return sides
+
+
+def per_stage(what: str, words: tuple[str, ...] = ()) -> Callable[[str], str]:
+    """Return a reader of one value, or one per stage separated by dashes, as text; `full` only among several."""
+
+    def read(text: str) -> str:
+        parts = text.split("-")
+        allowed = (*words, "full") if len(parts) > 1 else words
+        for part in parts:
+            if not (re.fullmatch(r"[0-9]{1,9}", part) and int(part) >= 1) and part not in allowed:
+                alternatives = "".join(f" or {word!r}" for word in words)
+                raise ValueError(
+                    f"{text!r} is not {what}: an integer of at least 1{alternatives}, or one per stage by dashes, "
+                    f"such as 1-4-16-full"
+                )
+        return text
+
+    return read
+
+
+def as_text(value: Any) -> str:
+    """Write a value as a command line spells it: on, off, none, 4x6 for (height, width)."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if _is_size(value):
+        return f"{value[0]}x{value[1]}"
+    return "none" if value is None else str(value)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(side, int) for side in value)

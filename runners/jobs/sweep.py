@@ -1,0 +1,134 @@
+"""A sweep as Python sees it: which cells, which measures, and a run of what is missing; the command line makes one.
+
+from runners import Sweep
+
+rows = Sweep(attn=["bra", "swin"], topk=[1, 4], resolution=[64, 128], measures=["flops"]).run("results/runs")
+"""
+
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ablations import Axes, Study, cell_key, load_study
+from ablations.values import choice, read_values
+from attention_zoo.registry import suggest
+from runners.cells.plan import Spelling, as_keyword, make_plan
+from runners.cli.screen import print_submission
+from runners.jobs.launch import Order, Outcome, launch
+from runners.jobs.local import LocalRun
+from runners.jobs.options import RunOptions
+from runners.jobs.request import make_request, study_name
+from runners.machine.environment import pick_device
+from runners.measures import MEASURES
+from runners.store.store import Store, open_store
+from runners.table import load
+
+
+class Sweep:
+    """Cells and the measures that are wanted of them; `run` measures what is missing and returns the rows."""
+
+    def __init__(
+        self,
+        *,
+        study: str | Study | None = None,
+        measures: str | Iterable[str] | None = None,
+        spell: Spelling = as_keyword,
+        **values: Any,
+    ) -> None:
+        """Plan the cells: every combination of `values`, of which a list makes an axis.
+
+        They have the names of the flags: `attn`, `layout`, `resolution`, `seeds`, `data`, `steps`, `epochs`,
+        `batch_size`, `precision`, `compile`, `threads`. Any other name is a field of the mechanisms that have it, such
+        as `topk` or `window`; `**{"swin.window": [2, 4]}` is one of swin alone. A pair (height, width) is one value,
+        `seeds=3` stands for the seeds 0, 1 and 2. A study brings its cells, and the values take the place of its own.
+
+        Raises:
+            ValueError: a value is unknown or does not fit; the message names argument, value and what is allowed.
+        """
+        self.study = load_study(study) if isinstance(study, str) else study
+        asked = measures or (self.study.measures if self.study else tuple(MEASURES))
+        chosen = read_values("measures", asked, choice(*MEASURES))
+        self.measures = tuple(measure for measure in MEASURES if measure in chosen)
+        self.spell = spell
+        self.plan = make_plan([axes.changed(values) for axes in (self.study.axes if self.study else (Axes(),))], spell)
+
+    def run(self, out: str | Path = "results/runs", **options: Any) -> pd.DataFrame:
+        """Measure what is missing, one cell after another with a progress bar, and return the rows of these cells.
+
+        `options` are the fields of `runners.jobs.options.RunOptions`, which have the names of the flags. With
+        `cluster="slurm"` the jobs are submitted, and the rows are those of now.
+
+        Raises:
+            ValueError: an option is unknown or not allowed, or the results folder cannot be used.
+            KeyboardInterrupt: the running job is ended, what it recorded stays.
+        """
+        known = [field.name for field in fields(RunOptions)]
+        for name in options:
+            if name not in known:
+                raise ValueError(suggest("option", name, known))
+        checked = RunOptions(**options)
+        store = self.open(Path(out), checked)
+        if checked.cluster == "slurm":
+            outcome, name = self.submit(store, checked)
+            print_submission(outcome, name, store.out)
+        else:
+            self.local(store, checked).run()
+        return self.rows(store)
+
+    def open(self, out: Path, options: RunOptions) -> Store:
+        """Check that these cells can be run so, and open the results folder.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        self.check(options)
+        return open_store(out, create=True)
+
+    def check(self, options: RunOptions) -> None:
+        """Check that these cells can be run so.
+
+        Raises:
+            ValueError: they cannot, or the device is not here.
+        """
+        if options.save_weights and "accuracy" not in self.measures:
+            given, measures = self.spell("save_weights", ["on"]), ", ".join(self.measures)
+            raise ValueError(f"{given}: nothing is trained to measure {measures}; add the measure accuracy")
+        if options.cluster != "slurm":  # there the nodes decide
+            pick_device(options.device)
+        for name in options.without_slurm():
+            needed, given = self.spell("cluster", ["slurm"]), self.spell("cluster", [options.cluster])
+            raise ValueError(f"{self.spell(name, [])} needs {needed}, got {given}")
+
+    def local(self, store: Store, options: RunOptions) -> LocalRun:
+        """Return the run of what is missing on this machine."""
+        return LocalRun(self.plan, store, self.measures, self.study.name if self.study else None, options, self.spell)
+
+    def submit(self, store: Store, options: RunOptions) -> tuple[Outcome, str]:
+        """Hand what is missing to SLURM; return what came of it and the name of the study.
+
+        Raises:
+            ValueError: anything for which nothing was submitted.
+        """
+        cells = {cell_key(cell): (cell, self.measures) for cell in self.plan.cells}
+        declared = self.study
+        order = Order(
+            study=study_name(options.name or (declared.name if declared else None), cells, self.measures),
+            cells=cells,
+            request=make_request(options, options.time, defaults=declared.slurm if declared else ()),
+            device=options.device,
+            memory_limit_mib=options.memory_limit,
+            save_weights=options.save_weights,
+            retry=options.retry,
+            force=options.force,
+        )
+        return launch(store, order, print), order.study
+
+    def rows(self, store: Store) -> pd.DataFrame:
+        """Rows of these cells in a results folder, in the order in which they run."""
+        table = load(store.out)
+        order = {cell_key(cell): position for position, cell in enumerate(self.plan.cells)}
+        rows = table[table["cell_key"].isin(list(order))]
+        return rows.sort_values("cell_key", key=lambda keys: keys.map(order), kind="stable").reset_index(drop=True)

@@ -1,0 +1,126 @@
+"""Studies: plain values, the keys of their cells as recorded, and the question that each answers."""
+
+import pytest
+
+from ablations import Axes, Study, load_study, study_names
+from ablations.mechanisms import bra, mechanism, swin, vanilla
+from ablations.study import cell_key
+from attention_zoo import names
+from runners.cells.plan import estimate_seconds, make_plan
+
+KEYS = {
+    "attention": """
+        6291a8d1e348325c ef9e1a90435db156 70013866d672da58
+    """,
+    "digit_vote_jitter": """
+        c4cdd204eabbf55e aafa50834a8b3036 e4899c25361c4bb8 abda4f2e42292cbe 5a8fcbf993f104ae
+    """,
+    "region_size": """
+        e8300dd56fa80967 696d7a16d797c74d e2a25b867cd4c6ac 64e08a7430b0a33c 96383e842f1ded7b 5f8bcee6d891c0b3
+        9202b5910be5187f 8dcaec5a796735ae
+    """,
+    "resolution": """
+        6e0802ac23cc5e74 c26cbf3ae495cb7d efa882e28db6071c 8e2ed2195625a91e db2c73905aa50eb8 4e84444292b2047e
+        28639d9bcc698d2c f1ea2dec8a504feb a7c40ff1efb592a9 3f3b8562eab3a30b 8f6a569bcbdd0ae8 4a86ef20b1089081
+        fc046d91d2e2a564 520d3863c0e1694b ce35dd3382fe8e0b 2abba3eb9f94631a
+    """,
+    "topk": """
+        bf563491c2b300af 238f8586653bcb11 c480ee22dcc56c1a 44136fa355b3678a fbe47f6d82b435a8 a61e75dcd6780103
+        041c38bd30c75989 ed2fe62a63a6311f bee6c1bc018e1cf9 434c8bf4d3b1a45d 84a3cd7a5a165a07 683ce0c4cf2c3617
+        2c157de11a38b3cf 9564fb728aa7f506 b08a521aed38348f
+    """,
+}
+"""Keys of the cells of each study in the order in which they run: another key would measure the cell again."""
+
+
+def keys(axes: tuple[Axes, ...]) -> list[str]:
+    return [cell_key(cell) for cell in make_plan(axes).cells]
+
+
+def settings(axes: tuple[Axes, ...]) -> list[dict[str, object]]:
+    return [dict(cell.settings) for cell in make_plan(axes).cells]
+
+
+def test_every_study_has_its_keys_recorded_here() -> None:
+    assert study_names() == sorted(KEYS)
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_a_study_plans_the_recorded_cells(name: str) -> None:
+    study = load_study(name)
+    assert study.name == name
+    assert study.question.endswith("?")
+    assert study.expectation and not study.expectation.startswith("Expect")
+    assert keys(study.axes) == KEYS[name].split()
+    assert all(estimate_seconds(cell, study.measures) > 0 for cell in make_plan(study.axes).cells)
+
+
+def test_values_are_plain() -> None:
+    study = Study("mine", bra(topk=[1, "1-4-8-full"], clip_topk=True) + swin(window=(4, 6)), seeds=2, steps=[5, 6])
+    assert settings(study.axes)[::4] == [
+        {"clip_topk": True, "topk": 1},
+        {"clip_topk": True, "topk": "1-4-8-full"},
+        {"window": "4x6"},
+    ]
+    cells = make_plan(study.axes).cells
+    assert [(cell.steps, cell.seed) for cell in cells[:4]] == [(5, 0), (5, 1), (6, 0), (6, 1)]
+
+
+def test_seeds_resolutions_and_text_mean_the_same_however_they_are_given() -> None:
+    plain = Study("a", mechanism("bra"), seeds=[0, 1, 2], resolution=[64, (96, 128)], epochs=None)
+    words = Study("b", Axes(seeds=(0, 1, 2), resolution=((64, 64), (96, 128))))
+    assert keys(plain.axes) == keys(words.axes)
+    assert keys(Study("c", bra(resolution=(96, 128))).axes) == keys(Study("d", bra(), resolution="96x128").axes)
+
+
+def test_any_mechanism_can_be_named_without_a_list() -> None:
+    import ablations.mechanisms
+
+    for name in names():
+        assert getattr(ablations.mechanisms, name)(seeds=[5]) == Axes(attn=(name,), seeds=(5,))
+    assert mechanism("package.module:Class").attn == ("package.module:Class",)
+    with pytest.raises(AttributeError):
+        ablations.mechanisms._private  # noqa: B018
+
+
+def test_a_sum_keeps_its_order() -> None:
+    one, two, three = bra(), swin(), vanilla()
+    assert one + two + three == (one, two, three) == one + (two + three)
+
+
+def test_a_study_in_the_words_of_before_still_plans() -> None:
+    study = Study(
+        name="old",
+        question="Does it?",
+        expectation="It does.",
+        axes=(Axes(settings=(("topk", ("1", "4")),), layout=("small",)), Axes(attn=("vanilla",))),
+        measures=("flops",),
+        slurm=(("time", "2:00:00"),),
+    )
+    assert settings(study.axes) == [{"topk": 1}, {}, {}]
+    assert (study.question, study.measures, study.slurm) == ("Does it?", ("flops",), (("time", "2:00:00"),))
+
+
+REFUSED = {
+    "seeds": (-1, ["seeds=[-1]", "at least 0"]),
+    "resolution": (10, ["resolution=[10]", "32 to 16384"]),
+    "precision": ("fp8", ["precision=['fp8']", "fp32, bf16"]),
+    "steps": (0.5, ["steps=[0.5]", "'0.5'", "integer"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_value_that_is_not_allowed_is_one_error(name: str) -> None:
+    value, parts = REFUSED[name]
+    with pytest.raises(ValueError) as error:
+        Study("bad", bra(), **{name: [value]})
+    assert "\n" not in str(error.value)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_an_empty_axis_and_a_switch_that_is_none_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"topk=\[\]"):
+        bra(topk=[])
+    with pytest.raises(ValueError, match="compile='yes'"):
+        bra(compile="yes")
