@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ablations.values import Argument, argument_field, arguments, choice, integer, read_values, resolution
@@ -24,7 +24,8 @@ class Cell:
 
     A default never changes: `cell_key` leaves defaults out, so a new field finds the old cells again.
     `settings` holds the mechanism's config fields as sorted (name, value) pairs; a value that differs between
-    stages is a string with dashes, `"1-4-16-full"`.
+    stages is a string with dashes, `"1-4-16-full"`. `defaults` holds the mechanism's other fields, for readers of the
+    cell; the key leaves them out, as all defaults.
     """
 
     attn: str = _axis("bra", "attn", str, "A", "mechanisms, 'all', or package.module:Class")
@@ -39,10 +40,12 @@ class Cell:
     precision: str = _axis("fp32", "precision", choice("fp32", "bf16"), "P", "fp32 or bf16")
     compile: bool = argument_field(False, Argument("compile", help="through torch.compile"))
     threads: int | None = _axis(None, "threads", integer(1, "a number of threads"), "N", "CPU threads", "all")
+    defaults: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, ready for JSON."""
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        changed.pop("defaults", None)
         if "settings" in changed:
             changed["settings"] = dict(self.settings)
         return changed
@@ -57,10 +60,12 @@ class Cell:
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(data) - known):
             raise ValueError(f"unknown cell fields {unknown}; known: {', '.join(sorted(known))}")
-        settings = data.get("settings", {})
-        if not isinstance(settings, dict):
-            raise ValueError(f"cell settings must be an object, got {settings!r}")
-        return cls(**{**data, "settings": tuple(sorted(settings.items()))})
+        values = dict(data)
+        for name in values.keys() & {"settings", "defaults"}:
+            if not isinstance(data[name], dict):
+                raise ValueError(f"cell {name} must be an object, got {data[name]!r}")
+            values[name] = tuple(sorted(data[name].items()))
+        return cls(**values)
 
 
 def cell_key(cell: Cell) -> str:

@@ -124,4 +124,4 @@ def as_text(value: Any) -> str:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(side, int) for side in value)
+    return isinstance(value, tuple) and len(value) == 2 and all(type(side) is int for side in value)

@@ -153,6 +153,10 @@ class Attention(nn.Module):
         """How `forward` computes on a map of this size: one of `impls`, or `reference`. It depends on nothing else."""
         return self.impls[0] if self.impl == "auto" else self.impl
 
+    def usable_impls(self) -> tuple[str, ...]:
+        """Those of `impls` that this configuration has."""
+        return self.impls
+
     def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """May query i read key j? Boolean, broadcasts to (B, heads, N or the given query indices, N).
 

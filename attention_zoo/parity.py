@@ -16,9 +16,11 @@ from pathlib import Path
 import torch
 
 from attention_zoo import mechanisms
-from attention_zoo.published.cases import Result, check, read_case
+from attention_zoo.published.cases import FUNCTION, Case, Result, check, implementations, read_case
 from attention_zoo.published.classes import MODELS
 from attention_zoo.registry import resolve
+
+__all__ = ["FUNCTION", "Case", "Result", "check", "implementations", "main", "page", "read_case", "table"]
 
 PAGE = """\
 # Check that `swin` is Swin
@@ -83,8 +85,7 @@ def _verdict(result: Result) -> str:
 
 def known_impls() -> list[str]:
     """Ways in which some mechanism of the zoo can be computed."""
-    found = {impl for name in mechanisms.__all__ for impl in resolve(name).impls}
-    return ["reference", *sorted(found)]
+    return ["reference", *sorted({impl for name in mechanisms.__all__ for impl in resolve(name).impls})]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,11 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", metavar="DIR", type=Path, help="cases: every *.safetensors below it")
     parser.add_argument("--rtol", type=float, default=1e-4, help="over the largest stored value (default: %(default)s)")
     parser.add_argument("--atol", type=float, default=0.0, help="added to it (default: %(default)s)")
-    parser.add_argument(
-        "--impl",
-        choices=known_impls(),
-        help="compute this way where a mechanism can (default: as built)",
-    )
+    impl_help = "compute this way where a mechanism can (default: as built)"
+    parser.add_argument("--impl", choices=known_impls(), help=impl_help)
     parser.add_argument("--write", metavar="FILE", type=Path, help="write the table as a page too (docs/parity.md)")
     options = parser.parse_args(arguments)
     for name in ("rtol", "atol"):

@@ -15,15 +15,16 @@ _T = TypeVar("_T", bound=type[Attention])
 
 
 def register(name: str) -> Callable[[_T], _T]:
-    """Enter a mechanism under a name.
+    """Enter a mechanism under a name; the same class defined again, by a cell of a notebook, takes its place.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: another class has the name.
     """
 
     def enter(cls: _T) -> _T:
-        if name in _MECHANISMS:
-            raise ValueError(f"mechanism {name!r} is already {_MECHANISMS[name].__qualname__}")
+        known = _MECHANISMS.get(name, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"mechanism {name!r} is already {known.__qualname__}")
         _MECHANISMS[name] = cls
         return cls
 

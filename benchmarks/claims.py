@@ -16,7 +16,7 @@ class Claim:
 
     `speed` is how many times as fast as its peer the subject is, wanted at least; `share` its part of the peer's time
     or memory, and `value` the subject's own number, both wanted at most. `within` is the range that a stand-in must lie
-    in: outside of it, nothing may be said against it.
+    in: outside of it, a number beside it stands for nothing.
     """
 
     subject: str
@@ -80,7 +80,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Row:
-    """A claim and what became of it; no spread where it was refused or not measured."""
+    """A claim and what became of it; no spread where it was not measured."""
 
     section: str
     work: str
@@ -92,25 +92,28 @@ class Row:
 
 
 def judge(measured: Measured) -> list[Row]:
-    """Compare samples with claims; refuse each claim against a stand-in that lies outside its own range."""
-    section, work = measured.section, measured.work
+    """Compare samples with claims; one beside a stand-in that ran outside its own range is a number without verdict."""
+    section, work, samples = measured.section, measured.work, measured.samples
     if measured.failed is not None:
         return [Row(section, work, "", "", None, "", f"NOT MEASURED: {measured.failed}")]
-    peers = {
-        claim.subject: claim.against
-        for claim in measured.claims
-        if claim.within is not None and not claim.is_met(claim.spread(measured.samples).median)
+    spreads = [claim.spread(samples) for claim in measured.claims]
+    invalid = {
+        claim.subject: f"not valid: {claim.subject} ran outside its range beside {claim.against}"
+        for claim, spread in zip(measured.claims, spreads, strict=True)
+        if claim.within is not None and not claim.is_met(spread.median)
     }
-    rows = []
-    for claim in measured.claims:
-        about = section, work, claim.subject, claim.against
-        if claim.against in peers:
-            reason = f"REFUSED: {claim.against} lies outside its range beside {peers[claim.against]}"
-            rows.append(Row(*about, None, claim.wish, reason))
-        else:
-            spread = claim.spread(measured.samples)
-            rows.append(Row(*about, spread, claim.wish, _verdict(claim, spread)))
-    return rows
+    return [
+        Row(
+            section,
+            work,
+            claim.subject,
+            claim.against,
+            spread,
+            claim.wish,
+            invalid.get(claim.against) or _verdict(claim, spread),
+        )
+        for claim, spread in zip(measured.claims, spreads, strict=True)
+    ]
 
 
 def _verdict(claim: Claim, spread: Spread) -> str:

@@ -1,13 +1,12 @@
 """What is timed: models by name, ours and public ones, and the works that they do."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from attention_zoo import create_model
-from attention_zoo.published.classes import counterpart_model
+from attention_zoo import LAYOUTS, create_model
 from benchmarks.paper_steps import paper_model
 from runners.measure.accuracy import make_optimizer, train_step
 from runners.measure.speed import STILL
@@ -15,6 +14,15 @@ from runners.measure.speed import STILL
 NUM_CLASSES = 1000
 TIMM_SWIN, TIMM_MAXVIT = "timm/swin_tiny_patch4_window7_224", "timm/maxvit_tiny_tf_224"
 OUR_SWIN = "zoo/swin_tiny"
+SWIN_LAYOUT = replace(
+    LAYOUTS["stl"],
+    name="swin_tiny",
+    merging="concat_norm_linear",
+    merging_bias=False,
+    norm="layer",
+    block_norm_eps=1e-5,
+    full_stages=(),
+)
 OURS, OURS_OFFICIAL, PAPER = "biformer_tiny", "biformer_tiny padded as published", "paper_steps"
 
 
@@ -34,15 +42,12 @@ def build(name: str) -> nn.Module:
         model: nn.Module = timm.create_model(rest, pretrained=False)
         return model
     if name == OUR_SWIN:
-        return counterpart_model("models.SwinTransformer", {"ctor": {**_SWIN_TINY}, "H": 224, "W": 224})[0]
+        return create_model(SWIN_LAYOUT, attn="swin")
     if name == OURS_OFFICIAL:
         return create_model(OURS, padding="official")
     if name == PAPER:
-        return paper_model(OURS)
+        return paper_model()
     return create_model(source, attn=rest or None)
-
-
-_SWIN_TINY = {"depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "embed_dim": 96, "window_size": 7}
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,11 @@ stream changes between NCHW and NHWC in every block. It stands for the code of t
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from attention_zoo.hosts.pyramid import Pyramid
-from attention_zoo.published.models import PUBLISHED
-from attention_zoo.published.places import Official
-from attention_zoo.published.weights import to_official
 
 
 class RoutedAttention(nn.Module):
@@ -112,7 +108,10 @@ class PaperBlock(nn.Module):
 
 
 class PaperBiFormer(nn.Module):
-    """BiFormer, (B, 3, height_px, width_px) -> (B, num_classes); arguments as those of the published model."""
+    """BiFormer, (B, 3, height_px, width_px) -> (B, num_classes); arguments as those of the published model.
+
+    Weights are named as in our model of the same arguments, whose state dict it loads.
+    """
 
     def __init__(
         self,
@@ -126,9 +125,10 @@ class PaperBiFormer(nn.Module):
     ) -> None:
         super().__init__()
         half = embed_dim[0] // 2
-        stem = nn.Sequential(*_halving(3, half), nn.GELU(), *_halving(half, embed_dim[0]))
-        merging = [nn.Sequential(*_halving(*dims)) for dims in pairwise(embed_dim)]
-        self.downsample_layers = nn.ModuleList([stem, *merging])
+        halve = partial(nn.Conv2d, kernel_size=3, stride=2, padding=1)
+        stem = nn.Sequential(halve(3, half), nn.BatchNorm2d(half), nn.GELU(), halve(half, embed_dim[0]))
+        convolutions = [stem, *(halve(*dims) for dims in pairwise(embed_dim))]
+        self.downsamples = nn.ModuleList(Halving(*step) for step in zip(convolutions, embed_dim, strict=True))
         self.stages = nn.ModuleList()
         for dim, blocks, ratio, topk in zip(embed_dim, depth, mlp_ratios, topks, strict=True):
             mixers = (
@@ -140,27 +140,31 @@ class PaperBiFormer(nn.Module):
         self.head = nn.Linear(embed_dim[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        for downsample, blocks in zip(self.downsample_layers, self.stages, strict=True):
+        for downsample, blocks in zip(self.downsamples, self.stages, strict=True):
             x = blocks(downsample(x))
         logits: Tensor = self.head(self.norm(x).flatten(2).mean(-1))
         return logits
 
-    def load_ours(self, model: Pyramid) -> None:
-        """Take the weights of our model of the same arguments."""
-        renamed = {}
-        for name, tensor in to_official(model, Official("models.BiFormer")).items():
-            for published, here in (("qkv.qkv.", "qkv."), (".wo.", ".proj."), ("mlp.3.", "mlp.2.")):
-                name = name.replace(published, here)
-            renamed[name] = tensor
-        self.load_state_dict(renamed)
+
+class Halving(nn.Module):
+    """(B, C, H, W) -> (B, dim, height, width) of a coarser map: convolutions, then a norm."""
+
+    def __init__(self, reduce: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.reduce, self.norm = reduce, nn.BatchNorm2d(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.reduce(x))
+        return y
 
 
-def _halving(dim_in: int, dim: int) -> tuple[nn.Module, nn.Module]:
-    return nn.Conv2d(dim_in, dim, 3, 2, 1), nn.BatchNorm2d(dim)
-
-
-def paper_model(name: str = "biformer_tiny", num_classes: int = 1000) -> PaperBiFormer:
-    """Build a published BiFormer in the steps of the paper."""
-    needed = ("depth", "embed_dim", "mlp_ratios", "topks", "n_win", "head_dim")
-    arguments = PUBLISHED[name].arguments
-    return PaperBiFormer(**{argument: arguments[argument] for argument in needed}, num_classes=num_classes)
+def paper_model() -> PaperBiFormer:
+    """Build BiFormer-Tiny in the steps of the paper."""
+    return PaperBiFormer(
+        depth=(2, 2, 8, 2),
+        embed_dim=(64, 128, 256, 512),
+        mlp_ratios=(3,) * 4,
+        topks=(1, 4, 16, -2),
+        n_win=7,
+        head_dim=32,
+    )

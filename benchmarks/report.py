@@ -18,10 +18,12 @@ if __name__ == "__main__":
 import argparse
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from runners.cli.options import Parser
@@ -30,11 +32,13 @@ if TYPE_CHECKING:
     from benchmarks.claims import Measured
     from benchmarks.sections import Task
 
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 SECTIONS = ("anchors", "memory", "twins", "compiled", "floor", "scaling", "harness")
 STARTS_PROCESSES = ("memory", "harness")
 KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 """Make glibc keep what is freed: nothing mapped apart, nothing given back."""
 VARIABLES = {section: KEEP_FREED for section in ("twins", "compiled", "floor", "scaling")}
+INTERRUPTED = 130
 ROUNDS_PER_PROCESS = {"anchors": 3}
 """Most rounds of one process; where a section is not named, all of them."""
 
@@ -49,7 +53,7 @@ def read_command(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", metavar="N", type=_positive, default=7, help="samples of each contender (default: 7)")
     add("--threads", metavar="N", type=_positive, default=2, help="CPU threads (default: 2)")
     add("--json", metavar="FILE", type=Path, help="print a saved report instead of measuring")
-    add("--save", action="store_true", help="write benchmarks/results_<device>.json and .md; what it has else stays")
+    add("--save", action="store_true", help="write results/benchmarks_<device>.json and .md; what it has else stays")
     options = parser.parse_args(argv)
     chosen = options.only or tuple(name for name in SECTIONS if name != "compiled")
     options.sections = [name for name in SECTIONS if name in chosen or (options.compile and name == "compiled")]
@@ -98,7 +102,13 @@ def _measure_apart(task: "Task", rounds: int, threads: int) -> "Measured":
     spawning = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     # the C library reads its variables when a process starts
     with set_unless_given(VARIABLES.get(task.section, {})), spawning as pool:
-        return pool.submit(_planned_anew, task.section, task.work, rounds, threads).result()
+        try:
+            return pool.submit(_planned_anew, task.section, task.work, rounds, threads).result()
+        except KeyboardInterrupt:
+            # or the pool would wait for what nobody reads any more
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
 
 
 @contextmanager
@@ -121,8 +131,8 @@ def _planned_anew(section: str, work: str, rounds: int, threads: int) -> "Measur
     return task.run()
 
 
-def measure(tasks: "Sequence[Task]", rounds: int, threads: int) -> "list[Measured]":
-    """Make every measurement; one that fails is reported as such and costs no other."""
+def measure(tasks: "Sequence[Task]", rounds: int, threads: int) -> "Iterator[Measured]":
+    """Make one measurement after the other; one that fails is reported as such and costs no other."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -142,20 +152,17 @@ def measure(tasks: "Sequence[Task]", rounds: int, threads: int) -> "list[Measure
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    measured = []
     with Progress(*columns, transient=True) as progress:
         bar = progress.add_task("", total=len(tasks))
         for task in tasks:
             progress.update(bar, description=f"{task.section}: {task.work}")
             try:
-                measured.append(measure_one(task, rounds, threads))
+                measured = measure_one(task, rounds, threads)
             except Exception as error:
                 reason = next(iter(str(error).strip().splitlines()), "")
-                measured.append(
-                    Measured(section=task.section, work=task.work, failed=f"{type(error).__name__}: {reason}")
-                )
+                measured = Measured(section=task.section, work=task.work, failed=f"{type(error).__name__}: {reason}")
             progress.advance(bar)
-    return measured
+            yield measured
 
 
 def show(measured: "Sequence[Measured]") -> None:
@@ -167,10 +174,14 @@ def show(measured: "Sequence[Measured]") -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     for section, rows in rows_of(measured).items():
         console.print(screen_table(section, rows))
+    sys.stdout.flush()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 if all was measured, 1 if something failed, 2 for bad input."""
+    """Run the command line; 0 if all was measured, 1 if something failed, 2 for bad input, 130 if interrupted.
+
+    Each section is shown, and saved, as soon as it is done; an interrupted one with what of it is done.
+    """
     options = read_command(argv)
     if options.json is not None:
         from benchmarks.results import measured_in, read
@@ -191,11 +202,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not tasks:
         print(f"report.py: error: --match {options.match}: no work has that in its name", file=sys.stderr)
         return 2
-    measured = measure(tasks, options.rounds, options.threads)
-    show(measured)
-    if options.save:
-        print(f"saved: {save(measured, Path(__file__).parent)}")
-    return int(any(one.failed for one in measured))
+    # what `timeout` and a scheduler send ends the report as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    code = 0
+    for _, members in groupby(tasks, key=lambda task: task.section):
+        measured: list[Measured] = []
+        try:
+            for one in measure(list(members), options.rounds, options.threads):
+                measured.append(one)
+                code |= int(one.failed is not None)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        show(measured)
+        if options.save and measured:
+            print(f"saved: {save(measured, RESULTS)}", flush=True)
+        if code == INTERRUPTED:
+            break
+    return code
 
 
 if __name__ == "__main__":

@@ -55,18 +55,27 @@ def save(measured: Sequence[Measured], folder: Path) -> Path:
     Raises:
         ValueError: the report that is there cannot be read.
     """
-    path = folder / f"results_{device_id(torch.device('cpu'))}.json"
+    path = folder / f"benchmarks_{device_id(torch.device('cpu'))}.json"
     anew = {(one.section, one.work) for one in measured}
     runs = []
     for run in read(path)["runs"] if path.exists() else []:
         kept = [one for one in run["measured"] if (one["section"], one["work"]) not in anew]
         runs += [{**run, "measured": kept}] if kept else []
-    runs.append({"environment": here(), "measured": [asdict(one) for one in measured]})
+    about, added = here(), [asdict(one) for one in measured]
+    if runs and runs[-1]["environment"] == about:
+        runs[-1]["measured"] += added
+    else:
+        runs.append({"environment": about, "measured": added})
+    write(path, runs)
+    return path
+
+
+def write(path: Path, runs: Sequence[dict[str, Any]]) -> None:
+    """Write runs with what comes of their samples, as JSON and beside it as tables in Markdown."""
     sections = rows_of(measured_in({"runs": runs}))
     rows = [asdict(row) for rows in sections.values() for row in rows]
     path.write_text(json.dumps({"rows": rows, "runs": runs}, indent=1, allow_nan=False) + "\n")
     path.with_suffix(".md").write_text(markdown(sections, _machines(run["environment"] for run in runs)))
-    return path
 
 
 def _machines(environments: Iterable[dict[str, Any]]) -> list[str]:

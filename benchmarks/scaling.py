@@ -1,16 +1,15 @@
 """How the time of one module grows with the tokens of its map."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from attention_zoo import create, names
 from benchmarks.claims import Measured, Row
 from benchmarks.pairs import Spread
 from benchmarks.sections import Run, Task, timed
+from runners.rows.stats import fit_exponent
 
 SIDES = (14, 28, 42, 56, 70, 84, 98, 112, 126)
 FROM_TOKENS = 56**2
@@ -27,24 +26,6 @@ CURVES: dict[str, tuple[str, dict[str, Any], float | None]] = {
 EXPECTED = {"bra, 7 regions per side": "about 1.7", "vanilla": "about 1.9"}
 MAX_TOKENS = {"dat": 98**2}
 """Curves that end earlier: DAT interpolates a bias for every pair of tokens, gigabytes of it on the largest maps."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Exponent of a power law, and its standard error."""
-
-    slope: float
-    error: float
-
-
-def fit_exponent(tokens: Sequence[int], milliseconds: Sequence[float]) -> Fit:
-    """Fit log(time) = slope log(tokens) + constant by least squares, for three points or more."""
-    x, y = np.log(tokens), np.log(milliseconds)
-    design = np.stack((x, np.ones_like(x)), axis=1)
-    solution = np.linalg.lstsq(design, y)[0]
-    residual = y - design @ solution
-    variance = residual @ residual / (len(x) - 2)
-    return Fit(float(solution[0]), float(np.sqrt(variance / ((x - x.mean()) ** 2).sum())))
 
 
 def scaling(rounds: int) -> list[Task]:
@@ -75,16 +56,18 @@ def _forward(name: str, config: dict[str, Any], x: torch.Tensor) -> Run:
 
 
 def slopes(measured: Sequence[Measured]) -> list[Row]:
-    """Fit each curve whose points are among these measurements, on large maps alone; quartiles are standard errors."""
+    """Fit each curve whose points are among these measurements, on large maps alone; quartiles are a 50 % interval."""
     points = [one for one in measured if one.tokens is not None and one.tokens >= FROM_TOKENS and one.failed is None]
     rows = []
     for curve, (_, _, limit) in CURVES.items():
-        known = [(one.tokens or 0, Spread.of(one.samples[curve]).median) for one in points if curve in one.samples]
+        known = {one.tokens or 0: Spread.of(one.samples[curve]).median for one in points if curve in one.samples}
         if len(known) < MIN_POINTS:
             continue
-        fit = fit_exponent(*zip(*known, strict=True))
-        spread = Spread(fit.slope, fit.slope - fit.error, fit.slope + fit.error, len(known))
+        fit = fit_exponent(known.keys(), known.values(), confidence=0.5)
+        assert fit.low is not None
+        assert fit.high is not None
+        spread = Spread(fit.exponent, fit.low, fit.high, fit.n)
         wanted = EXPECTED.get(curve, "") if limit is None else f"below {limit:g}"
-        verdict = "" if limit is None else "met" if fit.slope < limit else "SHORT"
+        verdict = "" if limit is None else "met" if fit.exponent < limit else "SHORT"
         rows.append(Row("scaling", f"{len(known)} maps", curve, "", spread, wanted, verdict))
     return rows

@@ -16,7 +16,7 @@ TITLES = {
     "twins": "Times as fast as the same computation in timm, freed memory kept",
     "compiled": "Times as fast by torch.compile as without, freed memory kept",
     "floor": "Time as a multiple of that of the same matrix products and convolutions alone, freed memory kept",
-    "scaling": "Exponent of a module's time over tokens, from 56x56 on, and its standard error, freed memory kept",
+    "scaling": "Exponent of a module's time over tokens, from 56x56 on, and its 50 % interval, freed memory kept",
     "harness": "Seconds of the harness around a measurement",
 }
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attention_zoo import LAYOUTS, create
-from attention_zoo.base import Attention
-from attention_zoo.hosts.blocks import Block
+from attention_zoo import LAYOUTS, create, create_model
 from benchmarks.claims import Claim
 from benchmarks.models import FORWARD_1, FORWARD_8, OUR_SWIN, TIMM_MAXVIT, TIMM_SWIN, TRAIN_8, Work, build
 from benchmarks.sections import Run, Task, timed
@@ -68,16 +67,18 @@ def run_module(module: nn.Module, x: Tensor, training: bool) -> Run:
     return step if training else infer
 
 
-def _block(mixer: Attention, stage: int, dim: int) -> Block:
+def _block(attn: str, stage: int, dim: int, **config: Any) -> nn.Module:
+    """A block of a stage whose maps have `dim` channels."""
     dims = tuple(dim << (other - stage) if other >= stage else dim >> (stage - other) for other in range(4))
-    return Block(mixer, replace(LAYOUTS["stl"], dims=dims), stage, 0.0)
+    layout = replace(LAYOUTS["stl"], dims=dims, depths=(1, 1, 1, 1))
+    return create_model(layout, attn=attn, **config).get_submodule(f"stages.{stage}.0")
 
 
 def _maxvit(kind: str, stage: int) -> Pair:
     def make() -> tuple[nn.Module, nn.Module, Tensor]:
         theirs = getattr(build(TIMM_MAXVIT).get_submodule(f"stages.{stage}.blocks.1"), f"attn_{kind}")
         dim = theirs.norm1.normalized_shape[0]
-        ours = _block(create("maxvit", dim=dim, num_heads=dim // 32, window=7, kind=kind), stage, dim)
+        ours = _block("maxvit", stage, dim, window=7, kind=kind)
         return ours, theirs, torch.randn(BATCH, 56 >> stage, 56 >> stage, dim)
 
     return make
@@ -87,7 +88,7 @@ def _swin(stage: int, shift: int) -> Pair:
     def make() -> tuple[nn.Module, nn.Module, Tensor]:
         theirs = build(TIMM_SWIN).get_submodule(f"layers.{stage}.blocks.{int(shift > 0)}")
         dim = 96 << stage
-        ours = _block(create("swin", dim=dim, num_heads=dim // 32, window=7, shift=shift), stage, dim)
+        ours = _block("swin", stage, dim, window=7, shift=shift)
         return ours, theirs, torch.randn(BATCH, 56 >> stage, 56 >> stage, dim)
 
     return make

@@ -8,8 +8,8 @@ if __name__ == "__main__":
 
 from collections.abc import Sequence
 
-from runners.cli.progress import count
 from runners.cli.verbs import cells_of, run_verb, verb_parser
+from runners.jobs.progress import count
 
 EXAMPLES = """  python runners/cancel.py topk
   python runners/cancel.py topk --pending     jobs that run go on"""

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runners.cli.progress import count
 from runners.cli.verbs import cells_of, run_verb, verb_parser
+from runners.jobs.progress import count
 from runners.measures import DONE
 
 if TYPE_CHECKING:

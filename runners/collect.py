@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from runners.cli.progress import count
 from runners.cli.verbs import cells_of, run_verb, try_look, verb_parser
+from runners.jobs.progress import count
 
 EXAMPLES = """  python runners/collect.py topk
   python runners/collect.py --out results/runs --table night.parquet"""

@@ -254,13 +254,11 @@ def read(path: Path, study: str | None) -> "pd.DataFrame":
     """Rows of one side, with their configuration.
 
     Raises:
-        ValueError: from `read_rows` and `of_study`.
+        ValueError: from `read_rows`.
     """
-    from runners.rows import selection
+    from runners.rows.selection import read_rows
 
-    rows = selection.read_rows(path)
-    rows = selection.of_study(rows, study) if study else rows
-    rows = rows.assign(configuration=selection.configurations(rows), conditions=selection.conditions(rows))
+    rows = read_rows(path, study)
     ends = [name for metric in COMPARED for name in metric.interval or ()]
     protocols = [f"{measure}_protocol" for measure in MEASURES]
     columns = [*IDENTITY, *ends, *protocols, *(metric.column for metric in COMPARED)]

@@ -3,10 +3,11 @@
 Plain data that imports nothing of the project, so that a command line, a job, a report and a figure read one list.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Measure:
     """A part of a cell that is measured as a whole and gets a record of its own.
 
@@ -14,52 +15,46 @@ class Measure:
         name: its name on the command line, in records and in the columns `<name>_status` and `<name>_protocol`.
         protocol: version of how it is measured; numbers of two versions are not compared.
         shown: columns that the screen shows as soon as they are recorded.
+        seconds: what it takes beside training steps; a guess.
+        training_steps: how many it takes; None: those of the cell.
         depends_on_device: False if its numbers are the same on every device.
         is_timing: its numbers need a node without other jobs, see `--exclusive`.
         can_resume: it saves its state, and a further job goes on from there.
         limits_memory: `--memory-limit` is set in the process that measures; otherwise nothing large is allocated in it.
-        seconds: what it takes beside training steps; a guess.
-        training_steps: how many it takes; None: those of the cell.
     """
 
     name: str
     protocol: int
     shown: tuple[str, ...]
+    seconds: float
+    training_steps: int | None = 0
     depends_on_device: bool = True
     is_timing: bool = False
     can_resume: bool = False
     limits_memory: bool = False
-    seconds: float
-    training_steps: int | None = 0
 
 
 MEASURES = {
     measure.name: measure
     for measure in (
+        Measure("flops", 1, ("gmacs", "attention_gmacs", "params_m"), 5.0, depends_on_device=False),
         Measure(
-            name="flops",
-            protocol=1,
-            shown=("gmacs", "attention_gmacs", "params_m"),
-            depends_on_device=False,
-            seconds=5.0,
-        ),
-        Measure(
-            name="throughput",
-            protocol=1,
-            shown=("infer_samples_per_sec", "infer_latency_ms", "train_step_ms", "vs_vanilla"),
+            "throughput",
+            1,
+            ("infer_samples_per_sec", "infer_latency_ms", "train_step_ms", "vs_vanilla"),
+            7.0,
             is_timing=True,
             limits_memory=True,
-            seconds=7.0,
         ),
-        Measure(name="memory", protocol=1, shown=("peak_infer_mib", "peak_train_mib"), seconds=8.0, training_steps=3),
+        Measure("memory", 1, ("peak_infer_mib", "peak_train_mib"), 8.0, training_steps=3),
         Measure(
-            name="accuracy",
-            protocol=1,
-            shown=("acc1", "val_loss", "train_seconds"),
+            "accuracy",
+            1,
+            ("acc1", "val_loss", "train_seconds"),
+            3.0,
+            training_steps=None,
             can_resume=True,
             limits_memory=True,
-            seconds=3.0,
-            training_steps=None,
         ),
     )
 }
@@ -71,7 +66,7 @@ def depends_on_device(measure: str) -> bool:
     return measure not in MEASURES or MEASURES[measure].depends_on_device
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Quantity:
     """A measured column by which configurations are compared.
 
@@ -91,7 +86,8 @@ class Quantity:
     measure: str
     name: str
     title: str
-    unit: str = ""
+    unit: str
+    _: KW_ONLY
     higher_is_better: bool = False
     is_exact: bool = False
     interval: tuple[str, str] | None = None
@@ -108,65 +104,31 @@ class Quantity:
         return f"{self.title} ({self.unit})"
 
 
-ACCURACY = Quantity(
-    column="acc1", measure="accuracy", name="acc1", title="accuracy, acc1", unit="%", higher_is_better=True
-)
-MACS = Quantity(
-    column="gmacs", measure="flops", name="MACs", title="MACs of the network, one image", unit="GMAC", is_exact=True
-)
+ACCURACY = Quantity("acc1", "accuracy", "acc1", "accuracy, acc1", "%", higher_is_better=True)
+MACS = Quantity("gmacs", "flops", "MACs", "MACs of the network, one image", "GMAC", is_exact=True)
 FIRST_CORE_MACS = Quantity(
-    column="first_core_gmacs",
-    measure="flops",
-    name="MACs of the first stage's attention cores",
-    title="MACs of the first stage's attention cores, one image",
-    unit="GMAC",
+    *("first_core_gmacs", "flops", "MACs of the first cores"),
+    *("MACs of the first stage's attention cores, one image", "GMAC"),
     is_exact=True,
 )
-PARAMETERS = Quantity(
-    column="params_m", measure="flops", name="parameters", title="parameters", unit="millions", is_exact=True
-)
-LATENCY = Quantity(
-    column="infer_latency_ms",
-    measure="throughput",
-    name="latency",
-    title="latency of a batch",
-    unit="ms",
-    samples=("infer_ms",),
-)
+PARAMETERS = Quantity("params_m", "flops", "parameters", "parameters", "millions", is_exact=True)
+LATENCY = Quantity("infer_latency_ms", "throughput", "latency", "latency of a batch", "ms", samples=("infer_ms",))
 TRAINING_STEP = Quantity(
-    column="train_step_ms",
-    measure="throughput",
-    name="training step",
-    title="training step of a batch",
-    unit="ms",
+    *("train_step_ms", "throughput", "training step", "training step of a batch", "ms"),
     samples=("train_forward_ms", "train_backward_ms", "train_optimizer_ms"),
 )
 SPEED_UP = Quantity(
-    column="vs_vanilla",
-    measure="throughput",
-    name="speed-up over vanilla",
-    title="speed-up over vanilla",
+    *("vs_vanilla", "throughput", "speed-up over vanilla", "speed-up over vanilla", ""),
     higher_is_better=True,
     interval=("vs_vanilla_low", "vs_vanilla_high"),
 )
 TRAINING_SPEED_UP = Quantity(
-    column="train_vs_vanilla",
-    measure="throughput",
-    name="speed-up over vanilla in training",
-    title="speed-up over vanilla in training",
+    *("train_vs_vanilla", "throughput", "speed-up over vanilla in training", "speed-up over vanilla in training", ""),
     higher_is_better=True,
     interval=("train_vs_vanilla_low", "train_vs_vanilla_high"),
 )
-MEMORY = Quantity(
-    column="peak_infer_mib", measure="memory", name="peak memory", title="peak memory of inference", unit="MiB"
-)
-TRAINING_MEMORY = Quantity(
-    column="peak_train_mib",
-    measure="memory",
-    name="peak memory in training",
-    title="peak memory of training",
-    unit="MiB",
-)
+MEMORY = Quantity("peak_infer_mib", "memory", "peak memory", "peak memory of inference", "MiB")
+TRAINING_MEMORY = Quantity("peak_train_mib", "memory", "peak memory in training", "peak memory of training", "MiB")
 
 COSTS = (MACS, LATENCY, TRAINING_STEP, MEMORY, TRAINING_MEMORY)
 """What accuracy is weighed against."""
@@ -175,7 +137,7 @@ QUANTITIES = (ACCURACY, *COSTS, PARAMETERS)
 """What a table of results shows, in this order."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Status:
     """How a measure, or a cell, stands.
 
@@ -183,55 +145,39 @@ class Status:
         name: its name in records, tables and on the command line.
         meaning: what it says, for readers.
         is_failure: reports list it and figures draw a cross.
-        is_done: nothing is left to measure, and nothing to retry.
         is_recorded: a measure ends with it; the others follow from what lies on disk.
+        is_done: nothing is left to measure, and nothing to retry.
         may_pass: another attempt under the same settings may end otherwise, so `retry` takes it unless told not to.
     """
 
     name: str
     meaning: str
+    _: KW_ONLY
     is_failure: bool = False
-    is_done: bool = False
     is_recorded: bool = False
+    is_done: bool = False
     may_pass: bool = False
 
+
+_failure = partial(Status, is_failure=True, is_recorded=True, may_pass=True)
 
 STATUSES = {
     status.name: status
     for status in (
-        Status(
-            name="error",
-            meaning="any other exception, see `error_type`, `error_message` and `log_path`",
-            is_failure=True,
-            is_recorded=True,
-            may_pass=True,
+        _failure("error", "any other exception, see `error_type`, `error_message` and `log_path`"),
+        _failure("killed", "the process was killed for another reason"),
+        _failure("oom", "the memory was exhausted"),
+        _failure("timeout", "the time limit was reached"),
+        _failure("diverged", "the loss became NaN or infinite", may_pass=False),
+        _failure("unsupported", "the mechanism or the device cannot do it", may_pass=False, is_done=True),
+        Status("running", "not recorded yet; a live process holds the lease"),
+        _failure(
+            "lost",
+            "the process died before it recorded anything, or a file is damaged, see `error_message`",
+            is_recorded=False,
         ),
-        Status(
-            name="killed",
-            meaning="the process was killed for another reason",
-            is_failure=True,
-            is_recorded=True,
-            may_pass=True,
-        ),
-        Status(name="oom", meaning="the memory was exhausted", is_failure=True, is_recorded=True, may_pass=True),
-        Status(name="timeout", meaning="the time limit was reached", is_failure=True, is_recorded=True, may_pass=True),
-        Status(name="diverged", meaning="the loss became NaN or infinite", is_failure=True, is_recorded=True),
-        Status(
-            name="unsupported",
-            meaning="the mechanism or the device cannot do it",
-            is_failure=True,
-            is_done=True,
-            is_recorded=True,
-        ),
-        Status(name="running", meaning="not recorded yet; a live process holds the lease"),
-        Status(
-            name="lost",
-            meaning="the process died before it recorded anything, or a file is damaged, see `error_message`",
-            is_failure=True,
-            may_pass=True,
-        ),
-        Status(name="pending", meaning="not started"),
-        Status(name="ok", meaning="every measure that was asked for is there", is_done=True, is_recorded=True),
+        Status("pending", "not started"),
+        Status("ok", "every measure that was asked for is there", is_recorded=True, is_done=True),
     )
 }
 """Every status, the gravest first: a row shows the first of these that one of its measures has."""

@@ -8,13 +8,13 @@ if __name__ == "__main__":
     sys.path[0] = os.getcwd()
 
 import argparse
-import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runners.cli.options import Parser
+from runners.store.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,22 +69,6 @@ def check_writable(path: Path) -> None:
         raise ValueError(f"--out {path} cannot be written: {error.strerror or error}") from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file beside its place and move it there: a full disk leaves the older one.
-
-    Raises:
-        ValueError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise ValueError(f"--out {path} cannot be written: {error.strerror or error}") from error
-
-
 def write(options: argparse.Namespace) -> str:
     """Return the report that the command line asks for.
 
@@ -95,9 +79,7 @@ def write(options: argparse.Namespace) -> str:
     from runners.reporting.page import to_html
     from runners.rows import selection
 
-    rows = selection.read_rows(options.results)
-    if options.study:
-        rows = selection.of_study(rows, options.study)
+    rows = selection.read_rows(options.results, options.study)
     selection.check_devices(rows, options.mixed_devices)
     if options.format in COMPARING:
         selection.check_comparable(rows)

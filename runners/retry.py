@@ -55,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     cells_of(store, options.study)
     slurm.require()
 
-    from runners.cli.screen import print_submission
     from runners.jobs.launch import launch
     from runners.jobs.outcomes import look
+    from runners.jobs.progress import print_submission
 
     look(store)  # what the dead left becomes records, by which the orders are chosen
     asked = SlurmOptions(**given(options, SlurmOptions))

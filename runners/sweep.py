@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = RunOptions(**given(command, RunOptions))
         sweep = make_sweep(command, study)
-        from runners.cli.screen import print_plan, print_submission, print_unkept
+        from runners.cli.screen import print_plan, print_unkept
+        from runners.jobs.progress import print_submission
 
         sweep.check(options)
         if command.dry_run:

@@ -17,7 +17,8 @@ import pandas as pd
 
 from ablations.study import Cell, Scalar
 from runners.measures import depends_on_device, severity
-from runners.store.columns import COLUMNS
+from runners.store.columns import COLUMNS, impl_today
+from runners.store.names import as_text
 from runners.store.record import Record, RecordName
 from runners.store.store import Store, open_store
 
@@ -94,6 +95,8 @@ def _rows(store: Store, key: str) -> list[dict[str, Any]]:
     for device_id, measured in devices.items():
         records = shared + [store.read_record(key, name, samples=False) for name in measured.values()]
         row = identity | _join(device_id, records) | _judge(_asked(wanted, device_id), unmeasured, records)
+        if isinstance(row.get("impl"), str):
+            row["impl"] = impl_today(row.get("attention"), row["impl"])
         if lost and row["status"] == "lost":
             row |= lost
         rows.append(row if cell is not None else row | _CELL_LOST)
@@ -120,13 +123,13 @@ def _describe(cell: Mapping[str, Any] | None) -> dict[str, Any]:
     if cell is None:
         return {}
     row = {**_DEFAULTS, **cell}
-    attention, settings = row.pop("attn"), row.pop("settings")
-    topk = dict(settings).get("topk")
+    attention, settings, defaults = row.pop("attn"), dict(row.pop("settings")), dict(row.pop("defaults"))
+    topk = {**defaults, **settings}.get("topk")
     return {
         **row,
         **{name: settings[name] for name in _SETTINGS if name in settings},
         "attention": attention,
-        "settings": _text(settings) if settings else "",
+        "settings": as_text(settings),
         "topk" if isinstance(topk, int) else "topk_schedule": topk,
         "resolution": f"{row['height_px']}x{row['width_px']}",
     }
@@ -165,7 +168,7 @@ def _environment(environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for environment in environments:
         for name, item in environment.items():
-            before, value = merged.get(name), _text(item) if isinstance(item, Mapping) else item
+            before, value = merged.get(name), as_text(item) if isinstance(item, Mapping) else item
             if isinstance(value, bool):
                 merged[name] = value or bool(before)
             elif before is None or not isinstance(value, str | None):
@@ -205,7 +208,7 @@ def _array(values: Sequence[Any], dtype: Any) -> Any:
 
 def _fit(value: Any, dtype: str) -> Scalar | None:
     if dtype == "string":
-        return _text(value)
+        return None if value is None else as_text(value)
     if dtype == "boolean":
         return value if isinstance(value, bool) else None
     try:
@@ -215,19 +218,6 @@ def _fit(value: Any, dtype: str) -> Scalar | None:
     if dtype == "Float64":
         return number
     return int(number) if number.is_integer() and abs(number) < 2**63 else None
-
-
-def _text(value: Any) -> str | None:
-    """One field of text: per-stage values are joined by dashes, named ones by semicolons."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return "-".join(str(_text(item)) for item in value)
-    if isinstance(value, Mapping):
-        return ";".join(f"{name}={_text(item)}" for name, item in sorted(value.items()))
-    return str(value)
 
 
 def _dtype(values: Sequence[Any]) -> str:

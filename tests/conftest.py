@@ -144,13 +144,12 @@ def mechanisms() -> list[Mechanism]:
 
 
 def implementations(name: str, config: dict[str, Any]) -> list[dict[str, str]]:
-    """How a mechanism can be told to compute, as configurations; soft and pooled routes have one way alone.
+    """How a mechanism can be told to compute, as configurations.
 
     Flex, which computes in 32 bits and is compiled for each shape, has tests of its own.
     """
-    impls = [impl for impl in attention_zoo.resolve(name).impls if impl != "flex"]
-    if len(impls) < 2 or config.get("soft_routing") or config.get("kv_pool") or config.get("dilation", 1) > 1:
-        impls = impls[:1]
+    usable = subject_of(Mechanism(name, config)).build().usable_impls()
+    impls = [impl for impl in usable if impl != "flex"]
     return [{"impl": impl} for impl in impls] if len(impls) > 1 else [{}]
 
 

@@ -14,7 +14,7 @@ from runners.figures.__main__ import main
 from runners.figures.frames import labels, results
 from runners.figures.style import looks
 from runners.measures import FIRST_CORE_MACS, MACS
-from runners.rows.selection import read_rows
+from runners.rows.selection import described, read_rows
 from runners.rows.stats import fit_exponent, mean_interval
 from runners.store.columns import COLUMNS
 
@@ -194,7 +194,7 @@ def test_failed_cells_are_crosses_on_top_and_the_other_measures_of_the_cell_stay
 def test_rows_under_other_conditions_are_no_part_of_a_line():
     table = frame([*growing(), *growing(batch_size=64, cell_key="x")])
     ax = axes_of(draw("complexity", table))["latency of a batch"]
-    assert {"vanilla batch_size=8", "vanilla batch_size=64"} <= {*lines_of(ax)}
+    assert {"vanilla batch 8", "vanilla batch 64"} <= {*lines_of(ax)}
     once = frame([*growing(), {**trained()[0], "batch_size": 64}])
     assert {*lines_of(axes_of(draw("complexity", once))["latency of a batch"])} == {"vanilla", "swin", "bra"}
 
@@ -203,8 +203,8 @@ def test_lines_are_named_by_what_tells_them_apart():
     rows = [
         {"attention": "bra", "settings": s, "seed": 0, "resolution": "64x64"} for s in ("lepe=off;topk=1", "topk=8")
     ]
-    table = frame([*rows, {"attention": "swin", "seed": 0, "resolution": "64x64"}])
-    assert [*labels(table)] == ["bra lepe=off topk=1", "bra topk=8", "swin"]
+    table = described(frame([*rows, {"attention": "swin", "seed": 0, "resolution": "64x64"}]))
+    assert [*labels(table)] == ["bra topk=1 lepe=off", "bra topk=8", "swin"]
     assert [*labels(table, apart=("topk",))] == ["bra lepe=off", "bra", "swin"]
 
 

@@ -151,7 +151,7 @@ def assert_one_run(found):
 def cell_run(group):
     from ablations.study import Cell
     from runners.cells.models import build_model
-    from runners.data.datasets import make_data
+    from runners.data.loading import make_data
 
     cell = Cell(attn="bra", height_px=32, width_px=32, batch_size=64)
     return run(group, build_model(cell), make_data(cell.data, 32, 32, 64))

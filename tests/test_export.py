@@ -13,6 +13,7 @@ from sample_results import HOSTILE, values_of, write_sample
 from ablations.study import Cell
 from runners.reporting import export
 from runners.rows import ranking
+from runners.rows.selection import described, read_rows
 from runners.rows.stats import Interval, mean_interval
 from runners.store.store import open_store
 from runners.table import load
@@ -25,7 +26,7 @@ TRAIN = ["train_samples_per_sec", "train_step_time", "train_batch_size", "train_
 def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     write_sample(folder)
-    return load(folder)
+    return read_rows(folder)
 
 
 def markdown_tables(text: str) -> dict[str, dict[str, list[str]]]:
@@ -61,7 +62,7 @@ def test_a_failed_value_shows_its_status(rows):
 
 def test_nothing_is_bold_where_seeds_are_too_few(tmp_path):
     write_sample(tmp_path, seeds=1, sides=(64,))
-    table = markdown_tables(export.to_markdown(load(tmp_path).query("status == 'ok'")))["topk: all rows"]
+    table = markdown_tables(export.to_markdown(described(load(tmp_path).query("status == 'ok'"))))["topk: all rows"]
     header = table.pop("configuration")
     bold = {name for cells in table.values() for name, cell in zip(header, cells, strict=True) if "**" in cell}
     assert bold == {"MACs \\(GMAC\\)", "parameters \\(millions\\)"}  # counts need no seeds
@@ -149,4 +150,4 @@ def test_timm_leaves_out_what_was_not_measured(rows):
 def test_timm_needs_something_to_show(tmp_path):
     open_store(tmp_path, create=True).add_cell(Cell())
     with pytest.raises(ValueError, match="throughput and MACs"):
-        export.to_timm(load(tmp_path))
+        export.to_timm(read_rows(tmp_path))

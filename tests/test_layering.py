@@ -1,6 +1,7 @@
 """Imports point one way, read from the sources."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -86,15 +87,124 @@ def test_runners_import_no_tests(path):
     assert not packages(path) & {"tests", "benchmarks", "pytest", "hypothesis", "conftest"}
 
 
-@pytest.mark.parametrize(("library", "package"), [("fvcore", "attention_zoo/"), ("submitit", "runners/")])
-def test_a_library_enters_through_one_file(library, package):
-    users = [label(path) for ours in OURS for path in sources(ours) if library in packages(path)]
-    assert len(users) <= 1
-    assert all(user.startswith(package) for user in users)
+CONTRACT = {"base", "config", "registry", "regions", "layouts", "partitioned", "pooled", "routing", "dispatch"}
+"""Files at the top level of the zoo that its mechanisms stand on."""
+
+ZOO = {
+    **dict.fromkeys(CONTRACT, CONTRACT),
+    # a user's class is checked when its name is first resolved
+    "registry": {*CONTRACT, "check"},
+    # the guarded import of what can be deleted
+    "dispatch": {*CONTRACT, "kernels"},
+    "kernels": {"regions"},
+    "mechanisms": CONTRACT,
+    "check": {*CONTRACT, "counting"},
+    "hosts": {*CONTRACT, "mechanisms"},
+    "published": {*CONTRACT, "mechanisms", "hosts"},
+}
+"""What the files of each wing of the zoo may import of the others; the files that stand on all of them are not here."""
 
 
-def test_planning_does_not_import_torch():
-    modules = [label(path).removesuffix(".py").replace("/", ".") for path in sources("ablations")]
-    program = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr or "torch was imported"
+COMMANDS = {
+    *("sweep", "status", "collect", "retry", "cancel", "clean", "report", "compare", "visualize"),
+    # under this name the pickles of earlier versions find their task
+    "slurm_job",
+}
+
+RUNNERS = {
+    "measures": set(),
+    "store": {"measures"},
+    "table": {"measures", "store"},
+    "machine": set(),
+    "data": set(),
+    "measure": {"measures", "store", "machine", "data"},
+    "cells": {"measures", "store", "machine", "data", "measure"},
+    "pictures": {"data", "cells"},
+    "rows": {"measures", "store", "table"},
+    "figures": {"measures", "store", "rows", "cli"},
+    "reporting": {"measures", "store", "rows", "figures"},
+    "jobs": {"measures", "store", "table", "machine", "measure", "cells"},
+    "cli": {"measures", "store", "table", "cells", "jobs"},
+    # `from runners import Sweep`
+    "__init__": {"jobs"},
+}
+"""What the files of each wing may import of the others, from the bottom to the top."""
+
+
+def module(path):
+    """Dotted name of a file; that of a package is its folder's."""
+    return label(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+
+
+def ours(path, package):
+    """Modules of a package that a file imports; `from a import b` is b where b is a module, else a."""
+    modules = {module(source) for source in sources(package)}
+    found = imported(path) & modules - {module(path)}
+    return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
+
+
+def wing(name):
+    """Second part of a dotted name: a folder, or a file at the top level."""
+    return name.split(".")[1] if "." in name else "__init__"
+
+
+@pytest.mark.parametrize("path", sources("attention_zoo"), ids=label)
+def test_a_wing_of_the_zoo_imports_those_below(path):
+    here = wing(module(path))
+    above = {wing(name) for name in ours(path, "attention_zoo")} - {here}
+    assert here in ZOO or path.parent == ROOT / "attention_zoo"
+    assert here not in ZOO or above <= ZOO[here]
+
+
+def test_kernels_are_imported_where_they_are_chosen_and_nowhere_else():
+    folder = ROOT / "attention_zoo" / "kernels"
+    users = {
+        label(path)
+        for package in OURS
+        for path in sources(package)
+        if path.parent != folder and any(name.startswith("attention_zoo.kernels") for name in imported(path))
+    }
+    assert users == {"attention_zoo/dispatch.py"}
+
+
+@pytest.mark.parametrize("path", sources("runners"), ids=label)
+def test_a_wing_of_the_runners_imports_those_below(path):
+    here = wing(module(path))
+    above = {wing(name) for name in ours(path, "runners")} - {here}
+    assert here in COMMANDS or above <= RUNNERS.get(here, set())
+
+
+def test_at_the_top_level_of_the_runners_are_commands_and_what_is_documented():
+    files = {path.stem for path in sources("runners") if path.parent == ROOT / "runners"}
+    folders = {path.parent.name for path in sources("runners") if path.parent.parent == ROOT / "runners"}
+    assert files == {*COMMANDS, "__init__", "measures", "table"}
+    assert folders == {*RUNNERS} - files
+
+
+@pytest.mark.parametrize("package", sorted(OURS))
+def test_no_circle_of_modules(package):
+    arrows = {module(path): ours(path, package) for path in sources(package)}
+    assert any(arrows.values())
+    list(graphlib.TopologicalSorter(arrows).static_order())
+
+
+@pytest.mark.parametrize("library", ["fvcore", "submitit"])
+def test_a_library_enters_through_one_file(library):
+    users = [label(path) for package in OURS for path in sources(package) if library in packages(path)]
+    assert len(users) == 1
+
+
+def loaded_by(program):
+    """Top-level packages that a program has loaded at its end."""
+    program = f"import sys; {program}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_studies_are_listed_without_torch():
+    program = "import ablations; [ablations.load_study(name) for name in ablations.study_names()]"
+    assert "ablations" in loaded_by(program) and not loaded_by(program) & {"torch", "attention_zoo"}
+
+
+def test_measures_import_no_library():
+    assert loaded_by("import runners.measures") - loaded_by("pass") <= {"runners", *sys.stdlib_module_names}

@@ -1,7 +1,5 @@
 """The lists of measures, quantities and statuses, and that everything reads them."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -10,23 +8,17 @@ from ablations.study import Cell
 from runners import measures
 from runners.cells.run import FUNCTIONS
 from runners.figures.frames import failures
+from runners.jobs.cell_status import sort_key
 from runners.jobs.pending import pending
 from runners.measures import CAN_RETRY, DONE, MEASURES, NOT_FAILED, RECORDED, STATUSES, Quantity, severity
 from runners.reporting.payload import table
 from runners.rows.ranking import groups
 from runners.rows.selection import read_rows
-from runners.status import _place
 from runners.store.columns import COLUMNS
 from runners.store.record import Record, to_text
 from runners.store.store import open_store
 
 QUANTITIES = [value for value in vars(measures).values() if isinstance(value, Quantity)]
-
-
-def test_it_imports_nothing_but_the_standard_library():
-    program = "import sys, runners.measures; print([n for n in sys.modules if n.split('.')[0] in ('torch', 'pandas')])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_every_measure_has_a_function_that_runs_it():
@@ -64,4 +56,4 @@ def test_a_status_of_a_newer_version_is_a_failure_everywhere(tmp_path):
     assert table(rows)["failures"] == ["melted"]
     assert [record.status for record in pending(store, key, ["accuracy"], "cpu").failed] == ["melted"]
     assert severity("melted") < severity("error") < severity("ok")
-    assert _place("running") < _place("melted") < _place("error")
+    assert sort_key("running") < sort_key("melted") < sort_key("error")

@@ -3,9 +3,11 @@
 import pytest
 
 from ablations import Axes, load_study
+from ablations.study import Cell, cell_key
 from attention_zoo import names
 from runners.cells.plan import Plan, command_for, make_plan
 from runners.cli.options import read_command
+from runners.store.names import cell_name
 from runners.sweep import make_sweep
 
 
@@ -24,9 +26,24 @@ def test_an_axis_multiplies_only_mechanisms_that_have_it_and_says_so() -> None:
     assert "--topk 1,8 applies to bra; it changes nothing of vanilla, swin" in made.notes
 
 
+def test_the_class_alone_names_a_mechanism_of_a_module() -> None:
+    path = "attention_zoo.mechanisms.swin:Swin"
+    (short,) = plan(f"--attn {path} --set Swin.window=4").cells
+    (long,) = plan(f"--attn {path} --set {path}.window=4").cells
+    assert short == long and dict(short.settings) == {"window": 4}
+
+
 def test_the_default_spelled_out_is_the_same_cell() -> None:
     assert plan("--attn bra --topk 4").cells == plan("--attn bra").cells
     assert plan("--attn bra --resolution 64x64 --steps 400").cells == plan("").cells
+
+
+def test_a_cell_keeps_the_defaults_that_its_key_leaves_out() -> None:
+    (cell,) = plan("--attn bra --set bra.lepe=off").cells
+    assert dict(cell.settings) == {"lepe": False}
+    assert {"topk": 4, "clip_topk": False}.items() <= dict(cell.defaults).items() and "lepe" not in dict(cell.defaults)
+    assert cell_key(cell) == cell_key(Cell(settings=(("lepe", False),)))
+    assert cell_name(cell) == "bra topk=4 lepe=false small 64x64 digit-vote seed 0"
 
 
 def test_all_is_every_name_and_a_cell_appears_once() -> None:
@@ -81,11 +98,11 @@ def test_what_does_not_fit_is_one_clear_error(line: str) -> None:
 
 
 def test_clipping_is_recorded() -> None:
-    from runners.cells.models import identity
+    from runners.cells.models import describe
 
     (cell,) = plan("--topk 99 --clip-topk").cells
-    assert identity(cell)["topk_effective"] == "16-16-16-full"
-    assert identity(cell)["topk"] == 99
+    assert describe(cell).columns["topk_effective"] == "16-16-16-full"
+    assert describe(cell).columns["topk"] == 99
 
 
 @pytest.mark.parametrize(

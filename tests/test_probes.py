@@ -10,8 +10,9 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from runners.data import fashion
-from runners.data.datasets import DATASETS, FASHION_IMAGES, check_data, make_data, steps_per_epoch
+from runners.data.datasets import DATASETS, FASHION_IMAGES, check_data, steps_per_epoch
 from runners.data.fashion import PACKAGE_FOLDER, FashionMnist
+from runners.data.loading import make_data
 from runners.data.probes import bilinear
 
 QUIET = ":noise=0"

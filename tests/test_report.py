@@ -16,6 +16,7 @@ from runners.report import main
 from runners.reporting import payload
 from runners.reporting.page import to_html
 from runners.rows import ranking, selection
+from runners.rows.selection import described, read_rows
 from runners.store.store import open_store
 from runners.table import load
 
@@ -88,7 +89,7 @@ def one_group(rows: pd.DataFrame) -> ranking.Group:
 
 
 def test_the_summary_names_the_best_its_ties_and_the_cost_at_equal_accuracy(folder):
-    groups = {group.conditions: group for group in ranking.groups(load(folder)) if group.standings}
+    groups = {group.conditions: group for group in ranking.groups(read_rows(folder)) if group.standings}
     assert set(groups) == {"64x64 px", "128x128 px"}
     accuracy = groups["64x64 px"].standings["acc1"]
     assert accuracy.best == "vanilla"
@@ -107,7 +108,7 @@ def test_the_summary_names_the_best_its_ties_and_the_cost_at_equal_accuracy(fold
 
 def test_one_seed_tells_nobody_from_the_best(tmp_path):
     write_sample(tmp_path, seeds=1, sides=(64,))
-    group = one_group(load(tmp_path).query("status == 'ok'"))
+    group = one_group(described(load(tmp_path).query("status == 'ok'")))
     assert group.standings["acc1"].leaders == ()
     first, *costs = ranking.sentences(group)
     assert "none can be told from it" in first
@@ -115,7 +116,7 @@ def test_one_seed_tells_nobody_from_the_best(tmp_path):
 
 
 def test_a_metric_that_is_counted_is_tied_only_with_its_equals(folder):
-    first, *_ = ranking.groups(load(folder).query("status == 'ok'"))
+    first, *_ = ranking.groups(described(load(folder).query("status == 'ok'")))
     assert first.standings["params_m"].tested
     assert set(first.standings["params_m"].leaders) == {"swin", "vanilla"}
 
@@ -128,7 +129,7 @@ def test_a_cost_that_never_varied_is_tied_only_with_its_equals(tmp_path, other, 
             cell = Cell(attn=attn, seed=seed)
             store.add_cell(cell)
             store.write_record(cell_key(cell), record(cell, "memory", values={"peak_infer_mib": peak}))
-    assert one_group(load(tmp_path)).standings["peak_infer_mib"].ties == (("vanilla",) if tied else ())
+    assert one_group(read_rows(tmp_path)).standings["peak_infer_mib"].ties == (("vanilla",) if tied else ())
 
 
 def test_without_accuracy_the_lowest_costs_are_said(tmp_path):
@@ -138,7 +139,7 @@ def test_without_accuracy_the_lowest_costs_are_said(tmp_path):
         store.write_record(
             cell_key(cell), record(cell, "flops", values={"gmacs": {"swin": 1.0, "vanilla": 2.5}[cell.attn]})
         )
-    assert ranking.sentences(one_group(load(tmp_path))) == [
+    assert ranking.sentences(one_group(read_rows(tmp_path))) == [
         "Accuracy was not measured.",
         "Lowest MACs: swin, 1 GMAC.",
     ]
@@ -150,13 +151,13 @@ def test_a_cell_asked_for_in_two_ways_is_one_repeat(tmp_path):
         cell = Cell(attn="swin", seed=seed, threads=1)
         store.add_cell(cell, "topk")
         store.write_record(cell_key(cell), record(cell, "accuracy"))
-    (group,) = [group for group in ranking.groups(load(tmp_path)) if group.standings]
+    (group,) = [group for group in ranking.groups(read_rows(tmp_path)) if group.standings]
     assert group.standings["acc1"].intervals["swin"].n == 3
     assert "swin" not in group.standings["acc1"].leaders
 
 
 def test_a_row_of_two_studies_is_in_both_and_a_declared_one_has_its_question(folder):
-    rows = load(folder)
+    rows = read_rows(folder)
     rows.loc[0, "study"] = "mine;topk"
     assert {group.study for group in ranking.groups(rows)} == {"mine", "topk"}
     assert ranking.question("topk")[0].endswith("?")
@@ -170,7 +171,7 @@ def test_the_page_holds_every_row_its_command_and_its_environment(page, folder):
     elements = Elements(page)
     table, points = (json.loads(text) for text in elements.scripts[:2])
     columns = {column["name"]: column for column in table["columns"]}
-    rows = load(folder)
+    rows = read_rows(folder)
     assert table["size"] == len(rows) == 37
     commands = [columns["command"]["levels"][code] if code >= 0 else None for code in columns["command"]["codes"]]
     assert set(commands) - {None} == set(rows["command"].dropna())
@@ -203,7 +204,7 @@ def test_no_text_of_a_result_becomes_a_tag(tmp_path):
     hostile.environment = {"host": HOSTILE, "git_sha": HOSTILE, "device_name": HOSTILE}
     store.write_record(cell_key(cell), hostile)
     harmless = Elements(to_html(selection.read_rows(SAMPLE), "s"))
-    elements = Elements(to_html(load(tmp_path), HOSTILE, HOSTILE))
+    elements = Elements(to_html(read_rows(tmp_path), HOSTILE, HOSTILE))
     assert {tag for tag, _ in elements.tags} == {tag for tag, _ in harmless.tags}
     assert len(elements.scripts) == len(harmless.scripts)
     assert not [name for _, attributes in elements.tags for name in attributes if name.startswith("on")]
@@ -220,13 +221,13 @@ def test_script_data_survives_the_trip_and_holds_no_tag():
 
 
 def test_infinite_losses_stay_infinite(folder):
-    rows = load(folder).assign(val_loss=pd.array([float("inf")] * 37, dtype="Float64"))
+    rows = read_rows(folder).assign(val_loss=pd.array([float("inf")] * 37, dtype="Float64"))
     (column,) = [c for c in json.loads(payload.to_script(payload.table(rows)))["columns"] if c["name"] == "val_loss"]
     assert set(column["values"]) == {float("inf")}
 
 
 def test_versions_of_a_protocol_that_do_not_mix_are_pointed_out(folder):
-    rows = load(folder)
+    rows = read_rows(folder)
     rows.loc[0, "accuracy_protocol"] = 2
     assert "accuracy_protocol: rows of versions 1, 2" in Elements(to_html(rows, "x")).text
 
@@ -250,7 +251,11 @@ def test_configurations_and_conditions_have_readable_names():
             "settings": ["topk=4;lepe=false", "topk=1-4-16-full", "", None],
         }
     )
-    assert list(selection.configurations(rows)) == ["bra topk=4 lepe=false", "bra topk=1-4-16-full", "swin", "unknown"]
+    found = described(rows.reindex(columns=[*rows, *selection.CONDITIONS]))
+    assert list(found["configuration"]) == ["bra topk=4 lepe=false", "bra topk=1-4-16-full", "swin", "unknown"]
+    assert list(found["settings"]) == [{"topk": "4", "lepe": "false"}, {"topk": "1-4-16-full"}, {}, {}]
+    assert set(found["conditions"]) == {"all rows"}
+    assert list(selection.as_read(found)["settings"]) == ["topk=4;lepe=false", "topk=1-4-16-full", "", ""]
 
 
 # --- bad input
@@ -305,7 +310,7 @@ def test_flops_of_another_device_are_not_another_device(tmp_path):
     cell = Cell(attn="swin", seed=9)
     store.add_cell(cell)
     store.write_record(cell_key(cell), record(cell, "flops", device_id="cuda-x", values={"gmacs": 1.0}))
-    assert selection.devices(load(tmp_path)) == [DEVICE]
+    assert selection.devices(read_rows(tmp_path)) == [DEVICE]
 
 
 @pytest.mark.parametrize("name", ["", "nowhere/r.html"])

@@ -1,6 +1,7 @@
 """A training run that is cut off, in whatever way, ends bit for bit like one that was not."""
 
 import contextlib
+import errno
 import itertools
 import json
 import math
@@ -18,9 +19,9 @@ from test_train import Stripes
 from torch import nn
 
 from runners.measure import resume as checkpoint
-from runners.measure.accuracy import Diverged, Recipe, Training, make_optimizer, train_and_evaluate
+from runners.measure.accuracy import Diverged, Recipe, make_optimizer, train_and_evaluate
 from runners.measure.distributed import Group
-from runners.measure.resume import NOTICES, Checkpoint
+from runners.measure.resume import NOTICES, Checkpoint, Training
 
 CPU = torch.device("cpu")
 STEPS = 12
@@ -320,14 +321,18 @@ def test_a_file_that_cannot_be_read_is_a_warning(whole, tmp_path, capsys):
     assert "cannot be read (Is a directory): training starts anew" in capsys.readouterr().out
 
 
-def test_a_full_disk_loses_a_state_and_not_the_training(whole, tmp_path, capsys):
+def test_a_full_disk_loses_a_state_and_not_the_training(whole, tmp_path, monkeypatch, capsys):
     path = tmp_path / "state"
     cut(path, 7)
 
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def fill_up(step, steps, loss):
-        if step in (7, 8):
-            (tmp_path / ".state.tmp").symlink_to("/dev/full")
+        if step == 7:
+            monkeypatch.setattr(os, "replace", full)
         if step == 9:
+            monkeypatch.undo()
             assert saved_step(path) == 6
         if step == 11:
             assert saved_step(path) == 10
@@ -336,7 +341,7 @@ def test_a_full_disk_loses_a_state_and_not_the_training(whole, tmp_path, capsys)
     with pytest.raises(Cut):
         run(path, progress=fill_up)
     printed = capsys.readouterr().out
-    assert printed.count("cannot be written (No space left on device)") == 1
+    assert printed.count(f"cannot write {path}: No space left on device") == 1
     assert_same(run(path), whole, resumed=2)
 
 
@@ -348,10 +353,11 @@ def test_a_state_appears_whole_or_not_at_all(whole, tmp_path, monkeypatch):
         raise Cut
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "replace", die)
+        patch.setattr(os, "replace", die)
         with pytest.raises(Cut):
             run(path)
-    assert {file.name for file in tmp_path.iterdir()} == {"state", ".state.tmp"}
+    assert {file.name for file in tmp_path.iterdir()} == {"state"}
+    (tmp_path / ".state.0.tmp").touch()  # what a kill would have left
     assert_same(run(path), whole, resumed=1)
     assert not list(tmp_path.iterdir())
 

@@ -126,8 +126,8 @@ def test_a_task_that_slurm_forgot_was_cancelled_if_it_was_told_to_end(
     path = tmp_path / "log"
     if log:
         path.write_text(log)
-    assert judge(None, path if log else None, told=True).error_type == expected
-    assert judge(JobState("12_3", "NODE_FAIL"), None, told=True).error_type == "NodeFailure"
+    assert judge(None, path if log else None, cancelled=True).error_type == expected
+    assert judge(JobState("12_3", "NODE_FAIL"), None, cancelled=True).error_type == "NodeFailure"
 
 
 def test_cancel_leaves_a_note_where_slurm_keeps_none(

@@ -114,7 +114,7 @@ def test_the_same_cell_twice_gives_the_same_accuracy(tmp_path: Path) -> None:
 
 def test_trained_weights_are_kept_if_asked_and_give_the_accuracy_of_the_row(tmp_path: Path) -> None:
     from runners.cells.weights import load_model
-    from runners.data.datasets import make_data
+    from runners.data.loading import make_data
     from runners.measure.accuracy import evaluate
 
     trained = [*QUICK, "--set", "bra.lepe_kernel=3", "--measure", "accuracy", "--cluster", "debug"]
@@ -143,20 +143,21 @@ def test_weights_that_cannot_be_written_cost_no_accuracy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from ablations.study import Cell
+    from runners.cells import weights
     from runners.cells.run import Job, run_job
-    from runners.store.store import open_store
+    from runners.store.store import StoreError, open_store
 
     def full(*_: object) -> None:
-        raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos 64 vs 0")
+        raise StoreError("cannot write weights: No space left on device")
 
     store, cell = open_store(tmp_path, create=True), Cell(steps=1, batch_size=2, height_px=32, width_px=32)
     key = store.add_cell(cell, None, ["accuracy"])
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(weights, "write_whole", full)
     run_job(Job(out=tmp_path, key=key, cell=cell, attempts={"accuracy": 1}, save_weights=True))
     (row,) = load(tmp_path).to_dict("records")
     assert row["status"] == "ok" and row["acc1"] >= 0
     assert "weights" not in row or pd.isna(row["weights"])
-    assert "cannot be written" in capsys.readouterr().out
+    assert "cannot write weights: No space left on device" in capsys.readouterr().out
     assert not list(tmp_path.glob("cells/*/*.tmp"))
 
 

@@ -13,13 +13,13 @@ from runners.measure import accuracy as train
 from runners.measure.accuracy import (
     Diverged,
     Recipe,
-    Training,
     evaluate,
     make_optimizer,
     prefetch,
     train_and_evaluate,
     train_step,
 )
+from runners.measure.resume import Training
 
 CPU = torch.device("cpu")
 

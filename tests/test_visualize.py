@@ -290,14 +290,14 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     path = tmp_path / "own.pth"
     save_checkpoint(path, small_model(), "small", attn="bra")
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"none/own.pth cannot be written"):
-        save_checkpoint(tmp_path / "none" / "own.pth", small_model(), "small", attn="bra")
+    with pytest.raises(ValueError, match=r"cannot write .*own.pth/other.pth"):
+        save_checkpoint(path / "other.pth", small_model(), "small", attn="bra")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(ValueError, match=r"own.pth cannot be written: .*No space left"):
+    with pytest.raises(ValueError, match=r"own.pth: No space left"):
         save_checkpoint(path, small_model("swin"), "small", attn="swin")
     assert path.read_bytes() == before and [found.name for found in tmp_path.iterdir()] == ["own.pth"]
 

@@ -74,6 +74,17 @@ def fits_any_size(subject: Subject) -> None:
         has_same_output(subject.build(), subject.images(size), size)
 
 
+def agrees_by_each_impl(subject: Subject) -> None:
+    """Every way to compute that the configuration has gives what the reference gives."""
+    # flex is compiled for each shape, and computes in 32 bits
+    impls = [impl for impl in subject.build().usable_impls() if impl != "flex"]
+    if len(impls) < 2:
+        raise NotApplicable("it has one way to compute")
+    for size in subject.sizes:
+        for impl in impls:
+            has_same_output(subject.build(impl=impl), subject.images(size), size)
+
+
 def reference_stands_alone(subject: Subject) -> None:
     """The reference never calls the forward that it judges."""
     attention, x = subject.build(), subject.images(subject.sizes[0])

@@ -82,7 +82,8 @@ class Downsample(nn.Module):
         return reduced if self.norm_first else self.norm(reduced)
 
     def _pad(self, x: Tensor) -> Tensor:
-        bottom, right = -x.shape[2] % self.stride, -x.shape[3] % self.stride
+        # without a negative number, whose remainder a compiler with symbolic sizes cannot bound
+        bottom, right = ((side + self.stride - 1) // self.stride * self.stride - side for side in x.shape[2:])
         return F.pad(x, (0, right, 0, bottom)) if self.completes and (bottom or right) else x
 
     def macs(self, height: int, width: int) -> Macs:

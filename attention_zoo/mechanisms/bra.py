@@ -153,6 +153,10 @@ class BRA(RoutedAttention):
         y = routed_attention(q, k, v, routes.indices, self.num_heads, self.scale, valid=valid, weights=weights)
         return cut.join(y)
 
+    def usable_impls(self) -> tuple[str, ...]:
+        """Only the plain way has soft routes and pooled keys."""
+        return self.impls if self.config.is_plain else ("plain",)
+
     def impl_on(self, height: int, width: int) -> str:
         """`dense` on maps where that is faster, unless a way is set.
 

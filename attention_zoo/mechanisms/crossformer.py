@@ -124,9 +124,8 @@ class CrossFormer(PartitionAttention):
 
     def offset_bias(self, cut: Partition, dy: Tensor, dx: Tensor) -> Tensor:
         """Dynamic position bias, evaluated once for each offset that a group has, and then looked up."""
-        weight = next(self.pos.parameters())
-        steps = [torch.arange(1 - side, side, device=weight.device) for side in (cut.rows, cut.cols)]
-        offsets = torch.cartesian_prod(*steps).to(weight.dtype)
+        steps = [torch.arange(1 - side, side, device=dy.device) for side in (cut.rows, cut.cols)]
+        offsets = torch.cartesian_prod(*steps).to(next((p.dtype for p in self.pos.parameters()), torch.float32))
         return table_bias(self.pos(offsets), (cut.rows, cut.cols), dy, dx)
 
     def bias_macs(self, cut: Partition) -> int:

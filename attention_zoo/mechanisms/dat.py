@@ -18,7 +18,7 @@ table of biases is read by displacement, and a fixed one interpolated (the code 
 
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -268,9 +268,9 @@ class DAT(SampledAttention):
         -1 and 1 are the centres of the outer tokens.
         """
         assert self.offset is not None
-        batch, height, width, _ = q.shape
+        _, height, width, _ = q.shape
         down, across = self.samples(height, width)
-        offset = self.offset(q.permute(0, 3, 1, 2).reshape(batch * self.groups, self.dim // self.groups, height, width))
+        offset = self.offset(self.by_group(q))
         # 16 bits could not tell neighbours apart on a large map
         offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
         if self.config.reach is not None:
@@ -279,16 +279,17 @@ class DAT(SampledAttention):
         points: Tensor = offset + self._grid(down, across, offset)
         if self.config.keeps_on_map:
             points = points.tanh() if self.config.variant == "2022" else points.clamp(-1, 1)
-        return points.reshape(batch, self.groups, down, across, 2)
+        return points.unflatten(0, (-1, self.groups))
 
     def sample(self, x: Tensor, points: Tensor) -> Tensor:
         """Sample each group at its points: (B, H, W, C), (B, groups, Hk, Wk, 2) -> (B, Ns, C)."""
-        batch, height, width, dim = x.shape
-        maps = (
-            x.permute(0, 3, 1, 2).reshape(batch * self.groups, self.dim // self.groups, height, width).to(points.dtype)
-        )
-        sampled = F.grid_sample(maps, points.flatten(0, 1).flip(-1), align_corners=True)
-        return sampled.reshape(batch, dim, points.shape[2] * points.shape[3]).mT.to(x.dtype)
+        maps = self.by_group(x).to(points.dtype)
+        sampled = F.grid_sample(maps, points.flatten(0, 1).flip(-1), align_corners=True)  # (B groups, C', Hk, Wk)
+        return sampled.unflatten(0, points.shape[:2]).flatten(1, 2).flatten(2).mT.to(x.dtype)
+
+    def by_group(self, x: Tensor) -> Tensor:
+        """Take each group of channels for an image: (B, H, W, C) -> (B groups, C / groups, H, W)."""
+        return x.permute(0, 3, 1, 2).unflatten(1, (self.groups, -1)).flatten(0, 1)
 
     def bias(self, points: Tensor, height: int, width: int) -> Tensor | None:
         """Bias of the logits, or None: (B, groups, Hk, Wk, 2) -> (B or 1, heads, N, Ns)."""
@@ -307,14 +308,14 @@ class DAT(SampledAttention):
             assert isinstance(table, nn.Module)
             dy, dx = (torch.sign(move) * torch.log2(1 + 4 * move.abs()) / 3 for move in (dy, dx))
             moves = torch.stack(_for_all_queries(dy, dx), -1).flatten(2, 3)  # (B, groups, N, Ns, 2)
-            by_group: Tensor = table(moves.to(next(table.parameters()).dtype))
+            by_group: Tensor = table(moves.to(next((p.dtype for p in table.parameters()), torch.float32)))
             return by_group.movedim(-1, 2).flatten(1, 2)
         assert isinstance(table, Tensor)
         tables = table.to(points.dtype).unflatten(0, (self.groups, -1)).expand(points.shape[0], -1, -1, -1, -1)
         dy, dx = _for_all_queries(dy / 2, dx / 2)
         at = torch.stack((dx, dy), -1).flatten(2, 3).flatten(0, 1)
         bias = F.grid_sample(tables.flatten(0, 1), at, align_corners=True)
-        return bias.reshape(points.shape[0], self.num_heads, *bias.shape[2:])
+        return bias.unflatten(0, (-1, self.groups)).flatten(1, 2)
 
     def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Allow the tokens that a point of any group lies less than one token from: (B, 1, 1, N); depends on x."""
@@ -328,6 +329,11 @@ class DAT(SampledAttention):
             near.append((place[..., None] - torch.arange(side, device=x.device)).abs() < 1)  # (B, groups * Ns, side)
         rows, cols = (part.to(points.dtype) for part in near)
         return (rows.mT @ cols > 0).reshape(batch, 1, 1, -1)
+
+    def geometry(self, height: int, width: int) -> dict[str, Any]:
+        """Nothing is padded. A map smaller than a kernel without padding is refused, as `samples` says."""
+        self.samples(height, width)
+        return super().geometry(height, width)
 
     def macs(self, height: int, width: int) -> Macs:
         """2 (N + Ns) C^2 + 2 N Ns C + (k^2 + 2) Ns C (section 3.2), and the position term; sampling is not counted."""

@@ -64,7 +64,7 @@ class Sliding(Attention):
 
     Config: ClassVar[type[AttentionConfig]] = SlidingConfig
     impls: ClassVar[tuple[str, ...]] = ("plain", "tiles")
-    old_impls: ClassVar[dict[str, str]] = {"gather": "tiles"}
+    old_impls: ClassVar[dict[str, str]] = {"gather": "auto"}
 
     paper: ClassVar[str] = "2204.07143"
     reads: ClassVar[str] = "its own neighbourhood of K x K tokens"
@@ -81,7 +81,7 @@ class Sliding(Attention):
         super().__init__(dim, num_heads, config)
         self.kernel, self.dilation = config.side, config.dilation
         self.bias_table = bias_table(self.kernel, self.kernel, num_heads) if config.bias else None
-        if self.impl == "tiles" and self.dilation > 1:
+        if self.impl == "tiles" and "tiles" not in self.usable_impls():
             raise ValueError(f"impl=tiles needs dilation=1, got dilation={self.dilation}; choose impl=plain")
 
     def reach(self, length: int) -> int:
@@ -99,9 +99,13 @@ class Sliding(Attention):
         key = near * self.dilation + phase[:, None]
         return key.clamp(max=length - 1), place[:, None] - near, near < members[:, None]
 
+    def usable_impls(self) -> tuple[str, ...]:
+        """Tiles need neighbours without a gap."""
+        return self.impls if self.dilation == 1 else ("plain",)
+
     def impl_on(self, height: int, width: int) -> str:
-        """`tiles` unless neighbours are apart or another way is set."""
-        return choose(self.impl, "tiles" if self.dilation == 1 else "plain")
+        """`tiles` where they are usable, unless another way is set."""
+        return choose(self.impl, self.usable_impls()[-1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend to the neighbours of each query (eq. 1 to 4): (B, H, W, C) -> same."""

@@ -97,41 +97,41 @@ def read_case(path: Path, name: str) -> Case:
 
 
 def check(case: Case, rtol: float, atol: float, impl: str | None = None) -> Result:
-    """Build our counterpart of a case, run it, and compare; `impl` where a mixer has it, else the mixer's own.
+    """Build the counterpart of a case, run it, and compare; `impl` where a token mixer has it, else as it is built.
 
     Raises:
         ValueError: the case cannot be built.
     """
     x = case.tensors["input"].clone().requires_grad_("grad_input" in case.tensors)
-    affinities: list[Tensor] = []
+    affinities: dict[int, Tensor] = {}
     y = _routed(case, x) if case.kind == FUNCTION else _run(case, x, affinities, impl)
     output, is_close = _compare(y.detach(), case.tensors["output"], rtol, atol)
     gradient, routes = None, None
     if "grad_input" in case.tensors:
-        (found,) = torch.autograd.grad((y * case.tensors["probe"]).sum(), x)
+        (computed,) = torch.autograd.grad((y * case.tensors["probe"]).sum(), x)
         scale = GRADIENT_SHARE
-        gradient, gradient_is_close = _compare(found, case.tensors["grad_input"], scale * rtol, scale * atol)
+        gradient, gradient_is_close = _compare(computed, case.tensors["grad_input"], scale * rtol, scale * atol)
         is_close &= gradient_is_close
-    stored = {name: t for name, t in case.tensors.items() if name.startswith("extra/r_idx")}
-    if stored:
-        pairs = [
-            (affinities[int(name.rpartition("_")[2]) if name != "extra/r_idx" else 0], t) for name, t in stored.items()
-        ]
-        routes = sum(_differing(affinity, expected) for affinity, expected in pairs)
-        is_close &= routes == 0
+    for name, expected in case.tensors.items():
+        layer = int(name.removeprefix("extra/r_idx").lstrip("_") or 0) if name.startswith("extra/r_idx") else None
+        # the oracle, and dense attention to all regions, do not route; as built, every layer does
+        if layer is not None and (layer in affinities or impl is None):
+            routes = (routes or 0) + _differing(affinities[layer], expected)
+            is_close &= routes == 0
     return Result(case, output, gradient, routes, is_close)
 
 
-def _run(case: Case, x: Tensor, affinities: list[Tensor], impl: str | None) -> Tensor:
+def _run(case: Case, x: Tensor, affinities: dict[int, Tensor], impl: str | None) -> Tensor:
     is_model = case.kind in MODELS
     module, official = (counterpart_model if is_model else counterpart)(case.kind, case.config)
     load_official(module, official, case.weights)
     module.eval()
-    for mixer in module.modules():
-        if isinstance(mixer, BRA):
-            _record(mixer, affinities)
-        if isinstance(mixer, Attention) and impl is not None and impl in implementations(mixer):
+    mixers = [mixer for mixer in module.modules() if isinstance(mixer, Attention)]
+    for mixer in mixers:
+        if impl is not None and impl in implementations(mixer):
             mixer.impl = impl
+    for layer, bra in enumerate(mixer for mixer in mixers if isinstance(mixer, BRA)):
+        _record(bra, affinities, layer)
     if is_model:
         logits: Tensor = module(x)
         return logits
@@ -139,17 +139,16 @@ def _run(case: Case, x: Tensor, affinities: list[Tensor], impl: str | None) -> T
 
 
 def implementations(mixer: Attention) -> tuple[str, ...]:
-    """Ways in which a mixer can be computed; soft routes and pooled keys of BRA have one fast way alone."""
-    is_bound = isinstance(mixer, BRA) and not mixer.config.is_plain
-    return ("reference", *(mixer.impls[:1] if is_bound else mixer.impls))
+    """Ways in which a mixer can be computed."""
+    return ("reference", *mixer.usable_impls())
 
 
-def _record(mixer: BRA, affinities: list[Tensor]) -> None:
+def _record(mixer: BRA, affinities: dict[int, Tensor], layer: int) -> None:
     choose = mixer.affinity
 
     def recording(mean_q: Tensor, mean_k: Tensor, valid: Tensor | None) -> Tensor:
         affinity = choose(mean_q, mean_k, valid)
-        affinities.append(affinity.detach())
+        affinities[layer] = affinity.detach()
         return affinity
 
     mixer.affinity = recording  # type: ignore[method-assign]
@@ -179,10 +178,10 @@ def _routed(case: Case, query: Tensor) -> Tensor:
     return cut.join(routed_attention(q, k, v, graph, config["num_heads"], config["scale"])).permute(0, 3, 1, 2)
 
 
-def _compare(found: Tensor, expected: Tensor, rtol: float, atol: float) -> tuple[float, bool]:
-    if found.shape != expected.shape:
-        raise ValueError(f"output is {tuple(found.shape)} where {tuple(expected.shape)} is stored")
-    error, largest = float((found - expected).abs().max()), float(expected.abs().max())
+def _compare(computed: Tensor, expected: Tensor, rtol: float, atol: float) -> tuple[float, bool]:
+    if computed.shape != expected.shape:
+        raise ValueError(f"output is {tuple(computed.shape)} where {tuple(expected.shape)} is stored")
+    error, largest = float((computed - expected).abs().max()), float(expected.abs().max())
     # a NaN is never close
     return error / max(largest, torch.finfo(torch.float32).tiny), error <= rtol * largest + atol
 
@@ -190,8 +189,8 @@ def _compare(found: Tensor, expected: Tensor, rtol: float, atol: float) -> tuple
 def _differing(affinity: Tensor, expected: Tensor) -> int:
     """Count regions whose stored routes, (B, R, K), are not those of the largest affinities, (B, 1, R, R)."""
     affinity = affinity.expand(-1, 1, -1, -1)[:, 0]
-    found = affinity.topk(expected.shape[-1]).values.sort(-1).values
-    theirs = affinity.gather(-1, expected).sort(-1).values
+    largest = affinity.topk(expected.shape[-1]).values.sort(-1).values
+    stored = affinity.gather(-1, expected).sort(-1).values
     scale = affinity[affinity.isfinite()].abs().max()
     repeated = expected.sort(-1).values.diff(dim=-1).eq(0).any(-1)
-    return int((((found - theirs).abs() > TIE * scale).any(-1) | repeated).sum())
+    return int((((largest - stored).abs() > TIE * scale).any(-1) | repeated).sum())

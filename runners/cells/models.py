@@ -1,14 +1,16 @@
 """From a cell to its model, its vanilla twin, and what a row says of its identity."""
 
 import functools
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ablations.study import Cell
 from attention_zoo import LAYOUTS, create_model, resolve
 from attention_zoo.hosts.pyramid import Pyramid
+from runners.cells.registered import code_hash, is_registered_here, unpack
 
 
 def build_model(cell: Cell, num_classes: int = 10) -> Pyramid:
@@ -21,6 +23,12 @@ def build_model(cell: Cell, num_classes: int = 10) -> Pyramid:
         torch.manual_seed(cell.seed)
         settings: dict[str, Any] = dict(cell.settings)
         return create_model(cell.layout, attn=cell.attn, num_classes=num_classes, **settings)
+
+
+def build_packed(mechanism: bytes, cell: Cell) -> Pyramid:
+    """Build the model of a cell in a process that knows its mechanism only as `registered.pack` wrote it."""
+    unpack(mechanism)
+    return build_model(cell)
 
 
 def counted_cell(cell: Cell) -> Cell:
@@ -39,31 +47,52 @@ def build_baseline(cell: Cell, num_classes: int = 10) -> Pyramid:
         return create_model(cell.layout, attn="vanilla", num_classes=num_classes)
 
 
-def identity(cell: Cell) -> dict[str, Any]:
-    """Columns that tell a row apart and follow from the cell alone: top-k, regions, window, padding, depths.
+class Description(NamedTuple):
+    """What follows from a cell alone: columns of its row, what its layout cannot show of the mechanism, and its cost.
+
+    `training_macs` are multiply-adds of one image forward and backward in closed form; backward costs two forwards.
+    """
+
+    columns: Mapping[str, Any]
+    notes: tuple[str, ...]
+    training_macs: int
+
+
+def describe(cell: Cell) -> Description:
+    """Describe a cell without its weights.
 
     Raises:
         ValueError: the configuration does not fit the layout at this resolution.
     """
-    return {**_identity(cell.attn, cell.settings, cell.layout, cell.height_px, cell.width_px)}
+    mechanism: Any = resolve(cell.attn)
+    return _describe(mechanism, cell.attn, cell.settings, cell.layout, cell.height_px, cell.width_px)
 
 
 @functools.cache
-def _identity(attn: str, settings: tuple[tuple[str, Any], ...], layout: str, height: int, width: int) -> dict[str, Any]:
+def _describe(
+    # only to tell descriptions apart: a notebook may register another class under the same name
+    mechanism: Hashable,
+    attn: str,
+    settings: tuple[tuple[str, Any], ...],
+    layout: str,
+    height: int,
+    width: int,
+) -> Description:
     with torch.device("meta"):
         model = create_model(layout, attn=attn, num_classes=1, **dict(settings))
-    cls = resolve(attn)
     columns: dict[str, Any] = {
         "depths": "-".join(map(str, LAYOUTS[layout].depths)),
         "sdpa_backend": "auto",
         **model.describe(height, width),
     }
-    topk = dict(settings).get("topk", getattr(cls.Config(), "topk", None))
+    topk = dict(settings).get("topk", getattr(resolve(attn).Config(), "topk", None))
     if isinstance(topk, str):
         columns["topk_schedule"] = topk
     elif topk is not None:
         columns["topk"] = topk
-    return columns
+    if is_registered_here(attn):
+        columns["attention_hash"] = code_hash(resolve(attn))
+    return Description(columns, tuple(model.notes()), 3 * model.macs(height, width).total)
 
 
 def first_core_macs(model: Pyramid, height_px: int, width_px: int) -> int:
@@ -75,17 +104,3 @@ def first_core_macs(model: Pyramid, height_px: int, width_px: int) -> int:
     height, width = model.layout.maps(height_px, width_px)[0]
     parts = [mixer.macs(height, width) for mixer in model.mixers()[0]]
     return sum(part.core + part.routing for part in parts)
-
-
-@functools.cache
-def notes(attn: str, settings: tuple[tuple[str, Any], ...], layout: str) -> tuple[str, ...]:
-    """Say what of a mechanism a layout cannot show."""
-    with torch.device("meta"):
-        return tuple(create_model(layout, attn=attn, num_classes=1, **dict(settings)).notes())
-
-
-@functools.cache
-def training_macs(attn: str, settings: tuple[tuple[str, Any], ...], layout: str, height: int, width: int) -> int:
-    """Multiply-adds of one image forward and backward, in closed form: backward costs two forwards."""
-    with torch.device("meta"):
-        return 3 * create_model(layout, attn=attn, num_classes=1, **dict(settings)).macs(height, width).total

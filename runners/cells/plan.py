@@ -10,7 +10,7 @@ from ablations.values import as_text
 from attention_zoo import LAYOUTS, names, resolve
 from attention_zoo.config import field_names, parse_values
 from attention_zoo.registry import suggest
-from runners.cells.models import identity, notes, training_macs
+from runners.cells.models import Description, describe
 from runners.data.datasets import check_data, steps_per_epoch
 from runners.measures import MEASURES
 
@@ -54,8 +54,7 @@ def make_plan(all_axes: Iterable[Axes], spell: Spelling = as_keyword) -> Plan:
         for cell in _expand(axes, selected, spell):
             cells.setdefault(cell_key(cell), cell)
     for cell in cells.values():
-        _check(cell)
-        remarks.update(dict.fromkeys(notes(cell.attn, cell.settings, cell.layout)))
+        remarks.update(dict.fromkeys(_check(cell).notes))
     return Plan(tuple(cells.values()), tuple(remarks))
 
 
@@ -138,6 +137,7 @@ def _expand(axes: Axes, selected: list[str], spell: Spelling) -> Iterable[Cell]:
                         precision=precision,
                         compile=axes.compile,
                         threads=threads,
+                        defaults=_defaults(attn, settings),
                     )
 
 
@@ -158,6 +158,12 @@ def _settings(axes: Axes, attn: str, spell: Spelling) -> Iterable[tuple[tuple[st
         yield tuple(sorted((field, value) for field, value in typed.items() if value != defaults[field]))
 
 
+def _defaults(attn: str, settings: tuple[tuple[str, Scalar], ...]) -> tuple[tuple[str, Any], ...]:
+    """Fields of a mechanism that the settings leave as they are."""
+    chosen = dict(settings)
+    return tuple((name, value) for name, value in sorted(vars(resolve(attn).Config()).items()) if name not in chosen)
+
+
 def _steps(axes: Axes, data: str, batch_size: int, spell: Spelling) -> tuple[int, ...]:
     try:
         check_data(data)
@@ -172,26 +178,18 @@ def _steps(axes: Axes, data: str, batch_size: int, spell: Spelling) -> tuple[int
     return (axes.epochs * per_epoch,)
 
 
-def _check(cell: Cell) -> None:
+def _check(cell: Cell) -> Description:
     settings = ", ".join(f"{name}={value}" for name, value in cell.settings)
     try:
         check_data(cell.data, cell.height_px, cell.width_px)
-        identity(cell)
+        return describe(cell)
     except ValueError as error:
         raise ValueError(f"{cell.attn}{f' ({settings})' if settings else ''}: {error}") from error
 
 
-def label(cell: Cell) -> str:
-    """Name a cell for people: mechanism, settings and top-k even where it is the default, layout, size, seed."""
-    config = resolve(cell.attn).Config()
-    shown = {"topk": vars(config)["topk"]} if "topk" in vars(config) else {}
-    settings = "".join(f" {name}={value}" for name, value in {**shown, **dict(cell.settings)}.items())
-    return f"{cell.attn}{settings} {cell.layout} {cell.height_px}x{cell.width_px} seed {cell.seed}"
-
-
 def estimate_seconds(cell: Cell, measures: Iterable[str]) -> float:
     """Guess how long a cell takes; rough, since it assumes two CPU cores of 2023."""
-    macs = training_macs(cell.attn, cell.settings, cell.layout, cell.height_px, cell.width_px) * cell.batch_size
+    macs = describe(cell).training_macs * cell.batch_size
     step_s = 0.02 + macs / 15e9
     found = [MEASURES[name] for name in measures]
     steps = sum(cell.steps if measure.training_steps is None else measure.training_steps for measure in found)

@@ -18,10 +18,11 @@ import torch
 
 from ablations.study import Cell
 from attention_zoo.hosts.pyramid import Pyramid
-from runners.cells.models import build_baseline, build_model, counted_cell, first_core_macs, identity
+from runners.cells.models import build_baseline, build_model, build_packed, counted_cell, describe, first_core_macs
 from runners.cells.plan import command_for
+from runners.cells.registered import is_registered_here, pack
 from runners.cells.weights import save_checkpoint
-from runners.data.datasets import make_data
+from runners.data.loading import make_data
 from runners.machine.environment import apply_threads, device_id, environment, memory_limit, pick_device
 from runners.machine.failures import status_of
 from runners.measure import accuracy as train
@@ -152,7 +153,7 @@ def blank_record(job: Job, measure: str, place: Place) -> Record:
         status="ok",
         attempt=job.attempts[measure],
         values={
-            **identity(job.cell),
+            **describe(job.cell).columns,
             "threads": job.cell.threads or place.environment.get("threads"),
             "deterministic": place.environment.get("deterministic"),
         },
@@ -223,8 +224,11 @@ def _throughput(run: _Run) -> Found:
 
 def _memory(run: _Run) -> Found:
     cell = run.job.cell
+    build = functools.partial(build_model, cell)
+    if is_registered_here(cell.attn):  # the processes that measure do not know it
+        build = functools.partial(build_packed, pack(cell.attn), cell)
     values = peak_memory.measure_memory(
-        functools.partial(build_model, cell),
+        build,
         (cell.batch_size, 3, cell.height_px, cell.width_px),
         num_classes=10,
         device=run.device,

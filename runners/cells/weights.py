@@ -8,6 +8,7 @@
 Other files hold weights without a name, ours or the published codes': they need `arch`. No file runs code.
 """
 
+import io
 import os
 import pickle
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from attention_zoo.published.models import PUBLISHED
 from attention_zoo.published.places import Official
 from attention_zoo.published.weights import load_official
 from attention_zoo.registry import suggest
+from runners.store.files import write_whole
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 FORMAT = "attention_zoo"
@@ -61,17 +63,11 @@ def save_checkpoint(
     """Write the weights of a model that `create_model(arch, attn=attn, **config)` made, and those arguments.
 
     Raises:
-        ValueError: the file cannot be written; one that was there before stays.
+        StoreError: the file cannot be written; one that was there before stays.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        torch.save({"model": model.state_dict(), FORMAT: {"arch": arch, "attn": attn, "config": config}}, temporary)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch has no other word for a full disk
-        raise ValueError(f"checkpoint {path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    torch.save({"model": model.state_dict(), FORMAT: {"arch": arch, "attn": attn, "config": config}}, content)
+    write_whole(Path(path), content.getvalue())
 
 
 def is_file_name(model: str) -> bool:

@@ -1,19 +1,15 @@
-"""The plan before a sweep, what was submitted, and the table after it, as text."""
+"""The plan before a sweep, and the table after it, as text."""
 
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from ablations.study import cell_key
-from runners.cells.plan import Plan, estimate_seconds, label
-from runners.cli.progress import count, format_seconds
+from runners.cells.plan import Plan, estimate_seconds
+from runners.jobs.progress import count, format_seconds
+from runners.store.names import cell_name
 from runners.store.store import Store
 from runners.table import load
-
-if TYPE_CHECKING:
-    from runners.jobs.launch import Outcome
 
 COLUMNS = (
     "attention",
@@ -39,7 +35,7 @@ def print_plan(plan: Plan, measures: tuple[str, ...]) -> None:
     """Print the cells of a dry run, their count and a rough estimate of the time."""
     seconds = [estimate_seconds(cell, measures) for cell in plan.cells]
     for cell, estimate in zip(plan.cells, seconds, strict=True):
-        print(f"{cell_key(cell)}  {label(cell)}  {cell.data} {cell.steps} steps  about {format_seconds(estimate)}")
+        print(f"{cell_key(cell)}  {cell_name(cell)}  {cell.steps} steps  about {format_seconds(estimate)}")
     for note in plan.notes:
         print(f"note: {note}")
     print(
@@ -53,24 +49,6 @@ def print_unkept(store: Store, plan: Plan) -> None:
     trained = [key for key in keys if any(name.measure == "accuracy" for name in store.record_names(key))]
     if lacking := sum(not any(store.folder(key).glob("weights.*.pth")) for key in trained):
         print(f"{count(lacking, 'cell')} trained before without --save-weights; --force trains them again")
-
-
-def print_submission(outcome: "Outcome", study: str, out: Path) -> None:
-    """Print what went to SLURM, what did not and why, and what to type next."""
-    if outcome.done:
-        print(f"skipped {count(outcome.done, 'cell')} that are done; --force measures them again")
-    if outcome.under_way:
-        print(f"skipped {count(outcome.under_way, 'cell')} that jobs are to measure or are measuring")
-    where = f" --out {shlex.quote(str(out))}"
-    for status, number in sorted(outcome.failed.items()):
-        shown = count(number, "measure")
-        print(f"skipped {shown} that ended as {status}: python runners/retry.py --status {status}{where}")
-    for submission in outcome.submitted:
-        cells, tasks = count(len(submission.measures), "cell"), count(len(submission.tasks), "task")
-        print(f"submitted job {submission.job}: {cells} in {tasks}")
-    print(f"study {study}; you can log out now, and come back with:")
-    for verb in ("status", "collect", "retry", "cancel"):
-        print(f"  python runners/{verb}.py {study}{where}")
 
 
 def print_results(out: Path, rows: pd.DataFrame) -> None:

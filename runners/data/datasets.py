@@ -1,4 +1,4 @@
-"""The data a cell can be trained on: names, options and the interface; the planner reads it without torch.
+"""The data a cell can be trained on: names, options and the interface, without torch.
 
 A spec is a name and options, separated by colons because a comma is a sweep axis:
 `digit-vote`, `digit-vote:jitter=3:noise=0.1`, `digit-recall`, `fashion-mnist`.
@@ -6,7 +6,7 @@ A spec is a name and options, separated by colons because a comma is a sweep axi
 
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -86,21 +86,22 @@ def parse_data(spec: str) -> tuple[str, dict[str, Any]]:
         known = f"known: {', '.join(DATASETS)}"
         if "=" in name:
             raise ValueError(f"data {spec!r} has no name; write NAME:option=value:option=value ({known})")
-        nearest = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise ValueError(f"unknown data {name!r}; {hint}{known}")
+        raise ValueError(f"unknown data {name!r}; {_nearest(name, DATASETS)}{known}")
     options: dict[str, Any] = {}
     for part in parts:
         key, equals, text = part.partition("=")
         allowed = f"options of {name}: {', '.join(DATASETS[name]) or 'none'}"
         if key not in DATASETS[name]:
-            nearest = difflib.get_close_matches(key, DATASETS[name], n=1)
-            hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-            raise ValueError(f"unknown option {key!r} in data {spec!r}; {hint}{allowed}")
+            raise ValueError(f"unknown option {key!r} in data {spec!r}; {_nearest(key, DATASETS[name])}{allowed}")
         if not equals or key in options:
             raise ValueError(f"option {key!r} in data {spec!r} must be given once, as {key}=VALUE; {allowed}")
         options[key] = DATASETS[name][key].read(key, text)
     return name, options
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def check_data(spec: str, height_px: int | None = None, width_px: int | None = None) -> None:
@@ -132,33 +133,3 @@ def steps_per_epoch(spec: str, batch_size: int) -> int | None:
     if not 1 <= batch_size <= images:
         raise ValueError(f"batch size must be 1 to {images} for {name}, got {batch_size}")
     return images // batch_size
-
-
-def make_data(spec: str, height_px: int, width_px: int, batch_size: int) -> Data:
-    """Load the data that a spec names, at a resolution and batch size.
-
-    Raises:
-        ValueError: a spec, resolution or batch size that does not fit.
-        FileNotFoundError: the dataset is neither installed nor downloadable.
-    """
-    name, options = parse_data(spec)
-    check_data(spec, height_px, width_px)
-    if batch_size < 1 or min(height_px, width_px) < 32:
-        raise ValueError(
-            f"data {spec!r} needs a batch of at least 1 and sides of at least 32 px, "
-            f"got batch {batch_size} at {height_px}x{width_px} px"
-        )
-    if name == "fashion-mnist":
-        from runners.data.fashion import FashionMnist, find_folder
-
-        return FashionMnist(find_folder(), height_px, width_px, batch_size)
-    from runners.data.probes import DigitProbe
-
-    return DigitProbe(
-        name,
-        height_px,
-        width_px,
-        batch_size,
-        jitter_px=options.get("jitter", 0),
-        noise=options.get("noise", 0.05),
-    )

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from runners.figures.frames import failures, labels, settings_of, shown
+from runners.figures.frames import failures, labels, shown
 from runners.figures.mechanisms import exponent
 from runners.figures.style import (
     GUIDE,
@@ -75,8 +75,8 @@ def complexity_curve(ax: "Axes", rows: "DataFrame", quantity: Quantity, styles: 
         means += [point.mean for point in points.values()]
         if points:
             plot_repeats(ax, points, look, legend_entry(line, fit_points(points)))
-        slopes |= {slope for name, text in zip(own["attention"], own["settings"], strict=True)
-                   if (slope := exponent(name, settings_of(text)))}  # fmt: skip
+        slopes |= {slope for name, settings in zip(own["attention"], own["settings"], strict=True)
+                   if (slope := exponent(name, settings))}  # fmt: skip
         own_failed = own[own.index.isin(list(failed))].drop_duplicates("tokens")
         marks += [(float(t), line, failed[i], look) for i, t in own_failed["tokens"].items()]
     ax.set(xscale="log", yscale="log", xlabel="tokens of the first stage", ylabel=quantity.unit)

@@ -3,17 +3,17 @@
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
 from pandas import DataFrame, Series
 
 from runners.measures import NOT_FAILED, Quantity
 from runners.rows import selection
-from runners.rows.stats import Interval, mean_interval
+from runners.rows.stats import Interval, mean_intervals
+from runners.store.names import configuration_name
 
-CONDITIONS = tuple(name for name in selection.CONDITIONS if name != "device_id")
-"""Fields of a cell beside its mechanism and settings; where they differ, values do not belong on one line."""
-
-IDENTITY = ("attention", "settings", "topk", "seed", "status", "device_id", "device_name", "versions", *CONDITIONS)
+IDENTITY = (
+    *("attention", "settings", "topk", "topk_schedule", "seed", "status", "device_name", "versions"),
+    *selection.CONDITIONS,
+)
 """Columns that every figure needs."""
 
 
@@ -52,55 +52,25 @@ def check(frame: DataFrame, columns: Sequence[str], by_device: bool) -> DataFram
             f"rows of {len(devices)} devices do not compare: {', '.join(devices)}; "
             "select one of them, or ask for by_device, which draws them apart"
         )
-    return rows
+    return selection.described(rows)
 
 
-def settings_of(text: object) -> dict[str, str]:
-    """Parse the column `settings`: name=value joined by semicolons, empty for the defaults."""
-    return dict(part.split("=", 1) for part in text.split(";") if "=" in part) if isinstance(text, str) else {}
-
-
-def conditions(frame: DataFrame, apart: Sequence[str] = ()) -> "Series[str]":
-    """What a row was measured under, as text that is equal where values compare; `apart` is left out."""
-    names = [name for name in CONDITIONS if name not in apart]
-    return frame[names].astype("string").fillna("").agg("|".join, axis=1).astype("str")
-
-
-def labels(frame: DataFrame, apart: Sequence[str] = ()) -> "Series[str]":
+def labels(rows: DataFrame, apart: Sequence[str] = ()) -> "Series[str]":
     """Name of the line that each row belongs to: its mechanism, and what tells its lines apart.
 
     That is each setting that differs between rows of the mechanism, and each condition that differs in the table.
     `apart` holds settings and conditions that lie along the line.
     """
-    chosen = [_chosen(*row) for row in zip(frame["settings"], frame["topk"], strict=True)]
-    varying = [name for name in CONDITIONS if name not in apart and frame[name].nunique(dropna=False) > 1]
-    keys_of: dict[str, list[str]] = {}
-    for name in frame["attention"].unique():
-        own = [row for row, attention in zip(chosen, frame["attention"], strict=True) if attention == name]
-        keys = sorted({key for row in own for key in row} - set(apart))
-        keys_of[name] = [key for key in keys if len({row.get(key) for row in own}) > 1]
-    under = zip(*(frame[column] for column in varying), strict=True) if varying else [()] * len(frame)
+    differing: dict[str, set[str]] = {}
+    for name, settings in rows.groupby("attention")["settings"]:
+        values = {key: {row.get(key) for row in settings} for row in settings for key in row if key not in apart}
+        differing[str(name)] = {key for key, found in values.items() if len(found) > 1}
+    under = selection.conditions(rows, leave_out=(*apart, "device_id"))
     found = []
-    for name, row, values in zip(frame["attention"], chosen, under, strict=True):
-        parts = [f"{key}={row[key]}" for key in keys_of[name] if key in row]
-        parts += [_condition(column, value) for column, value in zip(varying, values, strict=True)]
-        found.append(" ".join([str(name), *filter(None, parts)]))
-    return Series(found, index=frame.index, dtype="str")
-
-
-def _chosen(settings: object, topk: object) -> dict[str, str]:
-    """Settings of a row, with the top-k that it has where `settings` leaves that out as the default."""
-    found = settings_of(settings)
-    return found if pd.isna(topk) else {"topk": str(topk), **found}  # type: ignore[call-overload]
-
-
-def _condition(column: str, value: object) -> str:
-    plain = ("layout", "resolution", "precision", "data")
-    if pd.isna(value):  # type: ignore[call-overload]
-        return ""
-    if column == "compile":
-        return "compiled" if value else ""
-    return str(value) if column in plain else f"{column}={value}"
+    for name, settings, conditions in zip(rows["attention"], rows["settings"], under, strict=True):
+        chosen = {key: value for key, value in settings.items() if key in differing[name]}
+        found.append(f"{configuration_name(name, chosen)} {conditions.replace(selection.ALL, '')}".rstrip())
+    return Series(found, index=rows.index, dtype="str")
 
 
 def failures(rows: DataFrame, quantity: Quantity) -> dict[Hashable, str]:
@@ -125,5 +95,5 @@ def shown(rows: DataFrame, quantities: Sequence[Quantity]) -> list[Quantity]:
 
 def intervals(rows: DataFrame, column: str, x: str) -> Mapping[float, Interval]:
     """Mean and t-interval over repeats of a column at each value of `x`, in their order."""
-    found = rows[[x, column]].dropna()
-    return {float(at): mean_interval(values) for at, values in found.groupby(x)[column]}  # type: ignore[arg-type]
+    found = mean_intervals(rows[[x, column]].dropna(), column, x)
+    return {float(at): interval for at, interval in found.items()}

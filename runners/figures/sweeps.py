@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from runners.figures.frames import conditions, failures, intervals, labels, settings_of, shown
+from runners.figures.frames import failures, intervals, labels, shown
 from runners.figures.style import GUIDE, Look, caption, limit, looks, mark_failures, plain_ticks, plot_repeats, wrapped
 from runners.measures import ACCURACY, LATENCY, MACS, MEMORY, Quantity
 from runners.rows.stats import mean_interval
@@ -96,8 +96,7 @@ def select(rows: "DataFrame", over: Swept) -> "tuple[DataFrame, DataFrame]":
         raise ValueError(
             f"no mechanism has two values of {over.name} under the same conditions: there is no sweep to draw"
         )
-    under = conditions(rows)
-    comparable = under.isin(set(under[in_sweep]))
+    comparable = rows["conditions"].isin(set(rows.loc[in_sweep, "conditions"]))
     level = comparable & (rows["attention"] == "vanilla")
     chosen = comparable & line.str.endswith(AUTO)
     # named again, since what tells lines apart may have been left out with the others
@@ -110,7 +109,7 @@ def _lines(rows: "DataFrame", over: Swept) -> "Series[str]":
     line = labels(rows, apart=over.settings)
     if "region_size" not in over.settings:
         return line
-    auto = rows["settings"].map(lambda text: settings_of(text).get("region_size") == "auto").astype(bool)
+    auto = rows["settings"].map(lambda settings: settings.get("region_size") == "auto").astype(bool)
     return line.where(~auto, line + AUTO)
 
 

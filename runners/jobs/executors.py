@@ -53,27 +53,32 @@ class Running:
             psutil.wait_procs(family, timeout=5)
 
 
-def start_local(job: "Job", folder: Path) -> Running:
-    """Start a job in a process of its own on this machine; `folder` takes submitit's files and the log."""
+def start_local(job: "Job", folder: Path, mechanism: Path | None = None) -> Running:
+    """Start a job in a process of its own on this machine; `folder` takes submitit's files and the log.
+
+    `mechanism` is the pipe from which the process takes a mechanism that it cannot import.
+    """
     executor = LocalExecutor(folder=folder)
     executor.update_parameters(timeout_min=NEVER_MIN, stderr_to_stdout=True)
     # blocked, not ignored: Ctrl-C must reach the sweep, which then ends the job, and never the job itself
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        handle = executor.submit(_payload, job, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        handle = executor.submit(_payload, job, os.environ.get("CUDA_VISIBLE_DEVICES"), mechanism)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
     return Running(handle.paths.stdout, handle)
 
 
-def _payload(job: "Job", visible_gpus: str | None) -> None:
+def _payload(job: "Job", visible_gpus: str | None, mechanism: Path | None) -> None:
     # submitit's local controller numbers the GPUs anew, whatever the user had made visible
     if visible_gpus is None:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus
+    from runners.cells.registered import take
     from runners.cells.run import run_job
 
+    take(mechanism)
     run_job(job, JobEnvironment().paths.stdout)
 
 

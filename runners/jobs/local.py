@@ -15,16 +15,19 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from ablations.study import Cell, cell_key
-from runners.cells.plan import Plan, Spelling, estimate_seconds, label
+from runners.cells.models import describe
+from runners.cells.plan import Plan, Spelling, estimate_seconds
+from runners.cells.registered import offered
 from runners.cells.run import Job, blank_record, place, run_job
-from runners.cli.progress import Display, format_seconds
 from runners.jobs.executors import Running, start_local
 from runners.jobs.options import RunOptions
-from runners.jobs.pending import pending
+from runners.jobs.pending import Pending, pending
+from runners.jobs.progress import Display, format_seconds
 from runners.machine.environment import device_id, pick_device
 from runners.machine.failures import oom_kills
 from runners.measures import MEASURES
 from runners.store.lease import Lease, acquire, holder
+from runners.store.names import cell_name
 from runners.store.record import RecordName
 from runners.store.store import Store
 
@@ -64,7 +67,7 @@ class LocalRun:
         try:
             with _sigterm_as_interrupt(), Display(self.console, estimates) as display:
                 for index, (cell, measures) in enumerate(todo):
-                    display.begin(index, label(cell))
+                    display.begin(index, cell_name(cell))
                     self._run_cell(cell, measures, display)
                 display.finish()
         except KeyboardInterrupt:
@@ -77,7 +80,7 @@ class LocalRun:
 
     def is_complete(self) -> bool:
         """Whether every measure of every cell is recorded as ok or unsupported."""
-        states = [pending(self.store, cell_key(cell), self.measures, self._device_id(cell)) for cell in self.plan.cells]
+        states = [self._pending(cell) for cell in self.plan.cells]
         return not any(state.run or state.failed for state in states)
 
     def _say(self, text: str) -> None:
@@ -85,6 +88,12 @@ class LocalRun:
 
     def _device_id(self, cell: Cell) -> str:
         return device_id(self.device, cell.threads)
+
+    def _pending(self, cell: Cell, *, retry: tuple[str, ...] = (), force: bool = False) -> Pending:
+        """What of a cell is to be measured; a mechanism that was registered anew is measured anew."""
+        code = describe(cell).columns.get("attention_hash")
+        device = self._device_id(cell)
+        return pending(self.store, cell_key(cell), self.measures, device, retry=retry, force=force, code=code)
 
     def _enter_cells(self) -> list[tuple[Cell, tuple[str, ...]]]:
         """Enter all cells into the store; say which are done, which failed before, and how to retry those."""
@@ -94,7 +103,7 @@ class LocalRun:
             key = self.store.add_cell(cell, self.study, self.measures, device)
             if options.force:
                 self.store.forget_states(key)
-            state = pending(self.store, key, self.measures, device, retry=options.retry, force=options.force)
+            state = self._pending(cell, retry=options.retry, force=options.force)
             failed.update(record.status for record in state.failed)
             done += not state.run and not state.failed
             if state.run:
@@ -136,8 +145,9 @@ class LocalRun:
         """Start a job and follow it to its end; if it dies, the measure it was at becomes a record."""
         kills = oom_kills() or 0
         self.store.write_progress(job.key, {})
-        self._job, self._running = job, start_local(job, self.store.log_folder(job.key))
-        in_time = self._wait(self._running, follower)
+        with offered(job.cell.attn) as mechanism:
+            self._job, self._running = job, start_local(job, self.store.log_folder(job.key), mechanism)
+            in_time = self._wait(self._running, follower)
         log, self._running = self._running.log, None
         follower.show_new()
         missing = [measure for measure in job.attempts if measure not in follower.recorded]

@@ -4,6 +4,7 @@ Records on disk decide first, then SLURM, then the log. Whoever looks writes dow
 the cell, so that two who look at once write it once.
 """
 
+import functools
 import re
 import sys
 import time
@@ -72,19 +73,21 @@ def look(store: Store) -> Look:
     """
     found = Look(submissions.read_all(store))
     open_tasks = {s.name: indices for s in found.submissions if (indices := submissions.unsettled(store, s))}
-    asked = [submission for submission in found.submissions if submission.name in open_tasks]
-    if not asked:
+    unsettled = [submission for submission in found.submissions if submission.name in open_tasks]
+    if not unsettled:
         return found
     # asked before the disk is read: a job that ends in between has written its records
-    states = slurm.poll(open_tasks, min(submission.time for submission in asked))
+    states = slurm.poll(open_tasks, min(submission.time for submission in unsettled))
     found.alive = {task: state for task, state in states.items() if state.is_alive}
-    busy = found.alive_measures()
-    for submission in asked:
+    under_way = found.alive_measures()
+    for submission in unsettled:
         if submission.job is None and not any(name == submission.name for name, _ in states):
             continue  # its submitter is at it, or was killed: `reconcile` knows
         for index in open_tasks[submission.name]:
             task = submission.name, index
-            if task not in found.alive and _write_down(store, submission, index, states.get(task), busy):
+            if task in found.alive:
+                continue
+            if _EndedTask(store, submission, index, states.get(task), under_way).write():
                 submissions.settle(store, submission.name, index)
     return found
 
@@ -117,86 +120,92 @@ def _number(store: Store, submission: Submission) -> str | None:
     return None
 
 
-def _write_down(
-    store: Store, submission: Submission, index: int, state: JobState | None, busy: Mapping[str, set[str]]
-) -> bool:
-    """Record what became of a task's cells; False if one cannot be judged yet."""
-    note = submissions.read_note(store, submission.name, index)
-    log = submissions.log_path(store, submission, index)
-    fate: Fate | None = None
-    done = True
-    for work in submission.tasks[index]:
-        if not _left(store, work, note):
-            continue
+class _EndedTask:
+    """A task whose job has ended: what of its cells is not on record gets a record, or a reason why there is none."""
+
+    def __init__(
+        self,
+        store: Store,
+        submission: Submission,
+        index: int,
+        state: JobState | None,
+        under_way: Mapping[str, set[str]],
+    ) -> None:
+        """Read what the task left; `under_way` are the measures that other jobs are to make, by cell."""
+        self.store, self.submission, self.under_way = store, submission, under_way
+        self.works = submission.tasks[index]
+        self.note = submissions.read_note(store, submission.name, index)
+        self.log = submissions.log_path(store, submission, index)
+        self._state, self._index = state, index
+
+    @functools.cached_property
+    def fate(self) -> Fate:
+        """How the job ended."""
+        cancelled = submissions.was_cancelled(self.store, self.submission.name, self._index)
+        return judge(self._state, self.log, cancelled=cancelled)
+
+    def write(self) -> bool:
+        """Write down what became of its cells; False if one cannot be judged yet."""
+        return all([self._write_cell(work) for work in self.works])
+
+    def _write_cell(self, work: Work) -> bool:
+        if not self._unrecorded(work):
+            return True
         try:
-            lease = acquire(store.lease_path(work.key, submission.part))
+            lease = acquire(self.store.lease_path(work.key, self.submission.part))
             if not isinstance(lease, Lease):
                 # a later job has the cell, or the heartbeat of a process on a dead node is still young
-                done = done and bool(busy.get(work.key))
-                continue
+                return bool(self.under_way.get(work.key))
             with lease:
-                if left := _left(store, work, note):
-                    fate = fate or judge(state, log, told=submissions.was_cancelled(store, submission.name, index))
-                    _write_cell(store, submission, work, left, note, fate, log, busy=work.key in busy)
+                if measures := self._unrecorded(work):  # nobody else has written them by now
+                    self._write_measures(work.key, measures)
         except StoreError as error:
             print(f"warning: {error}; what became of this cell is written down when it can be", file=sys.stderr)
-            done = False
-    return done
+            return False
+        return True
 
+    def _unrecorded(self, work: Work) -> list[str]:
+        """Measures of a cell that the task was to make and that nobody has recorded."""
+        if self.note is None:
+            return list(work.measures)
+        device_id = self.note.device_ids[work.key]
+        return [
+            measure
+            for measure, attempt in self.note.attempts[work.key].items()
+            if self.store.next_attempt(work.key, measure, device_id, self.note.protocols[measure]) == attempt
+        ]
 
-def _left(store: Store, work: Work, note: TaskNote | None) -> list[str]:
-    """Measures of a cell that its task was to make and that nobody has recorded."""
-    if note is None:
-        return list(work.measures)
-    here = note.device_ids[work.key]
-    return [
-        measure
-        for measure, attempt in note.attempts[work.key].items()
-        if store.next_attempt(work.key, measure, here, note.protocols[measure]) == attempt
-    ]
+    def _write_measures(self, key: str, measures: list[str]) -> None:
+        """Record the measure that the job died at; say of those that it did not come to why they are lost."""
+        progress, fate = self.store.read_progress(key, self.submission.part), self.fate
+        current, message = str(progress.get("measure")), fate.message
+        is_here = self.note and current in measures and progress.get("slurm_job") == self.note.job
+        if self.note and is_here and fate.status != "lost":
+            self._record(self.note, key, current)
+            measures.remove(current)
+            message = f"the job ended in {current} as {fate.status}, before it came to {', '.join(measures)}"
+        if measures and key not in self.under_way:
+            log = str(self.log) if self.log else None
+            self.store.write_lost(key, {"error_type": fate.error_type, "error_message": message, "log_path": log})
 
+    def _record(self, note: TaskNote, key: str, measure: str) -> None:
+        from runners.cells.run import Job, Place, blank_record  # torch, which a look that finds nothing does without
 
-def _write_cell(
-    store: Store,
-    submission: Submission,
-    work: Work,
-    left: list[str],
-    note: TaskNote | None,
-    fate: Fate,
-    log: Path | None,
-    *,
-    busy: bool,
-) -> None:
-    """Record the measure that a job died at; say of what it did not come to why that is lost."""
-    progress = store.read_progress(work.key, submission.part)
-    at = progress.get("measure")
-    message = fate.message
-    if note and at in left and progress.get("slurm_job") == note.job and fate.status != "lost":
-        from runners.cells.run import Job, Place, blank_record
-
-        cell = Cell.from_dict(store.read_cell(work.key) or {})
-        job = Job(out=store.out, key=work.key, cell=cell, attempts=note.attempts[work.key])
-        blank = blank_record(job, at, Place(note.device_ids[work.key], note.environment))
-        store.write_record(
-            work.key,
-            replace(
-                blank,
-                status=fate.status,
-                started_at=note.started_at,
-                error_type=fate.error_type,
-                error_message=message,
-                log_path=str(log) if log else None,
-            ),
+        cell = Cell.from_dict(self.store.read_cell(key) or {})
+        job = Job(out=self.store.out, key=key, cell=cell, attempts=note.attempts[key])
+        record = replace(
+            blank_record(job, measure, Place(note.device_ids[key], note.environment)),
+            status=self.fate.status,
+            started_at=note.started_at,
+            error_type=self.fate.error_type,
+            error_message=self.fate.message,
+            log_path=str(self.log) if self.log else None,
         )
-        left.remove(at)
-        message = f"the job ended in {at} as {fate.status}, before it came to {', '.join(left)}"
-    if left and not busy:
-        reason = {"error_type": fate.error_type, "error_message": message, "log_path": str(log) if log else None}
-        store.write_lost(work.key, reason)
+        self.store.write_record(key, record)
 
 
-def judge(state: JobState | None, log: Path | None, *, told: bool = False) -> Fate:
-    """Why a job ended, by SLURM's word if it has one that says so, else by its log; `told`: we told it to end."""
+def judge(state: JobState | None, log: Path | None, *, cancelled: bool = False) -> Fate:
+    """Why a job ended, by SLURM's word if it has one that says so, else by its log; `cancelled`: we told it to end."""
     text = _end_of(log)
     tail = " | ".join(line.strip() for line in text.strip().splitlines()[-TAIL_LINES:])
     word = state.state if state else ""
@@ -210,7 +219,7 @@ def judge(state: JobState | None, log: Path | None, *, told: bool = False) -> Fa
         return Fate("killed", "NodeFailure", f"{job} lost its node{where}")
     if word == "PREEMPTED":
         return Fate("killed", "Preempted", f"{job}{where} was preempted and not run again")
-    if word == "CANCELLED" or (not word and (told or _CANCELLED.search(text))):
+    if word == "CANCELLED" or (not word and (cancelled or _CANCELLED.search(text))):
         return Fate("killed", "Cancelled", f"{job}{where} was cancelled")
     if word in ("COMPLETED", "") and not _KILLED.search(text) and "Traceback" not in text:
         what = "ended without a record" if word else "is not known to SLURM any more"

@@ -30,13 +30,24 @@ def latest(store: Store, key: str, measure: str, device_id: str) -> Record | Non
 
 
 def pending(
-    store: Store, key: str, measures: Iterable[str], device_id: str, *, retry: Collection[str] = (), force: bool = False
+    store: Store,
+    key: str,
+    measures: Iterable[str],
+    device_id: str,
+    *,
+    retry: Collection[str] = (),
+    force: bool = False,
+    code: str | None = None,
 ) -> Pending:
-    """Split measures into those to run and those that failed; a damaged record counts as none."""
+    """Split measures into those to run and those that failed; a damaged record counts as none.
+
+    `code` is the hash of a mechanism that this process registered: a record of another one counts as none, too.
+    """
     run, failed = [], []
     for measure in measures:
         record = latest(store, key, measure, device_id)
-        if force or record is None or record.status == "lost" or record.status in retry:
+        is_stale = record is not None and code is not None and record.values.get("attention_hash") != code
+        if force or record is None or is_stale or record.status == "lost" or record.status in retry:
             run.append(measure)
         elif record.status not in DONE:
             failed.append(record)

@@ -16,10 +16,11 @@ from ablations import Axes, Study, cell_key, load_study
 from ablations.values import choice, read_values
 from attention_zoo.registry import suggest
 from runners.cells.plan import Spelling, as_keyword, make_plan
-from runners.cli.screen import print_submission
+from runners.cells.registered import is_registered_here
 from runners.jobs.launch import Order, Outcome, launch
 from runners.jobs.local import LocalRun
 from runners.jobs.options import RunOptions
+from runners.jobs.progress import print_submission
 from runners.jobs.request import make_request, study_name
 from runners.machine.environment import pick_device
 from runners.measures import MEASURES
@@ -98,6 +99,11 @@ class Sweep:
             raise ValueError(f"{given}: nothing is trained to measure {measures}; add the measure accuracy")
         if options.cluster != "slurm":  # there the nodes decide
             pick_device(options.device)
+        elif local := [cell.attn for cell in self.plan.cells if is_registered_here(cell.attn)]:
+            raise ValueError(
+                f"{self.spell('attn', local[:1])}: a job of SLURM cannot import what this process has registered; "
+                "put the class into a file and give --attn module:Class"
+            )
         for name in options.without_slurm():
             needed, given = self.spell("cluster", ["slurm"]), self.spell("cluster", [options.cluster])
             raise ValueError(f"{self.spell(name, [])} needs {needed}, got {given}")

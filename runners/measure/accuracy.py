@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from runners.data.datasets import Data
 from runners.measure.distributed import ALONE, Group
-from runners.measure.resume import Checkpoint, identify
+from runners.measure.resume import Checkpoint, Training, identify
 from runners.measures import MEASURES
 
 Progress = Callable[[int, int, float], None]  # steps done, steps in all, loss of the last one
@@ -65,21 +65,6 @@ class Recipe:
 
 
 RECIPE = Recipe()
-
-
-@dataclass
-class Training:
-    """A training run between two steps: all of its state, for the learning rate and the data follow from `step`.
-
-    `resumed` counts how often it went on from a saved state, `seconds` leave out what was lost with the rest.
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    seconds: float = 0.0
-    losses: list[float] = field(default_factory=list)
-    resumed: int = 0
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe = RECIPE) -> torch.optim.AdamW:

@@ -13,23 +13,36 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import signal
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from runners.measure.distributed import ALONE, Group
-
-if TYPE_CHECKING:
-    from runners.measure.accuracy import Training
+from runners.store.files import StoreError, write_whole
 
 NOTICES = (signal.SIGTERM, signal.SIGUSR2)
+
+
+@dataclass
+class Training:
+    """A training run between two steps: all of its state, for the learning rate and the data follow from `step`.
+
+    `resumed` counts how often it went on from a saved state, `seconds` leave out what was lost with the rest.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    resumed: int = 0
 
 
 def identify(model: nn.Module, **settings: Any) -> str:
@@ -45,7 +58,6 @@ class Checkpoint:
     def __init__(self, path: Path, run: str, *, every_s: float, group: Group = ALONE) -> None:
         """Name the file and the run that it must be of; saving once in `every_s` seconds, 0 is after every step."""
         self.path, self.run, self.every_s, self.group = path, run, every_s, group
-        self._temporary = path.with_name(f".{path.name}.tmp")
         self._saved_at = time.monotonic()
         self._complained = False
         self._asked: list[int] = []
@@ -66,13 +78,13 @@ class Checkpoint:
         self._before = {}
         self._deliver()
 
-    def after_step(self, training: "Training") -> None:
+    def after_step(self, training: Training) -> None:
         """Save if it is time, or if a signal asks for it, which is then let through."""
         if self._asked or time.monotonic() - self._saved_at >= self.every_s:
             self.save(training)
         self._deliver()
 
-    def save(self, training: "Training") -> None:
+    def save(self, training: Training) -> None:
         """Write the state of a run between two steps durably."""
         if self.group.rank:
             return
@@ -81,22 +93,15 @@ class Checkpoint:
         content = buffer.getvalue()
         header = {"run": self.run, "step": training.step, "sha256": hashlib.sha256(content).hexdigest()}
         try:
-            with open(self._temporary, "wb") as file:
-                file.write(f"{json.dumps(header)}\n".encode())
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(self._temporary, self.path)
+            write_whole(self.path, f"{json.dumps(header)}\n".encode() + content)
             self._complained = False
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self._temporary.unlink()
+        except StoreError as error:
             if not self._complained:
-                self._say(f"cannot be written ({error.strerror or error}): if killed, training repeats its steps")
+                print(f"warning: {error}; if killed, training repeats its steps", flush=True)
             self._complained = True
         self._saved_at = time.monotonic()
 
-    def restore(self, training: "Training") -> None:
+    def restore(self, training: Training) -> None:
         """Bring a run, in place, to the saved state, if there is one of this run; every process must call it."""
         content = self.group.broadcast(None if self.group.rank else self._read())
         if content is None:
@@ -113,7 +118,7 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete the file, and what a process that was killed while saving has left of one."""
         if self.group.rank == 0:
-            for path in (self.path, self._temporary):
+            for path in (self.path, *self.path.parent.glob(f".{self.path.name}.*.tmp")):
                 with contextlib.suppress(OSError):
                     path.unlink()
 
@@ -156,7 +161,7 @@ class Checkpoint:
                 signal.signal(number, self._note)
 
 
-def _state(training: "Training") -> dict[str, Any]:
+def _state(training: Training) -> dict[str, Any]:
     device = next(training.model.parameters()).device
     return {
         "model": training.model.state_dict(),

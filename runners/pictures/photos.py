@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from runners.data.datasets import make_data, parse_data
+from runners.data.datasets import parse_data
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +43,9 @@ class Source(NamedTuple):
         import torch
 
         if self.photograph is None:
+            # imports torch, which a wrong --image need not wait for
+            from runners.data.loading import make_data
+
             images, _ = next(make_data(self.name, height_px, width_px, batch_size=1).eval_batches())
             # undoes the normalisation of the probes
             pixels = (images[0].permute(1, 2, 0) / 2 + 0.4).clamp(0, 1).double().numpy()

@@ -48,7 +48,7 @@ def escape_markdown(text: str) -> str:
 
 def to_csv(rows: pd.DataFrame) -> str:
     """Every row and column as it is; `read_rows` reads it back."""
-    return rows.to_csv(index=False)
+    return selection.as_read(rows).to_csv(index=False)
 
 
 def to_markdown(rows: pd.DataFrame) -> str:
@@ -165,10 +165,11 @@ def _timm_names(rows: pd.DataFrame) -> pd.Series:
         "compile": rows["compile"].map({True: "compiled"}).astype("string"),
         "device_id": rows["device_id"],  # names the threads of a CPU
     }
-    words = [selection.configurations(rows), *(spelled[name] for name in spelled if rows[name].nunique() > 1)]
+    models = "zoo_" + rows["layout"].fillna("unknown") + "_" + rows["configuration"]
+    words = [spelled[name] for name in spelled if rows[name].nunique() > 1]
     names = []
-    for layout, name, *more in zip(rows["layout"].fillna("unknown"), *words, strict=True):
-        attention, *settings = name.split(" ")
-        tag = "_".join([setting.replace("=", "") for setting in settings] + [word for word in more if pd.notna(word)])
-        names.append(f"zoo_{layout}_{attention}{'.' if tag else ''}{tag}")
+    for model, *more in zip(models.str.replace("=", ""), *words, strict=True):
+        name, *tag = str(model).split(" ")
+        tag += [word for word in more if pd.notna(word)]
+        names.append(".".join(filter(None, (name, "_".join(tag)))))
     return pd.Series(names, rows.index, dtype="string")

@@ -137,7 +137,7 @@ def drawn_figures(rows: pd.DataFrame) -> tuple[list[dict[str, str]], list[str]]:
     """What `runners.figures` draws of the rows, as images; and why it draws nothing, where they are too many."""
     from runners import figures
 
-    apart = selection.configurations(rows) + selection.conditions(rows, leave_out=("resolution",))
+    apart = rows["configuration"] + selection.conditions(rows, leave_out=("resolution",))
     if apart.nunique() > MOST_LINES:
         reason = f"No drawn figures: {apart.nunique():,} lines are more than one can hold ({MOST_LINES}); use --study."
         return [], [reason]

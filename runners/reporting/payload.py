@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,6 +12,7 @@ from runners.measures import ACCURACY, COSTS, NOT_FAILED, QUANTITIES
 from runners.rows import selection
 from runners.rows.ranking import Group, mean_intervals
 from runners.rows.stats import pareto_front
+from runners.store.names import configuration_name
 
 FIRST = (
     *("study", "configuration", "resolution", "seed", "acc1", "gmacs", "params_m", "infer_latency_ms", "train_step_ms"),
@@ -54,10 +55,10 @@ def to_script(data: Any) -> str:
 
 def table(rows: pd.DataFrame) -> dict[str, Any]:
     """Columns that have any value: numbers as they are, text as distinct levels and a code for each row."""
-    rows = rows.assign(configuration=selection.configurations(rows)).sort_values(ORDER, kind="stable")
+    rows = selection.as_read(rows).assign(configuration=rows["configuration"]).sort_values(ORDER, kind="stable")
     names = [str(name) for name in rows if rows[name].notna().any() and not (rows[name] == "").all()]
     first = [name for name in FIRST if name in names]
-    about = selection.described(names) | {"configuration": ("", "mechanism and its settings")}
+    about = selection.units(names) | {"configuration": ("", "mechanism and its settings")}
     columns = [
         {"name": name, "unit": about[name][0], "about": about[name][1], "main": name in first, **_values(rows[name])}
         for name in [*first, *(name for name in names if name not in first)]
@@ -98,9 +99,8 @@ def points(rows: pd.DataFrame, groups: Sequence[Group]) -> dict[str, Any]:
         if ACCURACY.column in group.standings:
             for name in group.standings[ACCURACY.column].leaders:
                 found[group.conditions, name]["leads"] = True
-    named = rows.assign(conditions=selection.conditions(rows), configuration=selection.configurations(rows))
     for metric in present:
-        for key, interval in mean_intervals(named, metric, ["conditions", "configuration"]).items():
+        for key, interval in mean_intervals(rows, metric, ["conditions", "configuration"]).items():
             point, ends = found[key], (interval.low, interval.mean, interval.high)
             point["values"][metric.column] = [None if end is None else _number(end) for end in ends]
             point["n"] = max(interval.n, point["n"])
@@ -117,17 +117,15 @@ def _configurations(rows: pd.DataFrame, mechanisms: Sequence[str]) -> dict[tuple
     """A point for each (conditions, configuration), without its values."""
     columns = ["conditions", "configuration", "others", "attention", "resolution", "pixels", "topk", "status"]
     named = rows.assign(
-        conditions=selection.conditions(rows),
-        configuration=selection.configurations(rows),
         others=selection.conditions(rows, leave_out=("resolution",)),
         pixels=rows["height_px"] * rows["width_px"],
-    )[[*columns, "error_message"]]
+    )[[*columns, "settings", "error_message"]]
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     for row in named.drop_duplicates(columns[:2]).to_dict("records"):
         found[row["conditions"], row["configuration"]] = {
             "name": row["configuration"],
             "mechanism": None if pd.isna(row["attention"]) else mechanisms.index(row["attention"]),
-            "series": " ".join(part for part in row["configuration"].split(" ") if not part.startswith("topk=")),
+            "series": _series(row["attention"], row["settings"]),
             **{name: _plain(row[name]) for name in ("conditions", "others", "resolution", "pixels", "topk")},
             **{"status": None, "message": None, "values": {}, "n": 0, "front": [], "leads": False},
         }
@@ -136,6 +134,12 @@ def _configurations(rows: pd.DataFrame, mechanisms: Sequence[str]) -> dict[tuple
         what = {"status": row["status"], "message": _plain(row["error_message"])}
         found[row["conditions"], row["configuration"]] |= what
     return found
+
+
+def _series(attention: Any, settings: Mapping[str, str]) -> str:
+    """Name of the line that joins a configuration over its top-k."""
+    others = {name: value for name, value in settings.items() if name != "topk"}
+    return configuration_name("unknown" if pd.isna(attention) else attention, others)
 
 
 def _mark_fronts(points: Sequence[dict[str, Any]]) -> None:

@@ -1,6 +1,5 @@
 """Who is best under equal conditions, who is tied with it, and what equal accuracy costs; as data and as sentences."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +9,8 @@ import pandas as pd
 
 from ablations import load_study, study_names
 from runners.measures import ACCURACY, COSTS, NOT_FAILED, QUANTITIES, Quantity
-from runners.rows import selection
-from runners.rows.stats import CONFIDENCE, Interval, tied_with_best
+from runners.rows import selection, stats
+from runners.rows.stats import Interval, tied_with_best
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,6 @@ class Group:
 
 def groups(rows: pd.DataFrame) -> list[Group]:
     """Split rows by study and conditions; a row of two studies is in both, one of none in the study ``."""
-    rows = rows.assign(configuration=selection.configurations(rows), conditions=selection.conditions(rows))
     # a table has a hundred columns, and each selection of rows would copy them all
     columns = ["study", "configuration", "conditions", "seed", "status"]
     rows = rows[[*columns, *(metric.column for metric in QUANTITIES)]]
@@ -115,18 +113,9 @@ def _groups(study: str, rows: pd.DataFrame) -> list[Group]:
 
 
 def mean_intervals(rows: pd.DataFrame, metric: Quantity, by: list[str]) -> dict[tuple[str, ...], Interval]:
-    """`mean_interval` of each group, best first; of all at once, since a table has thousands of them."""
-    from scipy import stats
-
-    found = repeats(rows, metric, by).groupby(by)[metric.column].agg(["mean", "std", "count"])
-    found = found.sort_values("mean", ascending=not metric.higher_is_better, kind="stable")
-    means, spreads, counts = (found[name].to_numpy(float, na_value=math.nan) for name in ("mean", "std", "count"))
-    # a single repeat has no degree of freedom, and NaN for its reach
-    reaches = stats.t.ppf((1 + CONFIDENCE) / 2, counts - 1) * spreads / counts**0.5
-    return {
-        name: Interval(mean, mean - reach, mean + reach, n) if n > 1 else Interval(mean, None, None, n)
-        for name, mean, reach, n in zip(found.index, means.tolist(), reaches.tolist(), map(int, counts), strict=True)
-    }
+    """Mean and interval of each group over its seeds, best first."""
+    found = stats.mean_intervals(repeats(rows, metric, by), metric.column, by).items()
+    return dict(sorted(found, key=lambda item: item[1].mean, reverse=metric.higher_is_better))
 
 
 def repeats(rows: pd.DataFrame, metric: Quantity, by: list[str]) -> pd.DataFrame:

@@ -10,19 +10,26 @@ from pathlib import Path
 import pandas as pd
 
 from runners.measures import depends_on_device
-from runners.store.columns import COLUMNS
+from runners.store.columns import COLUMNS, impl_today
+from runners.store.names import configuration_name
 from runners.table import load
 
 REQUIRED = ("cell_key", "attention", "resolution", "seed", "device_id", "status")
 
 CONDITIONS = ("layout", "resolution", "data", "steps", "batch_size", "precision", "compile", "threads", "device_id")
 
+ALL = "all rows"
+"""Name of the conditions where nothing differs."""
 
-def read_rows(path: Path) -> pd.DataFrame:
-    """Read a results folder, or a table that was saved as CSV; every column of `COLUMNS` is there.
+
+def read_rows(path: Path, study: str | None = None) -> pd.DataFrame:
+    """Read a results folder, or a table that was saved as CSV, or the rows of one study.
+
+    Every column of `COLUMNS` is there, `settings` by name, and what `described` attaches.
 
     Raises:
-        ValueError: no results there, no rows, a column missing that says what a row is, or two rows of one cell.
+        ValueError: no results there, no rows, a column missing that says what a row is, or two rows of one cell; an
+            unknown study.
     """
     if path.is_dir():
         rows = load(path)
@@ -38,9 +45,9 @@ def read_rows(path: Path) -> pd.DataFrame:
     twice = rows[rows.duplicated(["cell_key", "device_id"])]
     if not twice.empty:
         raise ValueError(f"{path} has more than one row of cell {twice.iloc[0]['cell_key']} on one device; keep one")
-    return rows.reindex(columns=[*rows.columns, *(name for name in COLUMNS if name not in rows)]).astype(
-        {name: column.dtype for name, column in COLUMNS.items() if name not in rows}
-    )
+    lacking = {name: column.dtype for name, column in COLUMNS.items() if name not in rows}
+    rows = rows.reindex(columns=[*rows.columns, *lacking]).astype(lacking)
+    return described(of_study(rows, study) if study else rows)
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -48,10 +55,14 @@ def _read_csv(path: Path) -> pd.DataFrame:
     try:
         header = pd.read_csv(path, nrows=0)
         dtypes = {name: COLUMNS[name].dtype for name in header if name in COLUMNS}
-        return pd.read_csv(path, dtype=dtypes)
+        rows = pd.read_csv(path, dtype=dtypes)
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is no results folder and cannot be read as a CSV table: {reason}") from error
+    if {"attention", "impl"} <= {*rows}:
+        named = [rows[name].astype("object").where(rows[name].notna(), None) for name in ("attention", "impl")]
+        rows["impl"] = pd.array(list(map(impl_today, *named)), dtype="string")
+    return rows
 
 
 def of_study(rows: pd.DataFrame, study: str) -> pd.DataFrame:
@@ -109,26 +120,46 @@ def check_comparable(rows: pd.DataFrame) -> None:
         raise ValueError("one row only, nothing to compare it with; measure another mechanism")
 
 
-def configurations(rows: pd.DataFrame) -> pd.Series:
-    """Name of the mechanism and its settings for each row: `bra topk=8 lepe=false`."""
-    columns = (rows[name].astype("object").where(rows[name].notna(), None) for name in _NAMING)
-    return pd.Series([_configuration(*values) for values in zip(*columns, strict=True)], rows.index, dtype="string")
+class Settings(dict[str, str]):
+    """Settings of a row by name, and the top-k also where that is the default; as text what the table has."""
+
+    def __init__(self, text: str | None, topk: str | None) -> None:
+        """Read the table's columns `settings`, name=value joined by semicolons, and `topk`."""
+        self.text = text or ""
+        pairs = (part.partition("=")[::2] for part in self.text.split(";") if "=" in part)
+        super().__init__([*([("topk", topk)] if topk else []), *pairs])
+
+    def __str__(self) -> str:
+        """Return the text that was read."""
+        return self.text
 
 
-_NAMING = ("attention", "topk", "topk_schedule", "settings")
+def described(rows: pd.DataFrame) -> pd.DataFrame:
+    """Attach `settings` by name, the name of each `configuration`, and the `conditions` that differ among the rows."""
+    topk = rows["topk"].astype("string").fillna(rows["topk_schedule"])
+    texts = (column.astype("object").where(column.notna(), None) for column in (rows["settings"], topk))
+    settings = [
+        value if isinstance(value, Settings) else Settings(value, topk) for value, topk in zip(*texts, strict=True)
+    ]
+    names = map(configuration_name, rows["attention"].fillna("unknown"), settings)
+    return rows.assign(
+        settings=pd.Series(settings, rows.index, dtype="object"),
+        configuration=pd.Series(list(names), rows.index, dtype="string"),
+        conditions=conditions(rows),
+    )
 
 
-def _configuration(attention: str | None, topk: int | None, schedule: str | None, settings: str | None) -> str:
-    chosen = schedule if topk is None else f"{topk:g}"
-    parts = [part for part in (settings or "").split(";") if part and not part.startswith("topk=")]
-    return " ".join([attention or "unknown", *([f"topk={chosen}"] if chosen else []), *parts])
+def as_read(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the table as it was before `described`, settings as text."""
+    found = rows.drop(columns=["configuration", "conditions"])
+    return found.assign(settings=found["settings"].map(str).astype("string"))
 
 
 def conditions(rows: pd.DataFrame, leave_out: Sequence[str] = ()) -> pd.Series:
     """Name of the conditions of each row; what all rows have in common is left out, and `common` says it."""
     varying = [name for name in CONDITIONS if name not in leave_out and rows[name].nunique() > 1]
     if not varying:
-        return pd.Series("all rows", rows.index, dtype="string")
+        return pd.Series(ALL, rows.index, dtype="string")
     parts = [[_spell(name, value) for value in rows[name]] for name in varying]
     return pd.Series([", ".join(filter(None, row)) for row in zip(*parts, strict=True)], rows.index, dtype="string")
 
@@ -153,7 +184,7 @@ def _spell(name: str, value: object) -> str:
     return words.get(name, str(value))
 
 
-def described(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+def units(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Unit and description of columns; both empty for a measure of one's own."""
     known = {name: (COLUMNS[name].unit, COLUMNS[name].description) for name in names if name in COLUMNS}
     return {name: known.get(name, ("", "")) for name in names}

@@ -6,10 +6,10 @@ reached with the same seed, so that what a seed does to both drops out.
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,15 +44,30 @@ def mean_interval(values: Iterable[float], confidence: float = CONFIDENCE) -> In
     Raises:
         ValueError: no value is left.
     """
-    from statsmodels.stats.weightstats import DescrStatsW
-
     found = _finite(values)
     if not found.size:
         raise ValueError("no values to take the mean of")
-    if found.size == 1:
-        return Interval(float(found[0]), None, None, 1)
-    low, high = DescrStatsW(found).tconfint_mean(1 - confidence)
-    return Interval(float(found.mean()), float(low), float(high), int(found.size))
+    spread = found.std(ddof=1) if found.size > 1 else np.nan
+    return _intervals([found.mean()], [spread], [found.size], confidence)[0]
+
+
+def mean_intervals(rows: "pd.DataFrame", column: str, by: str | list[str]) -> dict[Any, Interval]:
+    """`mean_interval` of each group with a value, of all at once, since a table has thousands of them."""
+    found = rows.groupby(by)[column].agg(["mean", "std", "count"]).query("count > 0")
+    means, spreads, counts = (found[name].to_numpy(float, na_value=np.nan) for name in ("mean", "std", "count"))
+    return dict(zip(found.index, _intervals(means, spreads, counts), strict=True))
+
+
+def _intervals(
+    means: ArrayLike, spreads: ArrayLike, counts: ArrayLike, confidence: float = CONFIDENCE
+) -> list[Interval]:
+    from scipy import stats
+
+    m, s, n = (np.asarray(values, dtype=float) for values in (means, spreads, counts))
+    # a single repeat has no degree of freedom, and NaN for its reach
+    reach = stats.t.ppf((1 + confidence) / 2, n - 1) * s / n**0.5
+    rows = zip(m.tolist(), (m - reach).tolist(), (m + reach).tolist(), n.astype(int).tolist(), strict=True)
+    return [Interval(mean, low, high, n) if n > 1 else Interval(mean, None, None, n) for mean, low, high, n in rows]
 
 
 def fit_exponent(x: Iterable[float], y: Iterable[float], confidence: float = CONFIDENCE) -> Fit:
@@ -119,11 +134,14 @@ def tied_with_best(
     Raises:
         ValueError: a column is missing, no row has a value, or a group has two rows of one repeat.
     """
+    from statsmodels.stats.multitest import multipletests
+
     values = by_repeat(frame, metric, by, repeat) * (1 if higher_is_better else -1)
     best = values.mean().idxmax()
     others = [group for group in values.columns if group != best]
     found = [paired_p(values[best], values[group], exact=exact) for group in others]
-    worse = _holm([1.0 if p is None else p for p in found], confidence)
+    p_values = [1.0 if p is None else p for p in found]
+    worse = multipletests(p_values, 1 - confidence, method="holm")[0] if p_values else []
     return best, [group for group, is_worse in zip(others, worse, strict=True) if not is_worse]
 
 
@@ -189,16 +207,6 @@ def _dominance_p(costs: "pd.DataFrame", gains: "pd.DataFrame", rival: Hashable, 
     if cost is None or (costs[group] - costs[rival]).dropna().eq(0).all():
         cost = 0.0
     return None if gain is None else max(gain, cost)
-
-
-def _holm(p_values: Sequence[float], confidence: float) -> list[bool]:
-    """Holm's step-down procedure; statsmodels' own collects garbage on each call, most of the time of a report."""
-    rejected = [False] * len(p_values)
-    for done, index in enumerate(np.argsort(p_values)):
-        if p_values[index] * (len(p_values) - done) > 1 - confidence:
-            break
-        rejected[index] = True
-    return rejected
 
 
 def _finite(values: Iterable[float]) -> NDArray[np.float64]:

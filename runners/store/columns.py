@@ -29,6 +29,7 @@ COLUMNS = {
     "cell_key": Column("string", "", "folder of the cell: hash of its configuration"),
     "study": Column("string", "", "studies that the cell belongs to, joined by ;"),
     "attention": Column("string", "", "mechanism"),
+    "attention_hash": Column("string", "", "hash of the code of a mechanism that a notebook or a script registered"),
     "impl": Column("string", "", "implementation of the mechanism that ran"),
     "layout": Column("string", "", "host network"),
     "depths": Column("string", "", "blocks of each stage, joined by -"),
@@ -135,3 +136,15 @@ COLUMNS = {
     "started_at": Column("string", "UTC", "start of the latest measure, ISO 8601"),
     "command": Column("string", "", "command that measures the row again"),
 }
+
+EARLIER_IMPLS = {"vanilla": {"dense": "plain"}, "sliding": {"gather": "tiles"}}
+"""By mechanism, what earlier versions called an implementation, and its name of today; see `impl_today`."""
+
+
+def impl_today(attention: str | None, impl: str | None) -> str | None:
+    """Name the implementations of a row, joined by dashes where stages differ, as they are called today.
+
+    As `Attention.old_impls`, but without importing the mechanisms, which takes seconds.
+    """
+    names = EARLIER_IMPLS.get(attention or "", {"gather": "plain"})
+    return impl and "-".join(names.get(part, part) for part in impl.split("-"))

@@ -20,7 +20,7 @@ def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True) 
     Raises:
         StoreError: the file cannot be written.
     """
-    write_whole(path, json.dumps(plain(content), allow_nan=False, indent=1) + "\n", os.replace, durable=durable)
+    write_whole(path, json.dumps(plain(content), allow_nan=False, indent=1) + "\n", durable=durable)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -70,8 +70,10 @@ def touch(path: Path) -> None:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def write_whole(path: Path, text: str, publish: Callable[[Path, Path], None], *, durable: bool = True) -> None:
-    """Write a file beside its place, then `publish` it there: a reader never sees half of it.
+def write_whole(
+    path: Path, content: str | bytes, publish: Callable[[Path, Path], None] | None = None, *, durable: bool = True
+) -> None:
+    """Write a file beside its place, then move or `publish` it there: a reader never sees half of it.
 
     Raises:
         FileExistsError: from `publish`.
@@ -84,12 +86,12 @@ def write_whole(path: Path, text: str, publish: Callable[[Path, Path], None], *,
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
     try:
         try:
-            with open(temporary, "x", encoding="utf-8") as file:
-                file.write(text)
+            with open(temporary, "xb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())
-            publish(temporary, path)
+            (publish or os.replace)(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         if durable:

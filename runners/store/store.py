@@ -1,7 +1,7 @@
 """The results folder: cells, and one JSON file per (cell, measure, device, protocol, attempt).
 
     <out>/store.json                      {"schema": 1}
-    <out>/cells/<cell_key>/cell.json      what differs from the defaults
+    <out>/cells/<cell_key>/cell.json      its name, what differs from the defaults, and the mechanism's defaults
                            studies/NAME   empty files: the studies that the cell belongs to
                            wanted/MEASURE[.DEVICE_ID]    empty files: the measures that were asked for, on a device
                            records/<measure>.<device_id>.v<protocol>.a<attempt>.json
@@ -31,6 +31,7 @@ from runners.measures import RECORDED
 from runners.store.files import StoreError as StoreError
 from runners.store.files import list_names, parse_json, publish, read_json, read_text, touch, write_json, write_whole
 from runners.store.lease import Held, holder
+from runners.store.names import cell_name
 from runners.store.record import Record, RecordName, from_text, to_text
 
 SCHEMA = 1
@@ -106,8 +107,9 @@ class Store:
                     raise StoreError(f"{name!r} cannot name a file in {kind}/; use letters, digits and _ . + -")
                 touch(self.folder(key) / kind / name)
         if self.read_cell(key) is None:
-            text = json.dumps({"schema": SCHEMA, "label": _label(cell), "cell": cell.to_dict()}, indent=2)
-            write_whole(self.folder(key) / "cell.json", text + "\n", os.replace)
+            content = {"label": cell_name(cell), "cell": cell.to_dict(), "defaults": dict(cell.defaults)}
+            text = json.dumps({"schema": SCHEMA, **content}, indent=2, default=str)
+            write_whole(self.folder(key) / "cell.json", text + "\n")
         return key
 
     def cell_keys(self) -> list[str]:
@@ -126,10 +128,14 @@ class Store:
         return found
 
     def read_cell(self, key: str) -> dict[str, Any] | None:
-        """Fields of a cell that differ from their defaults, None if its file is missing or damaged."""
+        """Fields of a cell that are not a `Cell`'s own defaults, None if its file is missing or damaged."""
         content = parse_json(f"{self.out}/cells/{key}/cell.json")
         cell = content.get("cell") if isinstance(content, dict) else None
-        return cell if isinstance(cell, dict) and isinstance(cell.get("settings", {}), dict) else None
+        if not isinstance(cell, dict) or not isinstance(cell.get("settings", {}), dict):
+            return None
+        # cells of an earlier version lack the defaults of their mechanism
+        defaults = content.get("defaults")
+        return {**cell, "defaults": defaults} if isinstance(defaults, dict) else cell
 
     def label(self, key: str) -> str:
         """What a cell is called among people; its key if its file is missing or damaged."""
@@ -244,13 +250,8 @@ def open_store(out: Path, *, create: bool) -> Store:
         except OSError as error:
             raise StoreError(f"results folder {out} cannot be written: {error.strerror or error}") from error
         if not exists:
-            write_whole(path, json.dumps({"schema": SCHEMA}) + "\n", os.replace)
+            write_whole(path, json.dumps({"schema": SCHEMA}) + "\n")
     return Store(out)
-
-
-def _label(cell: Cell) -> str:
-    settings = "".join(f" {name}={value}" for name, value in cell.settings)
-    return f"{cell.attn}{settings} {cell.layout} {cell.height_px}x{cell.width_px} {cell.data} seed {cell.seed}"
 
 
 def _part(name: str, part: str) -> str:

@@ -1,15 +1,20 @@
-"""What the sweep shows while it runs: a bar with an ETA, and each finding as soon as it is recorded."""
+"""What a sweep shows: a bar with an ETA and each record as soon as it is there, or what it submitted."""
 
+import shlex
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from runners.measures import MEASURES
 from runners.store.record import Record
+
+if TYPE_CHECKING:
+    from runners.jobs.launch import Outcome
 
 
 def format_seconds(seconds: float) -> str:
@@ -119,3 +124,21 @@ def count(number: int, noun: str) -> str:
 def format_value(value: Any) -> str:
     """Write a number with four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def print_submission(outcome: "Outcome", study: str, out: Path) -> None:
+    """Print what went to SLURM, what did not and why, and what to type next."""
+    if outcome.done:
+        print(f"skipped {count(outcome.done, 'cell')} that are done; --force measures them again")
+    if outcome.under_way:
+        print(f"skipped {count(outcome.under_way, 'cell')} that jobs are to measure or are measuring")
+    where = f" --out {shlex.quote(str(out))}"
+    for status, number in sorted(outcome.failed.items()):
+        shown = count(number, "measure")
+        print(f"skipped {shown} that ended as {status}: python runners/retry.py --status {status}{where}")
+    for submission in outcome.submitted:
+        cells, tasks = count(len(submission.measures), "cell"), count(len(submission.tasks), "task")
+        print(f"submitted job {submission.job}: {cells} in {tasks}")
+    print(f"study {study}; you can log out now, and come back with:")
+    for verb in ("status", "collect", "retry", "cancel"):
+        print(f"  python runners/{verb}.py {study}{where}")

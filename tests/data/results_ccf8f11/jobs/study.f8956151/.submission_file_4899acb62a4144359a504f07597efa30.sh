@@ -1,0 +1,1 @@
+/tmp/zoo/runs/jobs/study.f8956151/7_submission.sh
