@@ -207,11 +207,10 @@ class BRA(RoutedAttention):
 
     @classmethod
     def core_exponent(cls, config: AttentionConfig) -> Fraction:
-        """4/3 with regions of the cheapest size (section 3.3), 1 with pooled keys of a fixed number, else 2."""
-        size, pooled = (getattr(config, name, None) for name in ("region_size", "kv_per_side"))
-        if size == "auto":
+        """4/3 with regions of the cheapest size (section 3.3); of a fixed number 2, or 1 if each has as many keys."""
+        if getattr(config, "region_size", None) == "auto":
             return Fraction(4, 3)
-        return Fraction(1) if pooled is not None and size is None else Fraction(2)
+        return Fraction(1 if getattr(config, "kv_per_side", None) else 2)
 
     def macs(self, height: int, width: int) -> Macs:
         """4 N C^2 + R^2 C + 2 N k (N / R) C with R = S^2 regions, and LePE (section 3.3 of the paper).

@@ -331,7 +331,11 @@ class DAT(SampledAttention):
         return (rows.mT @ cols > 0).reshape(batch, 1, 1, -1)
 
     def geometry(self, height: int, width: int) -> dict[str, Any]:
-        """Nothing is padded. A map smaller than a kernel without padding is refused, as `samples` says."""
+        """Nothing is padded.
+
+        Raises:
+            ValueError: the map is smaller than a kernel without padding.
+        """
         self.samples(height, width)
         return super().geometry(height, width)
 

@@ -84,11 +84,6 @@ class Sep(PooledAttention, PartitionAttention):
         self.pool = SpatialReduction(dim, reduction, config.padding) if config.kind == "global" else None
         self.config = config
 
-    @classmethod
-    def core_exponent(cls, config: AttentionConfig) -> Fraction | None:
-        """1 with windows alone, else that of the pooled keys."""
-        return Fraction(1) if getattr(config, "kind", None) == "local" else cls.exponent
-
     def forward(self, x: Tensor) -> Tensor:
         """LSA inside windows, or GSA over the reduced map (section 3.2): (B, H, W, C) -> same."""
         _, height, width, _ = x.shape
@@ -100,6 +95,11 @@ class Sep(PooledAttention, PartitionAttention):
         qkv = self.qkv(x)  # (B, H, W, 3 C)
         y = softmax_in_regions(qkv, windows, self.num_heads, self.scale, None, self.pad_rule)
         return self.leave(self.proj(self.add_lepe(y, qkv[..., 2 * self.dim :])), height, width)
+
+    @classmethod
+    def core_exponent(cls, config: AttentionConfig) -> Fraction:
+        """1 of windows alone; a reduced map decides on large maps."""
+        return Fraction(1) if getattr(config, "kind", None) == "local" else Fraction(2)
 
     @property
     def _kind(self) -> type[PooledAttention] | type[PartitionAttention]:
