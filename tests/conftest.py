@@ -13,14 +13,9 @@ from golden import SKIPPED
 from torch import Tensor
 
 import attention_zoo
-from attention_zoo.base import Attention
 from attention_zoo.check import subject
 from attention_zoo.check.oracle import spy
 from attention_zoo.check.subject import Subject
-from attention_zoo.mechanisms.bra import BRA
-from attention_zoo.mechanisms.cswin import CSWin
-from attention_zoo.mechanisms.sep import Sep
-from attention_zoo.partitioned import PartitionAttention
 
 hypothesis.settings.register_profile("zoo", derandomize=True, deadline=None, print_blob=False)
 hypothesis.settings.load_profile("zoo")
@@ -153,8 +148,7 @@ def implementations(name: str, config: dict[str, Any]) -> list[dict[str, str]]:
 
     Flex, which computes in 32 bits and is compiled for each shape, has tests of its own.
     """
-    with torch.device("meta"):
-        usable = attention_zoo.create(name, dim=Subject.dim, num_heads=HEADS, **config).usable_impls()
+    usable = subject_of(Mechanism(name, config)).build().usable_impls()
     impls = [impl for impl in usable if impl != "flex"]
     return [{"impl": impl} for impl in impls] if len(impls) > 1 else [{}]
 
@@ -170,12 +164,11 @@ def reads_padding(mechanism: Mechanism) -> bool:
     return subject_of(mechanism).reads_padding
 
 
-def is_one_softmax(attention: attention_zoo.Attention) -> bool:
-    """Whether its oracle is a softmax under `connectivity`, made of logit_bias and the like."""
-    if getattr(attention, "pool", None) is not None:
-        return False
-    inherited = (Attention.weights, PartitionAttention.weights, CSWin.weights, Sep.weights, BRA.weights)
-    return type(attention).weights in inherited and getattr(getattr(attention, "config", None), "is_plain", True)
+def reads_tokens(attention: attention_zoo.Attention, x: Tensor) -> bool:
+    """Whether its reference asks `connectivity` which tokens to read; others make keys of their own."""
+    with spy(attention, "connectivity") as asked, torch.no_grad():
+        attention.reference(x)
+    return bool(asked.called)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -183,13 +176,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = sum(SKIPPED in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
     if skipped:
         terminalreporter.write_line(f"{skipped} proofs against the published codes were skipped: {SKIPPED}")
-
-
-def reads_tokens(attention: attention_zoo.Attention, x: Tensor) -> bool:
-    """Whether its reference asks `connectivity` which tokens to read; others make keys of their own."""
-    with spy(attention, "connectivity") as asked, torch.no_grad():
-        attention.reference(x)
-    return bool(asked.called)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from attention_zoo import registry
+from attention_zoo.__main__ import main as print_table
 from attention_zoo.check.__main__ import main
 from attention_zoo.check.contract import CHECKS, run
 from attention_zoo.check.subject import Subject
@@ -216,6 +217,14 @@ def test_figures_read_the_class_and_no_list(written):
     assert wrapped("strided every=3") == "strided attention every=3"
     found = looks(["vanilla", "strided", "strided every=3"])
     assert len({dataclasses.astuple(look)[1:] for look in found.values()}) == 3
+
+
+def test_the_table_of_mechanisms_has_its_row(written, capsys):
+    told = '    paper, reads, cost = "1234.56789", "every third token", "4NC² + 2N²C / 9"\n    exponent ='
+    registry.register("strided")(written(TEMPLATE.replace("    exponent =", told)).Strided)
+    assert print_table([]) == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "`strided`" in line)
+    assert all(text in row for text in ("1234.56789", "every third token", "4NC² + 2N²C / 9"))
 
 
 def test_a_name_that_stands_in_a_table_alone_is_not_imported(tmp_path, monkeypatch):

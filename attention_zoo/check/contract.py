@@ -22,6 +22,7 @@ class Check(NamedTuple):
 CHECKS = (
     Check("keeps shape and dtype", inputs.keeps_shape_and_dtype),
     Check("forward equals reference, with gradients", oracle.equals_its_reference),
+    Check("every impl gives the same", oracle.agrees_by_each_impl),
     Check("any size of map", oracle.fits_any_size),
     Check("reference stands alone", oracle.reference_stands_alone),
     Check("a dropped key is noticed", oracle.notices_a_dropped_key),

@@ -1,7 +1,5 @@
 """Checks of what a mechanism takes: types, views, devices, batches, and queries of its connectivity and weights."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -67,15 +65,15 @@ def connectivity_takes_queries(subject: Subject) -> None:
 
 def weights_take_queries(subject: Subject) -> None:
     """Weights are none below 0, and of some queries are those rows of the whole."""
+    methods = [method for base in subject.cls.__mro__ for method in ("weights", "reference") if method in vars(base)]
+    if methods[0] == "reference":
+        raise NotApplicable("its reference is its own; pictures of attention need weights(x, queries) and values(x)")
     for size in subject.sizes:
         attention, x = subject.build(), subject.images(size)
-        weights: Any = getattr(attention, "weights", None)
-        if weights is None:
-            raise NotApplicable("it has no weights(x, queries)")
         tokens = size[0] * size[1]
         queries = torch.tensor([tokens - 1, 0, tokens // 2, 0])
         with torch.no_grad():
-            whole, some = weights(x), weights(x, queries)
+            whole, some = attention.weights(x), attention.weights(x, queries)
         if whole.shape[:3] != (len(x), attention.num_heads, tokens):
             raise Failed(f"weights must be (B, heads, queries, keys), got {describe(whole)} {on(size)}")
         if (whole < 0).any():

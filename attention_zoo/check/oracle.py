@@ -43,8 +43,8 @@ def has_same_output(attention: Attention, x: Tensor, size: Size, *, rtol: float 
 
 def _explanation(cls: type[Attention]) -> str:
     """Say where the reference comes from, if its author did not write it."""
-    names = [name for name in ("reference", "weights") if hasattr(cls, name)]
-    owners = [next(base for base in cls.__mro__ if name in vars(base)) for name in names]
+    methods = ("reference", "weights")
+    owners = [next(base for base in cls.__mro__ if method in vars(base)) for method in methods]
     if cls in owners or any(not owner.__module__.startswith("attention_zoo.") for owner in owners):
         return ""
     return (
@@ -72,6 +72,17 @@ def fits_any_size(subject: Subject) -> None:
         raise NotApplicable("geometry(height, width) refuses every further map")
     for size in fitting:
         has_same_output(subject.build(), subject.images(size), size)
+
+
+def agrees_by_each_impl(subject: Subject) -> None:
+    """Every way to compute that the configuration has gives what the reference gives."""
+    # flex is compiled for each shape, and computes in 32 bits
+    impls = [impl for impl in subject.build().usable_impls() if impl != "flex"]
+    if len(impls) < 2:
+        raise NotApplicable("it has one way to compute")
+    for size in subject.sizes:
+        for impl in impls:
+            has_same_output(subject.build(impl=impl), subject.images(size), size)
 
 
 def reference_stands_alone(subject: Subject) -> None:
