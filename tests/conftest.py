@@ -13,6 +13,7 @@ from golden import SKIPPED
 from torch import Tensor
 
 import attention_zoo
+from attention_zoo import registry
 from attention_zoo.check import subject
 from attention_zoo.check.oracle import spy
 from attention_zoo.check.subject import Subject
@@ -176,6 +177,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = sum(SKIPPED in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
     if skipped:
         terminalreporter.write_line(f"{skipped} proofs against the published codes were skipped: {SKIPPED}")
+
+
+@pytest.fixture(autouse=True)
+def registered_as_before(monkeypatch):
+    """Let what a test registers be forgotten after it."""
+    monkeypatch.setattr(registry, "_MECHANISMS", dict(registry._MECHANISMS))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

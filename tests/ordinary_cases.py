@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from conftest import implementations
 from torch import Tensor, nn
@@ -64,15 +65,12 @@ def settings() -> list[Case]:
     return [Case(name, config) for name in attention_zoo.names() for config in CONFIGS.get(name, [{}])]
 
 
-def cases() -> list[Case]:
-    """The same in each implementation that runs on a CPU too, where a mechanism has several."""
-    found = []
-    for name, config in settings():
-        for impl in ({}, *implementations(name, config)):
-            case = Case(name, {**config, **impl})
-            if case not in found:
-                found.append(case)
-    return found
+def cases() -> list[Any]:
+    """The same, and, for `slow`, in each implementation that runs on a CPU, where a mechanism has several."""
+    named = [
+        Case(name, {**config, **impl}) for name, config in settings() for impl in implementations(name, config) if impl
+    ]
+    return [*settings(), *(pytest.param(case, marks=pytest.mark.slow) for case in named if case not in settings())]
 
 
 def make(case: Case, size: tuple[int, int] = PADDED, images: int = 2) -> tuple[attention_zoo.Attention, Tensor]:

@@ -121,7 +121,7 @@ def test_a_traced_model_takes_any_number_of_images(name):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of libraries about themselves
-@pytest.mark.parametrize("case", [case for case in cases() if "impl" not in case.config], ids=str)
+@pytest.mark.parametrize("case", settings(), ids=str)
 def test_an_onnx_file_computes_the_same(case):
     onnx = pytest.importorskip("onnx", reason="pip install onnx onnxscript")
     pytest.importorskip("onnxscript", reason="pip install onnx onnxscript")

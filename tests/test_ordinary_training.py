@@ -204,6 +204,7 @@ def train_in_parallel(rank, port, folder):
         distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_models_with_a_router_train_in_two_processes(tmp_path):
     """Hard routes give the router no gradient, which data parallel training must not trip over."""
     with socket.socket() as free:

@@ -51,12 +51,6 @@ REFERENCE = """
 """
 
 
-@pytest.fixture(autouse=True)
-def forgotten(monkeypatch):
-    """Let what a test registers be forgotten after it."""
-    monkeypatch.setattr(registry, "_MECHANISMS", dict(registry._MECHANISMS))
-
-
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     """written(source) -> a new module of that source, in a folder of its own."""

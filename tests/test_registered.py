@@ -71,6 +71,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_class_of_a_script_is_swept_through_a_pipe_and_refused_to_slurm(tmp_path: Path) -> None:
     from attention_zoo import create_model
 

@@ -31,6 +31,7 @@ def make_tree(tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_trees_are_timed_with_the_same_weights(make_tree):
     trees = make_tree("this", seconds=0.05), make_tree("other", seconds=0.5, std=3.0)
     samples = measure(Work("any", None, 1), trees, rounds=5, threads=1)

@@ -55,9 +55,19 @@ def offered(name: str) -> Iterator[Path | None]:
         try:
             yield path
         finally:
-            # a child that died before it read leaves a writer that waits for a reader
-            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
-            writer.join()
+            _drain(path, writer)
+
+
+def _drain(path: Path, writer: threading.Thread) -> None:
+    """Read in the place of a child that died before it did: its writer waits for a reader, whenever it gets to open."""
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        while writer.is_alive():
+            with contextlib.suppress(BlockingIOError):
+                os.read(reader, 1 << 16)
+            writer.join(timeout=0.01)
+    finally:
+        os.close(reader)
 
 
 def _write(path: Path, content: bytes) -> None:
