@@ -28,7 +28,7 @@ def map_means(x: Tensor, cut: Partition) -> Tensor:
     valid = cut.valid(x.device)
     if valid is not None:
         return region_means(blank(cut.split(x), valid), valid)
-    return x.reshape(-1, cut.down, cut.rows, cut.across, cut.cols, x.shape[3]).mean((2, 4)).flatten(1, 2)
+    return F.avg_pool2d(x.permute(0, 3, 1, 2), (cut.rows, cut.cols)).flatten(2).mT
 
 
 def region_affinity(q: Tensor, k: Tensor, valid: Tensor | None) -> Tensor:

@@ -229,4 +229,5 @@ def test_every_module_that_moved_is_where_the_changelog_says() -> None:
         if new.startswith("`"):  # else a sentence: what a module that is gone was split into
             importlib.import_module(new.strip("`"))
         path = ROOT / old.replace(".", "/")
-        assert not path.with_suffix(".py").exists(), f"{old} is listed as moved"
+        if old != "runners.slurm_job":  # it stays for the pickles of earlier submissions
+            assert not path.with_suffix(".py").exists(), f"{old} is listed as moved"
