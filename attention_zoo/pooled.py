@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attention_zoo.base import Attention, Macs, softmax_weights
 from attention_zoo.dispatch import part_of
 from attention_zoo.layouts import Layout
-from attention_zoo.partitioned import check_padding
+from attention_zoo.padding import check_padding
 from attention_zoo.regions import Partition, coordinates, to_heads
 
 

@@ -7,6 +7,7 @@ Zhu et al., "BiFormer", CVPR 2023, arXiv:2303.08810, section 3.2. Tokens come cu
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +87,35 @@ def routed_attention(
     return from_heads(y).unflatten(0, (batch, count))
 
 
+def attend_to_routes(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routes: Any,
+    cut: Partition,
+    config: Any,
+    num_heads: int,
+    scale: float,
+    reads_padding: bool,
+) -> Tensor:
+    """Let each region attend to the tokens, or pooled cells, of its routed regions: maps (B, H, W, C) in and out.
+
+    `routes` are affinities and indices of the routed regions, (B, 1 or heads, R, K); `config` has the options of
+    routing.
+    """
+    valid = cut.valid(q.device)
+    q, k, v = (blank(cut.split(part), valid) for part in (q, k, v))  # (B, R, T, C) each
+    # the logits of the softmax over routes carry the scale of the attention, as published
+    weights = (routes.values * scale).softmax(-1) if config.soft_routing else None
+    if config.kv_pool is not None:
+        pool = functools.partial(
+            pool_regions, maximum=config.kv_pool == "max", per_side=config.kv_per_side, ratio=config.kv_ratio
+        )
+        (k, _), (v, valid) = pool(k, cut, valid), pool(v, cut, valid)
+    valid = None if reads_padding else valid
+    return cut.join(routed_attention(q, k, v, routes.indices, num_heads, scale, valid=valid, weights=weights))
+
+
 def pool_regions(
     regions: Tensor, cut: Partition, valid: Tensor | None, *, maximum: bool, per_side: int | None, ratio: int | None
 ) -> tuple[Tensor, Tensor | None]:
@@ -120,16 +150,20 @@ def pool_regions(
     return blank(pooled, own > 0), own > 0
 
 
-def regions_per_side(
-    height: int, width: int, per_side: int, rounds_up: bool, keeps_empty: bool, centred: bool
-) -> Partition:
-    """S x S regions of map / S tokens a side, rounded up or down; see `Partition.of_count` for what is empty.
+def regions_of(config: Any, height: int, width: int, qk_dim: int, dim: int) -> Partition:
+    """Regions of a map: of a size, of the cheapest size, or S x S of map / S tokens a side, rounded up or down.
 
     Raises:
         ValueError: the size of a region is rounded down to nothing.
     """
-    if rounds_up:
-        return Partition.of_count(height, width, per_side, centred=centred, keep_empty=keeps_empty)
+    size, per_side, centred = config.region_size, config.regions or 7, config.is_centred
+    if size == "auto":
+        return cheapest_partition(height, width, config.topk, qk_dim, dim, centred)
+    if size is not None:
+        return Partition.of_size(height, width, min(size, height), min(size, width), centred=centred)
+    published = "floor" if config.padding == "official" and config.variant == "nchw" else "ceil"
+    if (config.rounding or published) == "ceil":
+        return Partition.of_count(height, width, per_side, centred=centred, keep_empty=config.pad_rule == "input")
     if min(height, width) < per_side:
         raise ValueError(
             f"regions={per_side} per side leave no token to a region of a {height}x{width} map when their size is "

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attention_zoo.base import Attention
 from attention_zoo.config import AttentionConfig
-from attention_zoo.partitioned import PartitionConfig
+from attention_zoo.padding import PartitionConfig
 
 Size = tuple[int, int]
 Values = dict[str, Tensor]

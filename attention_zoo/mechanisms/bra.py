@@ -23,16 +23,9 @@ from attention_zoo.dispatch import choose, kernel
 from attention_zoo.layouts import Layout
 from attention_zoo.mechanisms.bra_options import RoutedAttention, RoutingOptions
 from attention_zoo.partitioned import Places
-from attention_zoo.regions import Partition, blank, to_heads
+from attention_zoo.regions import Partition
 from attention_zoo.registry import register
-from attention_zoo.routing import (
-    cheapest_partition,
-    map_means,
-    pool_regions,
-    region_affinity,
-    regions_per_side,
-    routed_attention,
-)
+from attention_zoo.routing import attend_to_routes, map_means, regions_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,33 +118,10 @@ class BRA(RoutedAttention):
         # token-to-token attention in the routed regions (eq. 4 and 5)
         impl, reads_padding = self.impl_on(height, width), self.pad_rule == "projected"
         if impl == "plain":
-            y = self._attend(q, k, v, routes, cut, reads_padding)
+            y = attend_to_routes(q, k, v, routes, cut, self.config, self.num_heads, self.scale, reads_padding)
         else:
             y = kernel(impl)(q, k, v, routes.indices, cut, self.num_heads, self.scale, reads_padding)
         return self.leave(self.proj(self.add_lepe(y, v)), height, width)
-
-    def affinity(self, mean_q: Tensor, mean_k: Tensor, valid: Tensor | None) -> Tensor:
-        """How well regions suit each other, (B, 1 or heads, R, R), from mean q and k, (B, R, Cqk)."""
-        if self.router is not None:
-            mean_q, mean_k = self.router(mean_q), self.router(mean_k)
-        heads = self.num_heads if self.config.head_routing else 1
-        return region_affinity(to_heads(mean_q, heads), to_heads(mean_k, heads), valid)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, routes: Any, cut: Partition, reads_padding: bool) -> Tensor:
-        """Each region attends to the tokens, or pooled cells, of the regions that it is routed to: maps in and out."""
-        config, valid = self.config, cut.valid(q.device)
-        q, k, v = (blank(cut.split(part), valid) for part in (q, k, v))  # (B, R, T, C) each
-        # the logits of the softmax over routes carry the scale of the attention, as published
-        weights = (routes.values * self.scale).softmax(-1) if config.soft_routing else None
-        if config.kv_pool is not None:
-            maximum, per_side = config.kv_pool == "max", config.kv_per_side
-            (k, valid), (v, _) = (
-                pool_regions(part, cut, valid, maximum=maximum, per_side=per_side, ratio=config.kv_ratio)
-                for part in (k, v)
-            )
-        valid = None if reads_padding else valid
-        y = routed_attention(q, k, v, routes.indices, self.num_heads, self.scale, valid=valid, weights=weights)
-        return cut.join(y)
 
     def usable_impls(self) -> tuple[str, ...]:
         """Only the plain way has soft routes and pooled keys."""
@@ -173,16 +143,7 @@ class BRA(RoutedAttention):
         Raises:
             ValueError: topk is above the number of regions and may not be clipped, or regions have no token or key.
         """
-        config = self.config
-        if config.region_size == "auto":
-            cut = cheapest_partition(height, width, config.topk, self.qk_dim, self.dim, config.is_centred)
-        elif config.region_size is not None:
-            rows, cols = min(config.region_size, height), min(config.region_size, width)
-            cut = Partition.of_size(height, width, rows, cols, centred=config.is_centred)
-        else:
-            published = "floor" if config.padding == "official" and config.variant == "nchw" else "ceil"
-            rounds_up, keeps_empty = (config.rounding or published) == "ceil", self.pad_rule == "input"
-            cut = regions_per_side(height, width, config.regions or 7, rounds_up, keeps_empty, config.is_centred)
+        cut = regions_of(self.config, height, width, self.qk_dim, self.dim)
         if self.config.topk > cut.count and not self.config.clip_topk:
             raise ValueError(
                 f"topk={self.config.topk} is above the {cut.count} regions ({cut.down} x {cut.across} of {cut.rows}x"

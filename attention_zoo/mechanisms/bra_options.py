@@ -12,8 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.partitioned import PartitionAttention, PartitionConfig, keys_on_map
-from attention_zoo.regions import Partition, coordinates, from_heads
+from attention_zoo.padding import PartitionConfig
+from attention_zoo.partitioned import PartitionAttention, keys_on_map
+from attention_zoo.regions import Partition, coordinates, from_heads, to_heads
+from attention_zoo.routing import region_affinity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ class RoutingOptions(PartitionConfig):
 
 
 class RoutedAttention(PartitionAttention):
-    """Oracle of attention along routes, with every option."""
+    """Affinity of regions, and the oracle of attention along routes, with every option."""
 
     def __init__(self, dim: int, num_heads: int, config: RoutingOptions, *, qk_dim: int | None = None) -> None:
         """Routing has no weights, unless it is told to embed."""
@@ -103,6 +105,13 @@ class RoutedAttention(PartitionAttention):
         if self.router is not None and not config.soft_routing:
             # no gradient passes a hard choice, and DDP waits for that of every weight that takes one
             self.router.requires_grad_(False)
+
+    def affinity(self, mean_q: Tensor, mean_k: Tensor, valid: Tensor | None) -> Tensor:
+        """How well regions suit each other, (B, 1 or heads, R, R), from mean q and k, (B, R, Cqk)."""
+        if self.router is not None:
+            mean_q, mean_k = self.router(mean_q), self.router(mean_k)
+        heads = self.num_heads if self.config.head_routing else 1
+        return region_affinity(to_heads(mean_q, heads), to_heads(mean_k, heads), valid)
 
     def topk(self, cut: Partition) -> int:
         """Regions that each region attends to on this partition."""

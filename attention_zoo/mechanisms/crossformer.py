@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from attention_zoo.base import Example
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
-from attention_zoo.partitioned import PartitionAttention, PartitionConfig, softmax_in_regions, table_bias
+from attention_zoo.padding import PartitionConfig
+from attention_zoo.partitioned import PartitionAttention, softmax_in_regions, table_bias
 from attention_zoo.regions import Partition
 from attention_zoo.registry import register
 

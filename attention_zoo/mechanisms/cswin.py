@@ -24,15 +24,8 @@ from attention_zoo.base import Attention, Example, Macs, softmax_weights
 from attention_zoo.config import AttentionConfig
 from attention_zoo.dispatch import depthwise_part_of
 from attention_zoo.layouts import Layout
-from attention_zoo.partitioned import (
-    PartitionConfig,
-    check_padding,
-    keys_on_map,
-    padded_places,
-    same_region,
-    softmax_in_regions,
-    surround,
-)
+from attention_zoo.padding import PartitionConfig, check_padding
+from attention_zoo.partitioned import keys_on_map, padded_places, same_region, softmax_in_regions, surround
 from attention_zoo.regions import Partition, blank, coordinates, from_heads, to_heads
 from attention_zoo.registry import register
 
@@ -94,7 +87,6 @@ class CSWin(Attention):
     examples: ClassVar[tuple[Example, ...]] = (Example(reads="stripes, 2 tokens wide", config={"stripe": 2}),)
 
     def __init__(self, dim: int, num_heads: int, config: CSWinConfig) -> None:
-        """Only the shared projections and LePE, each branch using its own channels of them."""
         super().__init__(dim, num_heads, config)
         self.config = config
 
@@ -134,10 +126,8 @@ class CSWin(Attention):
         if is_wider and not fills and not self.config.clip_stripe:
             raise ValueError(f"stripe={stripe} is wider than a {height}x{width} map; lower it, or allow clip_stripe")
         vertical, head_dim = (self.num_heads + 1) // 2, self.dim // self.num_heads
-        for sides, heads in (
-            ((height, across), (0, vertical)),
-            ((down, width), (vertical, self.num_heads)),
-        ):
+        halves = ((height, across), (0, vertical)), ((down, width), (vertical, self.num_heads))
+        for sides, heads in halves:
             if heads[0] < heads[1]:
                 cut = Partition.of_size(height, width, *sides, centred=self.config.is_centred)
                 check_padding(cut, self.config.pad_rule)
@@ -167,18 +157,14 @@ class CSWin(Attention):
             asked = inside if queries is None else inside[queries]
             allowed = same_region(branch.stripes, (places[0][asked], places[1][asked]), places)
             weights.append(softmax_weights(own_q[:, :, asked], own_k, self.scale, None, allowed))
-        # keys that one branch lacks beside the other weigh nothing
-        most = max(part.shape[3] for part in weights)
-        return torch.cat([F.pad(part, (0, most - part.shape[3])) for part in weights], 1)
+        return _side_by_side([part.mT for part in weights]).mT
 
     def values(self, x: Tensor) -> Tensor:
         """Values of the tokens; where padding is read, of each branch's padded map."""
         branches, v = list(self.branches(*x.shape[1:3])), super().values(x)
         if not self._reads_padding(branches):
             return v
-        parts = [surround(v[:, branch.heads], branch.stripes) for branch in branches]
-        most = max(part.shape[2] for part in parts)
-        return torch.cat([F.pad(part, (0, 0, 0, most - part.shape[2])) for part in parts], 1)
+        return _side_by_side([surround(v[:, branch.heads], branch.stripes) for branch in branches])
 
     def _reads_padding(self, branches: list[Branch]) -> bool:
         return self.config.pad_rule == "projected" and any(branch.stripes.is_padded for branch in branches)
@@ -195,12 +181,10 @@ class CSWin(Attention):
         if self.lepe is None:
             return None
         _, _, v = self.project(x)
-        maps = from_heads(v).unflatten(1, x.shape[1:3])
-        terms = [
-            self._add_lepe(torch.zeros_like(own), own, branch)
-            for branch in self.branches(*x.shape[1:3])
-            for own in (maps[..., branch.channels],)
-        ]
+        maps, terms = from_heads(v).unflatten(1, x.shape[1:3]), []
+        for branch in self.branches(*x.shape[1:3]):
+            own = maps[..., branch.channels]
+            terms.append(self._add_lepe(torch.zeros_like(own), own, branch))
         return to_heads(torch.cat(terms, -1).flatten(1, 2), self.num_heads)
 
     def macs(self, height: int, width: int) -> Macs:
@@ -218,3 +202,9 @@ class CSWin(Attention):
         cuts = [branch.stripes for branch in self.branches(height, width)]
         ratio = sum(cut.pad_ratio for cut in cuts) / len(cuts)
         return {"window": "+".join(f"{cut.rows}x{cut.cols}" for cut in cuts), "pad_ratio": ratio}
+
+
+def _side_by_side(parts: list[Tensor]) -> Tensor:
+    """Heads of both branches, (B, heads, K, ...); keys that one lacks beside the other are 0."""
+    most = max(part.shape[2] for part in parts)
+    return torch.cat([F.pad(part, (0, 0, 0, most - part.shape[2])) for part in parts], 1)

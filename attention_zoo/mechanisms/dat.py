@@ -22,13 +22,23 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from attention_zoo.base import Example, Macs, attend
 from attention_zoo.config import AttentionConfig
 from attention_zoo.dispatch import part_of
 from attention_zoo.layouts import Layout
 from attention_zoo.mechanisms.dat_oracle import SampledAttention
+from attention_zoo.mechanisms.dat_position import (
+    LOG_WIDTH,
+    OffsetNetwork,
+    bias_by_network,
+    bias_by_table,
+    lines,
+    position_term,
+    span,
+    stretched,
+)
 from attention_zoo.regions import from_heads, to_heads
 from attention_zoo.registry import register
 
@@ -36,7 +46,6 @@ STRIDES = {"2022": (8, 4, 1, 1), "2023": (8, 4, 2, 1)}
 """Stages 3 and 4 of 2022 as published; its stages 1 and 2 have window attention, so they take those of DAT++."""
 KERNELS = (9, 7, 5, 3)
 HEADS_OF_A_GROUP = {"2022": 4, "2023": 2}
-LOG_WIDTH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,23 +140,6 @@ class DATConfig(AttentionConfig):
         )
 
 
-class OffsetNetwork(nn.Module):
-    """theta_offset: queries of one group, (B, C, H, W) -> offsets as (y, x), (B, Hk, Wk, 2)."""
-
-    def __init__(self, dim: int, kernel: int, stride: int, padding: int) -> None:
-        """Depth-wise convolution, norm, GELU, and two channels without a bias, so that points start at the grid."""
-        super().__init__()
-        self.conv = nn.Conv2d(dim, dim, kernel, stride, padding, groups=dim)
-        self.norm = nn.LayerNorm(dim)
-        self.point = nn.Conv2d(dim, 2, 1, bias=False)
-
-    def forward(self, q: Tensor) -> Tensor:
-        """Read the offsets off the queries."""
-        features = F.gelu(self.norm(self.conv(q).permute(0, 2, 3, 1)))
-        offsets: Tensor = self.point(features.permute(0, 3, 1, 2))
-        return offsets.permute(0, 2, 3, 1)
-
-
 @register("dat")
 class DAT(SampledAttention):
     """softmax(q k(x~)^T / sqrt(D) + B) v(x~), x~ = x at Ns moved points. Cost: 2 (N + Ns) C^2 + 2 N Ns C MACs."""
@@ -182,23 +174,7 @@ class DAT(SampledAttention):
         self.offset = (
             OffsetNetwork(dim // self.groups, self.kernel, self.stride, self.padding) if config.offsets else None
         )
-        self.position = self._position_term()
-
-    def _position_term(self) -> nn.Parameter | nn.Module | None:
-        if self.config.position == "dwc":
-            return nn.Conv2d(self.dim, self.dim, 3, padding=1, groups=self.dim)
-        if self.config.position == "log":
-            heads = self.num_heads // self.groups
-            return nn.Sequential(nn.Linear(2, LOG_WIDTH), nn.ReLU(), nn.Linear(LOG_WIDTH, heads, bias=False))
-        if self.config.position == "none":
-            return None
-        height, width = self.config.table_map
-        if self.config.position == "rpb":
-            sides = 2 * height - 1, 2 * width - 1
-        else:
-            down, across = self.samples(height, width)
-            sides = height * width, down * across
-        return nn.Parameter(nn.init.trunc_normal_(torch.empty(self.num_heads, *sides), std=0.01))
+        self.position: Any = position_term(config, dim, num_heads, self.groups, self.samples)
 
     def samples(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of points on a map.
@@ -231,7 +207,6 @@ class DAT(SampledAttention):
         y = attend(queries, k, v, self.scale, None if bias is None else bias.to(q.dtype))  # eq. 9
         y = from_heads(y).unflatten(1, (height, width))
         if self.config.position == "dwc":
-            assert isinstance(self.position, nn.Module)
             y = y + self.position(q.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.proj(y)
 
@@ -245,22 +220,9 @@ class DAT(SampledAttention):
         pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), self.stride, ceil_mode=not self.drops_remainder)
         return pooled.flatten(2).mT
 
-    def _span(self, count: int) -> int:
-        """Cells of a side in 2022, gaps between their centres in 2023; offsets count in 1 / span."""
-        return count if self.config.variant == "2022" else max(1, count - 1)
-
-    def _lines(self, height: int, width: int, like: Tensor, *, queries: bool) -> list[Tensor]:
-        """Places of the rows and of the columns of the queries, or of the reference points, the map from -1 to 1."""
-        lines = []
-        for count in (height, width):
-            start = 0.0 if queries and self.config.variant == "2023" and count > 1 else 0.5
-            index = torch.arange(count, dtype=like.dtype, device=like.device)
-            lines.append(2 * (index + start) / self._span(count) - 1)
-        return lines
-
     def _grid(self, height: int, width: int, like: Tensor) -> Tensor:
         """Reference points: (height, width, 2) as (y, x)."""
-        return torch.stack(torch.meshgrid(*self._lines(height, width, like, queries=False), indexing="ij"), -1)
+        return torch.stack(torch.meshgrid(*lines(self.config.variant, height, width, like), indexing="ij"), -1)
 
     def points(self, q: Tensor) -> Tensor:
         """Move the reference points: (B, H, W, C) -> (B, groups, Hk, Wk, 2) as (y, x), float32 or wider.
@@ -275,7 +237,7 @@ class DAT(SampledAttention):
         offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
         if self.config.reach is not None:
             dy, dx = offset.tanh().mul(self.config.reach).unbind(-1)
-            offset = torch.stack((dy / self._span(down), dx / self._span(across)), -1)
+            offset = torch.stack((dy / span(self.config.variant, down), dx / span(self.config.variant, across)), -1)
         points: Tensor = offset + self._grid(down, across, offset)
         if self.config.keeps_on_map:
             points = points.tanh() if self.config.variant == "2022" else points.clamp(-1, 1)
@@ -293,29 +255,14 @@ class DAT(SampledAttention):
 
     def bias(self, points: Tensor, height: int, width: int) -> Tensor | None:
         """Bias of the logits, or None: (B, groups, Hk, Wk, 2) -> (B or 1, heads, N, Ns)."""
-        kind, table = self.config.position, self.position
+        kind, term = self.config.position, self.position
         if kind == "fixed":
-            assert isinstance(table, Tensor)
             own = self.config.table_map
-            by_query = stretch(table, self.samples(*own), (points.shape[2], points.shape[3]))
-            return stretch(by_query.mT, own, (height, width)).mT[None]
+            return stretched(term, own, self.samples(*own), (height, width), (points.shape[2], points.shape[3]))
         if kind not in ("rpb", "log"):
             return None
-        down, across = self._lines(height, width, points, queries=True)
-        y, x = points.flatten(2, 3)[:, :, None].unbind(-1)  # (B, groups, 1, Ns)
-        dy, dx = down[:, None] - y, across[:, None] - x  # (B, groups, H, Ns), (B, groups, W, Ns)
-        if kind == "log":
-            assert isinstance(table, nn.Module)
-            dy, dx = (torch.sign(move) * torch.log2(1 + 4 * move.abs()) / 3 for move in (dy, dx))
-            moves = torch.stack(_for_all_queries(dy, dx), -1).flatten(2, 3)  # (B, groups, N, Ns, 2)
-            by_group: Tensor = table(moves.to(next((p.dtype for p in table.parameters()), torch.float32)))
-            return by_group.movedim(-1, 2).flatten(1, 2)
-        assert isinstance(table, Tensor)
-        tables = table.to(points.dtype).unflatten(0, (self.groups, -1)).expand(points.shape[0], -1, -1, -1, -1)
-        dy, dx = _for_all_queries(dy / 2, dx / 2)
-        at = torch.stack((dx, dy), -1).flatten(2, 3).flatten(0, 1)
-        bias = F.grid_sample(tables.flatten(0, 1), at, align_corners=True)
-        return bias.unflatten(0, (-1, self.groups)).flatten(1, 2)
+        by = bias_by_table if kind == "rpb" else bias_by_network
+        return by(term, points, lines(self.config.variant, height, width, points, queries=True))
 
     def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Allow the tokens that a point of any group lies less than one token from: (B, 1, 1, N); depends on x."""
@@ -353,19 +300,3 @@ class DAT(SampledAttention):
             routing=keys * self.dim * (self.kernel**2 + 2) if self.config.offsets else 0,
             position=position,
         )
-
-
-def _for_all_queries(dy: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
-    """Repeat what depends on the row or the column of a query alone: (..., H, Ns), (..., W, Ns) -> (..., H, W, Ns).
-
-    Rows and columns are worked on apart as long as possible, since there are H + W of them and N = H W queries.
-    """
-    size = *dy.shape[:-1], dx.shape[-2], dx.shape[-1]
-    return dy.unsqueeze(-2).expand(size), dx.unsqueeze(-3).expand(size)
-
-
-def stretch(table: Tensor, own: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Resize maps that lie flat in the last axis, bilinearly, corner to corner: (heads, M, h w) -> (heads, M, H W)."""
-    if own == size:
-        return table
-    return F.interpolate(table.unflatten(-1, own), size, mode="bilinear", align_corners=True).flatten(-2)

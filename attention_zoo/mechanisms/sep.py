@@ -19,7 +19,8 @@ from torch import Tensor
 from attention_zoo.base import Example, Macs, attend
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
-from attention_zoo.partitioned import PartitionAttention, WindowConfig, softmax_in_regions
+from attention_zoo.padding import WindowConfig
+from attention_zoo.partitioned import PartitionAttention, softmax_in_regions
 from attention_zoo.pooled import PooledAttention, SpatialReduction, stage_reduction
 from attention_zoo.regions import Partition, from_heads
 from attention_zoo.registry import register

@@ -16,7 +16,8 @@ from torch import Tensor
 from attention_zoo.base import Example
 from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import Layout
-from attention_zoo.partitioned import PartitionAttention, WindowConfig, bias_table, softmax_in_regions, table_bias
+from attention_zoo.padding import WindowConfig
+from attention_zoo.partitioned import PartitionAttention, bias_table, softmax_in_regions, table_bias
 from attention_zoo.regions import Partition
 from attention_zoo.registry import register
 
