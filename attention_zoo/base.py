@@ -274,11 +274,6 @@ def softmax_weights(q: Tensor, k: Tensor, scale: float, bias: Tensor | None, all
     return logits.masked_fill(~allowed, torch.finfo(logits.dtype).min).softmax(-1) * allowed
 
 
-def masked_softmax(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, allowed: Tensor) -> Tensor:
-    """Attend in the plainest way: (..., Nq, D), (..., Nk, D), (..., Nk, Dv) -> (..., Nq, Dv); an empty row gives 0."""
-    return softmax_weights(q, k, scale, bias, allowed) @ v
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
     """Softmax attention, (B, heads, Nq, D), (B, heads, Nk, D), (B, heads, Nk, Dv) -> (B, heads, Nq, Dv), fused."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)

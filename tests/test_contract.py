@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import Mechanism, subject_of
 
-from attention_zoo.base import attend, masked_softmax
+from attention_zoo.base import attend, softmax_weights
 from attention_zoo.check import oracle
 from attention_zoo.check.contract import CHECKS
 from attention_zoo.check.subject import NotApplicable
@@ -85,7 +85,7 @@ def test_a_query_that_may_read_nothing_gets_zero():
     allowed = torch.ones(4, 4, dtype=torch.bool)
     allowed[1] = False
     bias = torch.zeros(4, 4, dtype=torch.float64).masked_fill(~allowed, float("-inf"))
-    for y in (attend(q, k, v, 0.4, bias[None, None]), masked_softmax(q, k, v, 0.4, None, allowed)):
+    for y in (attend(q, k, v, 0.4, bias[None, None]), softmax_weights(q, k, 0.4, None, allowed) @ v):
         assert torch.equal(y[0, :, 1], torch.zeros(2, 6, dtype=torch.float64))
         gradients = torch.autograd.grad(y.square().sum(), (q, k, v))
         assert all(gradient.isfinite().all() for gradient in gradients)
