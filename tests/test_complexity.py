@@ -332,6 +332,16 @@ def test_three_roads_agree_on_every_mechanism(name, size_px):
     assert columns["gmacs"] == columns["executed_gmacs"] == model.macs(*size_px).total / 1e9
 
 
+@pytest.mark.parametrize("topk", [1, 4, 8, 16])
+def test_counters_agree_on_what_ran_of_every_topk(topk):
+    models = [
+        attention_zoo.create_model("small", attn="bra", topk=topk, clip_topk=True, num_classes=10, impl=impl)
+        for impl in ("plain", "auto")
+    ]
+    columns = count(models[0], 64, 64, executed=models[1])
+    assert columns["executed_gmacs"] > 0.9 * columns["gmacs"]
+
+
 def test_only_what_runs_otherwise_is_counted_apart():
     bra, swin = Cell(attn="bra"), Cell(attn="swin")
     assert dict(counted_cell(bra).settings) == {"impl": "plain"}

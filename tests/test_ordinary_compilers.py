@@ -55,7 +55,7 @@ def test_stem_and_position_take_one_size_after_the_other():
 
 
 @pytest.mark.slow
-@each_name
+@pytest.mark.parametrize("name", ["bra", "vanilla"])  # a minute each; every mechanism alone is compiled above
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 def test_a_compiled_model_takes_one_size_after_the_other(name, training):
     model = make_model(name)

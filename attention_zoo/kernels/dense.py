@@ -10,7 +10,14 @@ from attention_zoo.regions import Partition, coordinates, from_heads, to_heads
 
 
 def dense_attention(
-    q: Tensor, k: Tensor, v: Tensor, routes: Tensor, cut: Partition, num_heads: int, scale: float, reads_padding: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routes: Tensor | None,
+    cut: Partition,
+    num_heads: int,
+    scale: float,
+    reads_padding: bool,
 ) -> Tensor:
     """Attend along routes: (B, H, W, C), (B, H, W, C), (B, H, W, Cv) -> (B, H, W, Cv).
 
@@ -18,7 +25,7 @@ def dense_attention(
         q: queries.
         k: keys.
         v: values.
-        routes: regions that each region reads, (B, 1 or heads, R, K).
+        routes: regions that each region reads, (B, 1 or heads, R, K), or None for all.
         cut: the regions.
         num_heads: heads in C and Cv.
         scale: factor on the logits.
@@ -28,7 +35,7 @@ def dense_attention(
     if reads_padding:
         q, k, v = cut.pad(q), cut.pad(k), cut.pad(v)
     bias = None
-    if routes.shape[3] < cut.count:
+    if routes is not None and routes.shape[3] < cut.count:
         region = whole.locate(*coordinates(whole.height, whole.width, q.device))  # (N,)
         closed = q.new_full((*routes.shape[:3], cut.count), float("-inf")).scatter(3, routes, 0.0)
         bias = closed.index_select(3, region).index_select(2, region)  # (B, 1 or heads, N, N)

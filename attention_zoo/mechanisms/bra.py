@@ -100,7 +100,6 @@ class BRA(RoutedAttention):
     examples: ClassVar[tuple[Example, ...]] = (Example(reads="top 4 of 16 regions", config={"regions": 4, "topk": 4}),)
 
     def __init__(self, dim: int, num_heads: int, config: BRAConfig) -> None:
-        """Routing has no weights, unless it is told to embed."""
         super().__init__(dim, num_heads, config, qk_dim=config.qk_dim)
         self.config: BRAConfig = config
         # the whole width of q and k, not a head's: eq. 5 as the official code computes it
@@ -111,12 +110,15 @@ class BRA(RoutedAttention):
         _, height, width, _ = x.shape
         x, cut = self.enter(x)
         q, k, v = self.qkv(x).split((self.qk_dim, self.qk_dim, self.dim), dim=-1)  # eq. 1: (B, H, W, C) each
+        impl, reads_padding = self.impl_on(height, width), self.pad_rule == "projected"
+        if impl == "dense" and self.topk(cut) == cut.count:
+            y = kernel(impl)(q, k, v, None, cut, self.num_heads, self.scale, reads_padding)  # no region is left out
+            return self.leave(self.proj(self.add_lepe(y, v)), height, width)
         # region-to-region routing (eq. 2 and 3): by default chosen, not learned
         routing_q, routing_k = (q, k) if self.config.diff_routing else (q.detach(), k.detach())
         affinity = self.affinity(map_means(routing_q, cut), map_means(routing_k, cut), cut.valid(x.device))
         routes = affinity.topk(self.topk(cut))  # (B, 1 or heads, R, K)
         # token-to-token attention in the routed regions (eq. 4 and 5)
-        impl, reads_padding = self.impl_on(height, width), self.pad_rule == "projected"
         if impl == "plain":
             y = attend_to_routes(q, k, v, routes, cut, self.config, self.num_heads, self.scale, reads_padding)
         else:
