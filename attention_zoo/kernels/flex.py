@@ -2,7 +2,7 @@
 
 Dong et al., "Flex Attention: A Programming Model for Generating Optimized Attention Kernels", arXiv:2412.05496. The
 kernel is compiled for each shape (on a CPU by a C++ compiler, seconds each) and not anew when the routes change. On a
-CPU it has no backward pass.
+CPU it has no backward pass. It stays for CUDA, for which it is made; no gain on a CPU is claimed.
 """
 
 import functools

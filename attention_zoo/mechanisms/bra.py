@@ -126,7 +126,7 @@ class BRA(RoutedAttention):
         return self.leave(self.proj(self.add_lepe(y, v)), height, width)
 
     def usable_impls(self) -> tuple[str, ...]:
-        """Only the plain way has soft routes and pooled keys."""
+        """Soft routes and pooled keys have the plain way alone."""
         return self.impls if self.config.is_plain else ("plain",)
 
     def impl_on(self, height: int, width: int) -> str:
