@@ -39,7 +39,7 @@ from attention_zoo.mechanisms.dat_position import (
     span,
     stretched,
 )
-from attention_zoo.regions import from_heads, to_heads
+from attention_zoo.regions import to_heads
 from attention_zoo.registry import register
 
 STRIDES = {"2022": (8, 4, 1, 1), "2023": (8, 4, 2, 1)}
@@ -205,7 +205,8 @@ class DAT(SampledAttention):
         k, v = part_of(self.qkv, sampled, self.dim, 3 * self.dim).chunk(2, dim=-1)
         queries, k, v = (to_heads(part, self.num_heads) for part in (q.flatten(1, 2), k, v))
         y = attend(queries, k, v, self.scale, None if bias is None else bias.to(q.dtype))  # eq. 9
-        y = from_heads(y).unflatten(1, (height, width))
+        # heads side by side by a copy: ONNX has no view of what attention under a bias returns
+        y = torch.cat(y.unbind(1), -1).unflatten(1, (height, width))
         if self.config.position == "dwc":
             y = y + self.position(q.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.proj(y)

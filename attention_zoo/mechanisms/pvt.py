@@ -64,8 +64,10 @@ class PVT(PooledAttention):
 
     def __init__(self, dim: int, num_heads: int, config: PVTConfig) -> None:
         """Add the spatial reduction."""
+        # made first, so that a seed draws the weights that it always drew
+        pool = SpatialReduction(dim, 8 if config.reduction is None else config.reduction, config.padding)
         super().__init__(dim, num_heads, config)
-        self.pool = SpatialReduction(dim, 8 if config.reduction is None else config.reduction, config.padding)
+        self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
         """SRA (eq. 1 and 2), keys and values made of the reduced map (eq. 3): (B, H, W, C) -> same."""

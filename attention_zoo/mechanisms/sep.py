@@ -80,9 +80,11 @@ class Sep(PooledAttention, PartitionAttention):
 
     def __init__(self, dim: int, num_heads: int, config: SepConfig) -> None:
         """Add the spatial reduction to a global block."""
-        super().__init__(dim, num_heads, config)
+        # made first, so that a seed draws the weights that it always drew
         reduction = 8 if config.reduction is None else config.reduction
-        self.pool = SpatialReduction(dim, reduction, config.padding) if config.kind == "global" else None
+        pool = SpatialReduction(dim, reduction, config.padding) if config.kind == "global" else None
+        super().__init__(dim, num_heads, config)
+        self.pool = pool
         self.config = config
 
     def forward(self, x: Tensor) -> Tensor:
