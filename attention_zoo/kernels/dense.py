@@ -1,7 +1,8 @@
 """Routed attention without a gather: every token attends to every token, under the routes as a mask.
 
 It wastes products, but copies no key, and its large products suit a processor better than many small ones.
-Gain: `biformer_tiny` at 224 px, plain over this, 1.28 at batch 8 and 1.14 at batch 1 (two cores of an AMD EPYC).
+Gain: `biformer_tiny` at 224 px takes 0.66 (0.64 to 0.75) of the plain time at batch 8, and as long at batch 1 (1.01,
+0.94 to 1.04; two cores of an AMD EPYC, 8 rounds of `python -m benchmarks.versus`).
 """
 
 import torch.nn.functional as F
