@@ -20,7 +20,7 @@ from runners.pictures.photos import PHOTOGRAPHS, PROBES
 from runners.pictures.request import MOST_BLOCKS, MOST_HEADS, PictureRequest, prepare, select
 
 if TYPE_CHECKING:
-    from runners.pictures.draw import Scene
+    from runners.pictures.panels import Scene
     from runners.pictures.request import Selection
 
 EXAMPLES = """examples:
@@ -150,8 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import pandas as pd
 
     from attention_zoo.attention_maps import mixer_inputs
-    from runners.pictures.draw import Scene
     from runners.pictures.layers import layer_numbers, summary
+    from runners.pictures.panels import Scene
 
     scene = Scene(model, mixer_inputs(model, image.input), image, query, label, versions())
     try:

@@ -21,8 +21,9 @@ from attention_zoo.attention_maps import Reading, mixer_inputs, read, routes
 from attention_zoo.published.places import Official
 from attention_zoo.published.weights import to_official
 from runners.cells.weights import load_model, save_checkpoint
-from runners.pictures.draw import MEAN, OUTLINE, Scene, borders, make_panels, overlay, overview, stage_figure
+from runners.pictures.draw import OUTLINE, borders, overlay, overview, stage_figure
 from runners.pictures.layers import distances, entropies, kept_routes, layer_numbers, spread_queries, summary
+from runners.pictures.panels import MEAN, Scene, make_panels
 from runners.pictures.photos import open_image
 from runners.pictures.request import evenly
 from runners.visualize import main

@@ -111,7 +111,7 @@ def select(model: "Pyramid", request: PictureRequest) -> Selection:
     Raises:
         ValueError: a stage, block or head that is not there.
     """
-    from runners.pictures.draw import MEAN
+    from runners.pictures.panels import MEAN
 
     stages = dict(enumerate(model.mixers(), start=1))
     absent = [stage for stage in request.stage if stage not in stages]
