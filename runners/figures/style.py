@@ -1,5 +1,6 @@
 """How every figure looks: marks that colour-blind readers and grey prints tell apart, failures, caption."""
 
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
 
     mechanisms = {label: label.partition(" ")[0] for label in labels}
     places = {label: ORDER.index(name) if name in ORDER else len(ORDER) for label, name in mechanisms.items()}
-    ordered = sorted(mechanisms, key=lambda label: (places[label], label))
+    ordered = sorted(mechanisms, key=lambda label: (places[label], natural(label)))
     taken: dict[str, int] = {}
     for label in ordered:
         if places[label] < len(ORDER) and places[label] not in taken.values():
@@ -85,6 +86,11 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
         label: Look(colours[i % len(colours)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)])
         for label, i in ((label, taken[label]) for label in ordered)
     }
+
+
+def natural(label: str) -> list[tuple[int, str]]:
+    """Sort key under which numbers in a label go by their value: top-k 4 comes before 16."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", label)]
 
 
 def panels(figure: SubFigure, count: int, **options: Any) -> list[Axes]:
