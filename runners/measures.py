@@ -108,7 +108,7 @@ ACCURACY = Quantity("acc1", "accuracy", "acc1", "accuracy, acc1", "%", higher_is
 MACS = Quantity("gmacs", "flops", "MACs", "MACs of the network, one image", "GMAC", is_exact=True)
 FIRST_CORE_MACS = Quantity(
     *("first_core_gmacs", "flops", "MACs of the first cores"),
-    *("MACs of the first stage's attention cores, one image", "GMAC"),
+    *("MACs of first-stage attention cores, one image", "GMAC"),
     is_exact=True,
 )
 PARAMETERS = Quantity("params_m", "flops", "parameters", "parameters", "millions", is_exact=True)

@@ -63,15 +63,15 @@ def gallery():
     return drawn(connectivity_gallery())
 
 
-@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel.title)
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel.title(panel.name))
 def test_a_panel_shows_the_connectivity_of_its_query(gallery, panel):
     attention = pictures.untrained(panel)
     x = pictures.features(pictures.photograph())
     tokens = HEIGHT * WIDTH
     whole = attention.connectivity(x).broadcast_to(1, attention.num_heads, tokens, tokens)
     reads = whole[0, :, DOWN * WIDTH + ACROSS].double().mean(0).reshape(HEIGHT, WIDTH)
-    assert np.array_equal(cells(gallery[panel.title]), reads.numpy())
-    assert gallery[panel.title].get_title(loc="right") == f"{reads.mean().item():.0%}"
+    assert np.array_equal(cells(gallery[panel.title(panel.name)]), reads.numpy())
+    assert gallery[panel.title(panel.name)].get_title(loc="right") == f"{reads.mean().item():.0%}"
 
 
 @pytest.mark.parametrize("title", EXPECTED)

@@ -1,6 +1,5 @@
 """What a user meets who adds a mechanism: a class in a file of their own, that stands in no list of ours."""
 
-import dataclasses
 import importlib
 import itertools
 import os
@@ -19,7 +18,8 @@ from attention_zoo.check.subject import Subject
 from runners.cli.options import read_command
 from runners.figures import mechanisms
 from runners.figures.gallery import gallery_panels
-from runners.figures.style import looks, wrapped
+from runners.figures.looks import looks
+from runners.figures.sheet import shown_names
 from runners.sweep import make_sweep
 from runners.visualize import main as visualize
 
@@ -208,9 +208,9 @@ def test_figures_read_the_class_and_no_list(written):
     assert mechanisms.exponent("strided", {"every": "3-3-full-full"}) == 2
     assert [panel.example for panel in gallery_panels() if panel.name == "strided"] == list(cls.examples)
     cls.legend = "strided attention"
-    assert wrapped("strided every=3") == "strided attention every=3"
+    assert shown_names(["strided", "vanilla"], {}) == {"strided": "strided attention", "vanilla": "vanilla"}
     found = looks(["vanilla", "strided", "strided every=3"])
-    assert len({dataclasses.astuple(look)[1:] for look in found.values()}) == 3
+    assert len({(look.colour, look.marker) for look in found.values()}) == 3
 
 
 def test_the_table_of_mechanisms_has_its_row(written, capsys):

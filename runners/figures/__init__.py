@@ -1,22 +1,26 @@
 """Figures: `draw(kind, frame)` makes a matplotlib `Figure` of the rows of `runners.table.load`, and writes nothing.
 
-`python -m runners.figures KIND --results DIR --out FILE` draws one from the command line. Each kind is a pure
-function of its rows; the notebook and the report call these and compute nothing themselves.
+`save(figure, path)` writes one, and `python -m runners.figures KIND --results DIR --out FILE` does both from the
+command line. Each kind is a pure function of its rows; the notebook and the report call these and compute nothing
+themselves.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from runners.figures.choices import FORMATS, SIZES, Format, Refused, SizeName
+
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
-Drawing = Callable[["SubFigure", "DataFrame", Mapping[str, int]], None]
+DPI = 200
 
 
 class Kind(NamedTuple):
-    """A kind of figure: its module, the function in it, and a line of help. `COLUMNS` and `SIZE` are the module's."""
+    """A kind of figure: its module, the function in it, and a line of help. `COLUMNS` are the module's."""
 
     module: str
     function: str
@@ -38,52 +42,94 @@ FIGURES = {name: kind.help for name, kind in KINDS.items()} | {
 """Every kind with a line of help."""
 
 
-def show(kind: str, frame: "DataFrame | None" = None) -> "Figure | None":
-    """Draw a figure for a notebook, devices apart; what cannot be drawn of these rows is said in one line."""
+def show(kind: str, frame: "DataFrame | None" = None, **choices: Any) -> "Figure | None":
+    """Draw a figure for a notebook, devices apart; what cannot be drawn of these rows is said in one line.
+
+    `choices` are arguments of `draw`.
+    """
     try:
-        return draw(kind, frame, by_device=True)
+        return draw(kind, frame, by_device=True, **choices)
     except ValueError as error:
         print(f"{kind} is not drawn: {error}")
         return None
 
 
-def draw(kind: str, frame: "DataFrame | None" = None, *, by_device: bool = False) -> "Figure":
+def draw(
+    kind: str,
+    frame: "DataFrame | None" = None,
+    *,
+    by_device: bool = False,
+    attn: Sequence[str] | None = None,
+    names: Mapping[str, str] | None = None,
+    size: SizeName = "page",
+    caption: bool = True,
+) -> "Figure":
     """Draw a figure of the rows of a table, as `runners.table.load` returns them; `connectivity` needs none.
 
     Args:
         kind: one of `FIGURES`.
         frame: the table; select rows before, what is left out is not drawn.
         by_device: draw the rows of each device apart, below one another.
+        attn: draw these mechanisms alone.
+        names: what to call mechanisms, by their names in the rows.
+        size: `column` is 3.3 inches wide, as a column of a paper, and `page` 6.9.
+        caption: write below what is drawn, on which device and with which versions.
 
     Raises:
-        ValueError: an unknown kind; a column is missing; no row, or one alone; several devices without `by_device`;
-            nothing that this kind shows.
+        ValueError: an unknown kind or size; a mechanism that is not there, or one name for two; a column is missing;
+            no row, or one alone; several devices without `by_device`; nothing that this kind shows.
     """
-    if kind == "connectivity":
-        from runners.figures.gallery import connectivity_gallery
-
-        return connectivity_gallery()
-    if kind not in KINDS:
+    if kind not in FIGURES:
         raise ValueError(f"unknown figure {kind!r}; known: {', '.join(FIGURES)}")
-    if frame is None:
+    if kind in KINDS and frame is None:
         raise ValueError(f"the figure {kind} is drawn from a table: pass what runners.table.load returns")
 
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
 
-    from runners.figures.frames import check
-    from runners.figures.style import RC
+    from runners.figures.sheet import RC, Sheet, draw_sheets, shown_names
 
-    module: Any = import_module(f"runners.figures.{KINDS[kind].module}")
-    rows = check(frame, module.COLUMNS, by_device)
-    unmeasured = frame.loc[frame["device_id"].isna(), "status"].value_counts().to_dict()
-    devices = sorted(rows["device_id"].unique())
-    width, height = module.SIZE
+    if size not in SIZES:
+        raise Refused(f"size {size!r} is not one of {', '.join(SIZES)}")
     with rc_context(RC):
-        figure = Figure(figsize=(width, height * len(devices)), layout="constrained")
-        parts = figure.subfigures(len(devices), 1, squeeze=False)[:, 0]
-        for part, device in zip(parts, devices, strict=True):
-            getattr(module, KINDS[kind].function)(part, rows[rows["device_id"] == device], unmeasured)
-            if len(devices) > 1:
-                part.suptitle(device, x=0.01, ha="left", fontweight="bold")
-    return figure
+        if frame is None or kind not in KINDS:
+            from runners.figures.gallery import connectivity_gallery
+
+            return connectivity_gallery(attn=attn, names=names, width=SIZES[size].width, has_caption=caption)
+
+        from runners.figures.frames import check, of_mechanisms
+
+        module: Any = import_module(f"runners.figures.{KINDS[kind].module}")
+        chosen = frame if attn is None else of_mechanisms(frame, attn)
+        rows = check(chosen, module.COLUMNS, by_device)
+        shown = shown_names(rows["attention"].unique(), names or {})
+        pending = chosen.loc[chosen["device_id"].isna(), "status"].value_counts()
+        return draw_sheets(
+            getattr(module, KINDS[kind].function),
+            {str(device): part for device, part in rows.groupby("device_id")},
+            lambda part: Sheet(part, SIZES[size], shown, caption, {str(what): int(n) for what, n in pending.items()}),
+        )
+
+
+def save(figure: "Figure", path: Path, formats: Sequence[Format] = ()) -> list[Path]:
+    """Write a figure to `path`, and beside it, under the same name, in other formats; returns the files.
+
+    Text stays text: PDF embeds TrueType fonts, and SVG names them. The same figure gives the same bytes.
+
+    Raises:
+        ValueError: an ending or a format that is not one of `FORMATS`; neither is given.
+        OSError: a file cannot be written.
+    """
+    from matplotlib import rc_context
+
+    from runners.figures.sheet import SAVED
+
+    wanted = [*([path.suffix.removeprefix(".")] if path.suffix else []), *formats]
+    unknown = [name for name in wanted if name not in FORMATS]
+    if unknown or not wanted:
+        raise ValueError(f"cannot write {path} as {unknown[0] if unknown else 'nothing'}: one of {', '.join(FORMATS)}")
+    files = [path.with_suffix(f".{name}") for name in dict.fromkeys(wanted)]
+    dates: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+    with rc_context(SAVED):
+        for file in files:
+            figure.savefig(file, dpi=DPI, metadata=dates[file.suffix[1:]])
+    return files

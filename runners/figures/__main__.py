@@ -1,19 +1,17 @@
-"""Draw one figure into a file: `python -m runners.figures KIND [--results DIR] [--out FILE]`."""
+"""Draw one figure into files: `python -m runners.figures KIND [--results DIR] [--out FILE]`."""
 
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablations.values import Argument
+from ablations.values import Argument, choice
 from runners.cli.command import RESULTS, Parser, add_flag, command
-from runners.figures import FIGURES, KINDS, draw
+from runners.figures import FIGURES, KINDS, draw, save
+from runners.figures.choices import FORMATS, SIZES, Refused
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-FORMATS = (".png", ".svg", ".pdf")
-DPI = 160
 
 
 def read_command(argv: Sequence[str]) -> Namespace:
@@ -22,33 +20,56 @@ def read_command(argv: Sequence[str]) -> Namespace:
     parser = Parser("figures", "Draw one figure.", "\n".join(["figures:", *kinds]))
     parser.add_argument("figure", choices=FIGURES, metavar="KIND", help=f"one of {', '.join(FIGURES)}")
     add_flag(parser, Argument("out", Path, "FILE", "png, svg or pdf", default="results/<KIND>.png"))
+    formats = f"of {', '.join(FORMATS)}: write these, and what --out ends in"
+    add_flag(parser, Argument("format", choice(*FORMATS), "F", formats, several=True), ())
     results = "folder of a sweep, or a csv of its table"
     add_flag(parser, Argument("results", Path, "DIR", results, default=str(RESULTS)), RESULTS)
+    add_flag(parser, Argument("attn", str, "NAME", "draw these mechanisms alone", several=True))
+    names = "what to call mechanisms: bra=BiFormer"
+    add_flag(parser, Argument("names", _name, "OLD=NEW", names, several=True), ())
+    size = "; ".join(f"{name}: {size.width} inches wide" for name, size in SIZES.items())
+    add_flag(parser, Argument("size", choice(*SIZES), "NAME", size, default="page"), "page")
+    add_flag(parser, Argument("no_caption", help="leave out the lines below"))
     add_flag(parser, Argument("device_id", str, "ID", "draw the rows of this device alone (column device_id)"))
     add_flag(parser, Argument("by_device", help="draw the rows of each device apart"))
     options = parser.parse_args(argv)
-    options.out = options.out or Path("results") / f"{options.figure}.png"
-    if options.out.suffix not in FORMATS:
-        parser.error(f"cannot write --out {options.out}: its name must end in {', '.join(FORMATS)}")
+    options.out = options.out or Path("results") / (options.figure if options.format else f"{options.figure}.png")
+    endings = [f".{name}" for name in FORMATS]
+    if options.out.suffix not in endings and (options.out.suffix or not options.format or not options.out.name):
+        parser.error(f"cannot write --out {options.out}: its name must end in {', '.join(endings)}")
     return options
+
+
+def _name(text: str) -> tuple[str, str]:
+    old, _, new = (part.strip() for part in text.partition("="))
+    if not old or not new:
+        raise ValueError(f"{text!r} is not OLD=NEW, such as bra=BiFormer")
+    return old, new
 
 
 @command("figures")
 def main(argv: Sequence[str]) -> int:
     """Draw one figure and write it; 0, or 2 with one line if that cannot be done."""
     options = read_command(argv)
-    if options.figure not in KINDS:
-        figure = draw(options.figure)
-    else:
-        try:
-            figure = draw(options.figure, read_table(options), by_device=options.by_device)
-        except ValueError as error:
-            raise ValueError(f"{options.results}: {error}") from error
     try:
-        figure.savefig(options.out, dpi=DPI)
+        figure = draw(
+            options.figure,
+            read_table(options) if options.figure in KINDS else None,
+            by_device=options.by_device,
+            attn=options.attn,
+            names=dict(options.names),
+            size=options.size,
+            caption=not options.no_caption,
+        )
+    except Refused as error:
+        raise ValueError(f"--{error}") from error
+    except ValueError as error:
+        raise ValueError(f"{options.results}: {error}" if options.figure in KINDS else str(error)) from error
+    try:
+        files = save(figure, options.out, options.format)
     except OSError as error:
-        raise ValueError(f"cannot write {options.out}: {error.strerror}") from error
-    print(options.out)
+        raise ValueError(f"cannot write {error.filename or options.out}: {error.strerror}") from error
+    print(*files, sep="\n")
     return 0
 
 

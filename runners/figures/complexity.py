@@ -2,31 +2,47 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import SubFigure
 from pandas import DataFrame
 
 import attention_zoo
-from runners.figures import style
-from runners.figures.frames import failures, labels, shown
+from runners.figures.frames import conditions, disturbed, failures, labels, seeds_of, shown
+from runners.figures.lines import line_panels, name_lines, shade_notes
+from runners.figures.looks import Look, looks
+from runners.figures.marks import (
+    DISTURBED,
+    GUIDE,
+    Failed,
+    draw_disturbed,
+    draw_intervals,
+    draw_means,
+    draw_seeds,
+    failed_rows,
+    limit,
+    mark_failures,
+    plain_log,
+    plain_ticks,
+)
 from runners.figures.mechanisms import exponent
+from runners.figures.placing import Tag
+from runners.figures.sheet import Sheet, titled
 from runners.measures import FIRST_CORE_MACS, LATENCY, MACS, MEMORY, Quantity
 from runners.rows.stats import Fit, Interval, fit_exponent, mean_interval
 
 QUANTITIES = (FIRST_CORE_MACS, MACS, LATENCY, MEMORY)
 COLUMNS = ("height_px", "width_px", *(quantity.column for quantity in QUANTITIES))
-SIZE = (11.0, 7.6)
 
 STEM_PX = 4
 """Pixels along the side of a token of the first stage, in every layout."""
 
 
-def draw_complexity(figure: SubFigure, rows: DataFrame, unmeasured: Mapping[str, int]) -> None:
+def draw_complexity(sheet: Sheet, rows: DataFrame) -> None:
     """Draw MACs, latency and peak memory against tokens, a line for each mechanism and setting.
+
+    What was measured at one size is a point.
 
     Raises:
         ValueError: no line has two sizes, or nothing was measured.
@@ -34,65 +50,77 @@ def draw_complexity(figure: SubFigure, rows: DataFrame, unmeasured: Mapping[str,
     rows = rows.assign(tokens=(rows["height_px"] * rows["width_px"] / STEM_PX**2).astype(float))
     rows = rows.assign(line=labels(rows, apart=("resolution",)))
     sizes = rows.groupby("line")["tokens"].nunique()
-    rows = rows[rows["line"].isin(sizes[sizes > 1].index)]
-    if rows.empty:
+    if sizes.max() < 2:
         raise ValueError("no mechanism was measured at two resolutions: a curve needs --resolution with two values")
+    # one size under the conditions of a curve is a point; under conditions without a curve it is no part of the figure
+    under = conditions(rows, ("resolution",))
+    with_curve = under.isin(set(under[rows["line"].isin(sizes[sizes > 1].index)]))
+    left_out = sorted(set(under[~with_curve]))
+    rows = rows[with_curve]
     # named again, since what tells lines apart may have been left out with the others
     rows = rows.assign(line=labels(rows, apart=("resolution",)))
-    styles = style.looks(rows["line"])
+    styles = looks(rows["line"])
     quantities = shown(rows, QUANTITIES)
-    for ax, quantity in zip(style.panels(figure, len(quantities)), quantities, strict=True):
-        complexity_curve(ax, rows, quantity, styles)
-    seeds = rows.groupby(["line", "tokens"])["seed"].nunique()
-    n = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
-    note = (
-        f"Geometric mean and 95% interval (band) over {n} seeds; the exponents are fitted to the means (ordinary least "
-        "squares on logarithms), with their 95% interval. Dashed: slopes of the attention core's closed form; the "
-        "network around it is linear in tokens."
+    for ax, quantity in zip(line_panels(sheet, len(quantities), styles), quantities, strict=True):
+        complexity_curve(sheet, ax, rows, quantity, styles)
+    high, seeds = seeds_of(rows, ("line", "tokens"))
+    notes = [f"Geometric mean over {seeds}, with 95% intervals." if high > 1 else "One seed."]
+    notes.append(
+        "Beside a name: the exponent of its line (least squares on logarithms of the "
+        f"{'means' if high > 1 else 'values'}), ± half of its 95% interval. Dashed: slopes of the core's closed "
+        "form; the network around it is linear in tokens."
     )
-    style.caption(figure, rows, note, unmeasured)
+    if left_out:
+        notes.append(f"Left out, since measured at one size: {'; '.join(left_out)}.")
+    notes += shade_notes(sheet, styles)
+    if any(disturbed(rows, quantity).any() for quantity in quantities):
+        notes.append(DISTURBED)
+    sheet.caption(rows, notes)
 
 
-def complexity_curve(ax: Axes, rows: DataFrame, quantity: Quantity, styles: Mapping[str, style.Look]) -> None:
+def complexity_curve(sheet: Sheet, ax: Axes, rows: DataFrame, quantity: Quantity, styles: Mapping[str, Look]) -> None:
     """Draw one quantity against tokens, both logarithmic; `rows` has the columns `tokens` and `line` too."""
-    failed = failures(rows, quantity)
-    marks, slopes, means = [], set[Fraction](), list[float]()
-    for line, look in styles.items():
-        own = rows[rows["line"] == line]
-        points = geometric_intervals(own, quantity.column)
-        means += [point.mean for point in points.values()]
-        if points:
-            style.plot_repeats(ax, points, look, legend_entry(line, fit_points(points)))
-        slopes |= {slope for name, settings in zip(own["attention"], own["settings"], strict=True)
-                   if (slope := exponent(name, settings))}  # fmt: skip
-        own_failed = own[own.index.isin(list(failed))].drop_duplicates("tokens")
-        marks += [(float(t), line, failed[i], look) for i, t in own_failed["tokens"].items()]
+    points = {line: geometric_intervals(rows[rows["line"] == line], quantity.column) for line in styles}
+    points = {line: found for line, found in points.items() if found}
+    failed = _failed(rows, quantity)
     ax.set(xscale="log", yscale="log", xlabel="tokens of the first stage", ylabel=quantity.unit)
-    ax.set_title(quantity.title, loc="left", pad=24)
-    style.limit(ax, means, log=True, room=0.15 * bool(marks))
-    style.limit(ax, rows["tokens"], log=True, axis="x")
-    style.plain_ticks(ax, rows["tokens"])
-    style.plain_log(ax.yaxis)
-    draw_guides(ax, float(rows["tokens"].min()), min(means), sorted(slopes))
-    style.mark_failures(ax, marks)
-    ax.legend(
-        title="exponent (95% interval)",
-        loc="upper left",
-        bbox_to_anchor=(1.07, 1.05),
-        frameon=False,
-        handlelength=3.2,
-        labelspacing=0.7,
-    )
+    ax.set_title(titled(quantity.title), loc="left")
+    means = [point for found in points.values() for point in found.values()]
+    ends = [end for point in means for end in (point.low, point.high)]
+    limit(ax, [point.mean for point in means], ends, log=True, room=0.07 * failed_rows(failed))
+    limit(ax, rows["tokens"], log=True, axis="x")
+    plain_ticks(ax, rows["tokens"])
+    plain_log(ax.yaxis)
+    unsteady = rows[disturbed(rows, quantity)]
+    for line, found in points.items():
+        look = styles[line]
+        draw_means(ax, found, look, line)
+        draw_seeds(ax, rows[(rows["line"] == line) & (rows[quantity.column] > 0)], "tokens", quantity.column, look)
+        draw_intervals(ax, [(x, point.mean, point) for x, point in found.items()], look)
+        hollow = set(unsteady.loc[unsteady["line"] == line, "tokens"])
+        draw_disturbed(ax, [(x, point.mean) for x, point in found.items() if x in hollow], look)
+    if quantity is FIRST_CORE_MACS:
+        _draw_guides(sheet, ax, rows, min(point.mean for point in means))
+    lasts = {line: (max(found), found[max(found)].mean) for line, found in points.items()}
+    name_lines(sheet, ax, lasts, styles, lambda own: spell_fits([fit_points(points[line]) for line in own]))
+    mark_failures(sheet, ax, failed, styles)
+
+
+def _failed(rows: DataFrame, quantity: Quantity) -> list[Failed]:
+    """A failure for each line and size that lost a row."""
+    why = failures(rows, quantity)
+    lost = rows[rows.index.isin(list(why))].drop_duplicates(["line", "tokens"])
+    return [Failed(float(t), line, why[i]) for i, t, line in zip(lost.index, lost["tokens"], lost["line"], strict=True)]
 
 
 def geometric_intervals(rows: DataFrame, column: str) -> dict[float, Interval]:
     """Geometric mean of the repeats at each number of tokens, and its t-interval on the logarithms."""
-    intervals = {}
+    found = {}
     for tokens, values in rows.loc[rows[column] > 0, ["tokens", column]].groupby("tokens")[column]:
         logs = mean_interval(np.log(values.astype(float)))
         low, high = (None if end is None else float(np.exp(end)) for end in (logs.low, logs.high))
-        intervals[float(tokens)] = Interval(float(np.exp(logs.mean)), low, high, logs.n)  # type: ignore[arg-type]
-    return intervals
+        found[float(tokens)] = Interval(float(np.exp(logs.mean)), low, high, logs.n)  # type: ignore[arg-type]
+    return found
 
 
 def fit_points(points: Mapping[float, Interval]) -> Fit | None:
@@ -100,28 +128,28 @@ def fit_points(points: Mapping[float, Interval]) -> Fit | None:
     return fit_exponent(points, [point.mean for point in points.values()]) if len(points) > 1 else None
 
 
-def legend_entry(line: str, fit: Fit | None) -> str:
-    """Name of a line with its exponent, and the interval where more than two sizes give one."""
-    if fit is None:
-        return style.wrapped(line)
-    interval = "" if fit.low is None else f" ({fit.low:.2f} to {fit.high:.2f})"
-    return f"{style.wrapped(line)}\n{fit.exponent:.2f}{interval}"
+def spell_fits(fits: Sequence[Fit | None]) -> str:
+    """The exponent of a line, with half of its interval where more than two sizes give one; of several, their range."""
+    known = [fit for fit in fits if fit is not None]
+    if len(known) > 1:
+        exponents = sorted(fit.exponent for fit in known)
+        return f"{exponents[0]:.2f} to {exponents[-1]:.2f}"
+    return "".join(f"{fit.exponent:.2f}" + (f" ± {fit.high - fit.exponent:.2f}" if fit.high else "") for fit in known)
 
 
-def draw_guides(ax: Axes, x: float, y: float, slopes: Sequence[Fraction]) -> None:
-    """Draw dashed lines of these slopes on logarithmic axes from (x, y), each with its power at the end."""
-    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
-    for i, slope in enumerate(slopes):
+def _draw_guides(sheet: Sheet, ax: Axes, rows: DataFrame, y: float) -> None:
+    """Draw the slopes of the rows' closed forms from the lowest point on, dashed, with their powers beside them."""
+    kinds = rows.drop_duplicates(["attention", "configuration"])
+    found = {exponent(name, own) for name, own in zip(kinds["attention"], kinds["settings"], strict=True)}
+    x, right, top = float(rows["tokens"].min()), ax.get_xlim()[1], ax.get_ylim()[1]
+    for slope in sorted(slope for slope in found if slope):
         # where the line leaves the axes, on the right or on top
         end = min(right, x * (top / y) ** (1 / float(slope)))
-        xs = np.array([x, end])
+        xs = np.geomspace(x, end, 21)
         ys = y * (xs / x) ** float(slope)
-        ax.plot(xs, ys, color=style.GUIDE, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1.5, scalex=False, scaley=False)
-        # outside of the axes, where nothing else is drawn; those on top stand close, so on two heights
-        above = {"xytext": (0, 3 + 8 * (i % 2)), "ha": "center"}
-        place: dict[str, Any] = above if end < right else {"xytext": (3, 0), "va": "center"}
-        ax.annotate(power(slope), (xs[1], ys[1]), textcoords="offset points", color=style.GUIDE, fontsize=8, **place)
-    ax.set(xlim=(left, right), ylim=(bottom, top))
+        ax.plot(xs[[0, -1]], ys[[0, -1]], color=GUIDE, ls=(0, (4, 3)), lw=0.7, zorder=1.5, label="_guide")
+        along = [(float(xs[i]), float(ys[i])) for i in (18, 16, 14, 12, 10, 8)]
+        sheet.tag(Tag(ax, (power(slope),), along, GUIDE, rank=5, is_on_line=True))
 
 
 def power(slope: Fraction) -> str:

@@ -1,11 +1,13 @@
 """Rows for a figure: what is refused, what makes a line of its own, and which cells failed."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pandas import DataFrame, Series
 
-from runners.measures import NOT_FAILED, Quantity
+from runners.figures.choices import Refused
+from runners.measures import MEASURES, NOT_FAILED, Quantity
 from runners.rows import selection
 from runners.rows.stats import Interval, mean_intervals
 from runners.store.names import configuration_name
@@ -55,22 +57,54 @@ def check(frame: DataFrame, columns: Sequence[str], by_device: bool) -> DataFram
     return selection.described(rows)
 
 
-def labels(rows: DataFrame, apart: Sequence[str] = ()) -> "Series[str]":
+def of_mechanisms(frame: DataFrame, attn: Sequence[str]) -> DataFrame:
+    """Return the rows of these mechanisms.
+
+    Raises:
+        Refused: one of them has no row.
+    """
+    known = sorted(frame["attention"].dropna().unique())
+    missing = [name for name in attn if name not in known]
+    if missing:
+        raise Refused(f"attn {', '.join(missing)}: no such mechanism in the rows; they have {', '.join(known)}")
+    return frame[frame["attention"].isin([*attn])]
+
+
+def labels(rows: DataFrame, apart: Sequence[str] = (), *, has_conditions: bool = True) -> "Series[str]":
     """Name of the line that each row belongs to: its mechanism, and what tells its lines apart.
 
-    That is each setting that differs between rows of the mechanism, and each condition that differs in the table.
-    `apart` holds settings and conditions that lie along the line.
+    That is each setting that differs between rows of the mechanism, and, with `has_conditions`, each condition that
+    differs in the table. `apart` holds settings and conditions that lie along the line.
     """
     differing: dict[str, set[str]] = {}
     for name, settings in rows.groupby("attention")["settings"]:
         values = {key: {row.get(key) for row in settings} for row in settings for key in row if key not in apart}
         differing[str(name)] = {key for key, several in values.items() if len(several) > 1}
-    under = selection.conditions(rows, leave_out=(*apart, "device_id"))
+    under = conditions(rows, apart) if has_conditions else Series("", rows.index, dtype="str")
     lines = []
-    for name, settings, conditions in zip(rows["attention"], rows["settings"], under, strict=True):
+    for name, settings, condition in zip(rows["attention"], rows["settings"], under, strict=True):
         chosen = {key: value for key, value in settings.items() if key in differing[name]}
-        lines.append(f"{configuration_name(name, chosen)} {conditions.replace(selection.ALL, '')}".rstrip())
+        lines.append(f"{configuration_name(name, chosen)} {condition}".rstrip())
     return Series(lines, index=rows.index, dtype="str")
+
+
+def conditions(rows: DataFrame, apart: Sequence[str] = ()) -> "Series[str]":
+    """Conditions of each row that differ in the table, without its device and those in `apart`; empty if none does."""
+    return selection.conditions(rows, leave_out=(*apart, "device_id")).replace(selection.ALL, "").astype("str")
+
+
+def disturbed(rows: DataFrame, quantity: Quantity) -> "Series[bool]":
+    """Whether other work on the machine disturbed the timing behind a quantity; a table that does not say was not."""
+    if "disturbed" not in rows.columns or not MEASURES[quantity.measure].is_timing:
+        return Series(False, rows.index)
+    return rows["disturbed"].astype("boolean").fillna(False).astype(bool)
+
+
+def seeds_of(rows: DataFrame, by: Sequence[str]) -> tuple[int, str]:
+    """The most seeds of a point, and how many they have in words."""
+    counts = rows.groupby([*by])["seed"].nunique()
+    low, high = int(counts.min()), int(counts.max())
+    return high, "one seed" if high == 1 else f"{high} seeds" if low == high else f"{low} to {high} seeds"
 
 
 def failures(rows: DataFrame, quantity: Quantity) -> dict[Hashable, str]:
@@ -91,6 +125,13 @@ def shown(rows: DataFrame, quantities: Sequence[Quantity]) -> list[Quantity]:
     if not measured:
         raise ValueError(f"no row has a value of {', '.join(q.column for q in quantities)}")
     return [q for q in quantities if q in measured or len(failures(rows, q))]
+
+
+def within(interval: Interval, quantity: Quantity) -> Interval:
+    """The interval, that of a share cut at 0 and 100 %, beyond which it cannot be."""
+    if quantity.unit != "%" or interval.low is None or interval.high is None:
+        return interval
+    return replace(interval, low=max(interval.low, 0.0), high=min(interval.high, 100.0))
 
 
 def intervals(rows: DataFrame, column: str, x: str) -> Mapping[float, Interval]:

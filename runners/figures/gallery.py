@@ -1,5 +1,7 @@
 """Connectivity gallery: which keys one query sees, for each mechanism."""
 
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +22,9 @@ from attention_zoo.mechanisms.dat import DAT
 from attention_zoo.partitioned import PartitionAttention
 from attention_zoo.pooled import PooledAttention
 from attention_zoo.regions import coordinates
-from runners.figures.mechanisms import examples, legend
+from runners.figures.choices import SIZES, Refused
+from runners.figures.mechanisms import examples
+from runners.figures.sheet import CAPTION_PT, LETTERS_PER_INCH, shown_names
 
 HEIGHT, WIDTH = 12, 16
 """Map of the gallery, tokens."""
@@ -30,11 +34,12 @@ QUERY = (4, 5)
 
 DIM, HEADS, SEED = 96, 2, 0
 
-COLUMNS = 6
+PANEL, GAP = 1.12, 0.1
+"""Width of a panel, about, and what lies between two; inches."""
 
 CAPTION = (
     f"Keys that one query of a {HEIGHT}x{WIDTH} map reads; %: their share of the map, mean over the heads. "
-    "(1) and (2): alternating blocks. First row: the patterns of figure 1 of arXiv:2303.08810.\n"
+    "(1) and (2): alternating blocks. First row: the patterns of figure 1 of arXiv:2303.08810. "
     "dat and bra have random weights, alike for q and k, and see colours alone. "
     "Photograph: danielbuechele, CC BY 2.0, from scikit-learn, cropped."
 )
@@ -46,7 +51,7 @@ QUERY_MARK: Any = {
     "label": "query",
     "marker": "s",
     "color": QUERY_COLOUR,
-    "markersize": 6,
+    "markersize": 4.5,
     "mec": "black",
     "ls": "none",
 }
@@ -60,11 +65,8 @@ class Panel:
     name: str
     example: Example
 
-    @property
-    def title(self) -> str:
-        """Name, and which of the blocks that alternate."""
-        # of package.module:Class there is room for the class alone
-        name = legend(self.name).rpartition(":")[2]
+    def title(self, name: str) -> str:
+        """What the mechanism is called, and which of the blocks that alternate."""
         return f"{name} ({self.example.turn})" if self.example.turn else name
 
 
@@ -78,9 +80,19 @@ ORDER = (
 """Mechanisms and blocks as the gallery shows them; others come after, by name."""
 
 
-def gallery_panels() -> list[Panel]:
-    """Panels of the gallery: the examples of every registered mechanism."""
+def gallery_panels(attn: Sequence[str] | None = None) -> list[Panel]:
+    """Panels of the gallery: the examples of every registered mechanism, or of some.
+
+    Raises:
+        Refused: one of them has no panel.
+    """
     panels = [Panel(name, example) for name in attention_zoo.names() for example in examples(name)]
+    if attn is not None:
+        drawable = dict.fromkeys(panel.name for panel in panels)
+        unknown = [name for name in attn if name not in drawable]
+        if unknown:
+            raise Refused(f"attn {', '.join(unknown)}: no such mechanism is drawn; known: {', '.join(drawable)}")
+        panels = [panel for panel in panels if panel.name in attn]
     order = {block: place for place, block in enumerate(ORDER)}
     return sorted(panels, key=lambda panel: order.get((panel.name, panel.example.turn), len(order)))
 
@@ -161,29 +173,45 @@ def sampled_points(attention: Attention, x: Tensor) -> Tensor | None:
     return (points + 1) / 2 * (torch.tensor(x.shape[1:3]) - 1)
 
 
-def connectivity_gallery(query: tuple[int, int] = QUERY) -> Figure:
+def connectivity_gallery(
+    query: tuple[int, int] = QUERY,
+    *,
+    attn: Sequence[str] | None = None,
+    names: Mapping[str, str] | None = None,
+    width: float = SIZES["page"].width,
+    has_caption: bool = True,
+) -> Figure:
     """Draw which keys one query reads, a panel for each mechanism and block, and the photograph they are shown.
 
-    Each panel is an image of `keys_read`, labelled with the panel's title; the query is the line "query".
+    Each panel is an image of `keys_read`, labelled with the panel's title; the query is the line "query". `width` is in
+    inches, the others are those of `draw`.
 
     Raises:
-        ValueError: a registered mechanism does not fit the map.
+        ValueError: a registered mechanism does not fit the map; a choice does not go with the mechanisms.
     """
-    panels = gallery_panels()
-    rows = -(-(len(panels) + 2) // COLUMNS)
-    # inches: a README is about 900 pixels wide, which makes 100 of each
-    head, row, foot = 0.38, 1.5, 0.06
-    height = head + row * rows + foot
-    figure = Figure(figsize=(9, height))
-    axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
-    # the last row has room for the caption where the others have that for titles
-    bottom, top = (foot + head) / height, 1 - head / height
-    figure.subplots_adjust(left=0.008, right=0.992, bottom=bottom, top=top, wspace=0.08, hspace=0.42)
-    figure.text(0.008, foot / height, CAPTION, fontsize=6.5, va="bottom", linespacing=1.4)
+    panels = gallery_panels(attn)
+    shown = shown_names(dict.fromkeys(panel.name for panel in panels), names or {})
+    columns = round(width / PANEL)
+    rows = -(-(len(panels) + 2) // columns)
+    caption = textwrap.wrap(CAPTION, int(width * LETTERS_PER_INCH)) if has_caption else []
+    inside = width / columns - GAP
+    head, foot = 0.3, 0.06 + len(caption) * CAPTION_PT * 1.45 / 72
+    height = rows * (head + inside * HEIGHT / WIDTH) + (rows - 1) * GAP + foot + 0.06
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    figure.subplots_adjust(
+        left=GAP / 2 / width,
+        right=1 - GAP / 2 / width,
+        bottom=(foot + 0.06) / height,
+        top=1 - head / height,
+        wspace=GAP / inside,
+        hspace=(head + GAP) / (inside * HEIGHT / WIDTH),
+    )
+    figure.text(GAP / 2 / width, 0.05 / height, "\n".join(caption), fontsize=CAPTION_PT, va="bottom", linespacing=1.3)
     image = photograph()
     x = features(image)
     for ax, panel in zip(axes, panels, strict=False):
-        draw_panel(ax, panel, x, query)
+        draw_panel(ax, panel, panel.title(shown[panel.name]), x, query)
     photo, legend, *empty = axes[len(panels) :]
     photo.imshow(image.numpy(), extent=(-0.5, WIDTH - 0.5, HEIGHT - 0.5, -0.5))
     _describe(photo, "photograph", "", "what dat and bra see")
@@ -194,7 +222,7 @@ def connectivity_gallery(query: tuple[int, int] = QUERY) -> Figure:
     return figure
 
 
-def draw_panel(ax: Axes, panel: Panel, x: Tensor, query: tuple[int, int]) -> None:
+def draw_panel(ax: Axes, panel: Panel, title: str, x: Tensor, query: tuple[int, int]) -> None:
     """Draw one panel for the map x, (1, H, W, C)."""
     attention = untrained(panel)
     reads = keys_read(attention, x, query)
@@ -210,9 +238,9 @@ def draw_panel(ax: Axes, panel: Panel, x: Tensor, query: tuple[int, int]) -> Non
         _draw_borders(ax, labels)
     points = sampled_points(attention, x)
     if points is not None:
-        ax.plot(points[:, 1], points[:, 0], markersize=2.6, mew=0.5, label="points", zorder=2.3, **POINT_MARK)
+        ax.plot(points[:, 1], points[:, 0], markersize=2.2, mew=0.4, label="points", zorder=2.3, **POINT_MARK)
     _mark(ax, query)
-    _describe(ax, panel.title, f"{reads.mean():.0%}", panel.example.reads)
+    _describe(ax, title, f"{reads.mean():.0%}", panel.example.reads)
 
 
 def _draw_borders(ax: Axes, labels: Tensor) -> None:
@@ -232,10 +260,10 @@ def _mark(ax: Axes, query: tuple[int, int]) -> None:
 
 def _describe(ax: Axes, title: str, share: str, line: str) -> None:
     ax.set(xticks=[], yticks=[])
-    ax.spines[:].set(color=BORDER, linewidth=0.7)
-    ax.set_title(title, loc="left", fontsize=8, fontweight="bold", pad=12)
-    ax.set_title(share, loc="right", fontsize=8, pad=12)
-    ax.text(0, 1.03, line, transform=ax.transAxes, fontsize=7, va="bottom")
+    ax.spines[:].set(color=BORDER, linewidth=0.7, visible=True)
+    ax.set_title(title, loc="left", fontsize=6.5, fontweight="bold", pad=9.5)
+    ax.set_title(share, loc="right", fontsize=6.5, pad=9.5)
+    ax.text(0, 1.03, line, transform=ax.transAxes, fontsize=5.8, va="bottom")
 
 
 def draw_legend(ax: Axes) -> None:
@@ -246,15 +274,16 @@ def draw_legend(ax: Axes) -> None:
         handles=[
             Line2D([], [], **QUERY_MARK),
             Patch(facecolor=READ, label="key it reads", **edge),
-            Patch(facecolor=SHADES(0.5), label="with half of the heads", **edge),
+            Patch(facecolor=SHADES(0.5), label="by half of the heads", **edge),
             Patch(facecolor=UNREAD, label="not read", **edge),
             Line2D([], [], color=BORDER, linewidth=0.8, label="region or patch"),
             Line2D([], [], markersize=3, label="sampled point", **POINT_MARK),
         ],
         loc="center left",
         bbox_to_anchor=(-0.05, 0.5),
-        fontsize=7,
+        fontsize=6,
         frameon=False,
         handlelength=1.2,
+        handletextpad=0.5,
         borderpad=0,
     )

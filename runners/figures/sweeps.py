@@ -3,22 +3,41 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import SubFigure
 from pandas import DataFrame, Series
 
-from runners.figures import style
-from runners.figures.frames import failures, intervals, labels, shown
+from runners.figures.frames import disturbed, failures, intervals, labels, seeds_of, shown, within
+from runners.figures.lines import line_panels, name_lines, shade_notes
+from runners.figures.looks import Look, looks
+from runners.figures.marks import (
+    DISTURBED,
+    GUIDE,
+    Failed,
+    draw_disturbed,
+    draw_intervals,
+    draw_means,
+    draw_seeds,
+    failed_rows,
+    limit,
+    mark_failures,
+    plain_ticks,
+)
+from runners.figures.placing import Tag
+from runners.figures.sheet import Sheet, titled
 from runners.measures import ACCURACY, LATENCY, MACS, MEMORY, Quantity
-from runners.rows.stats import mean_interval
+from runners.rows.stats import Interval, mean_interval
 
 QUANTITIES = (ACCURACY, MACS, LATENCY, MEMORY)
 COLUMNS = ("topk", "region_size", "chance_percent", "ceiling_percent", *(q.column for q in QUANTITIES))
-SIZE = (9.5, 7.0)
 
 AUTO = " auto"
 """End of the name of a line whose regions the closed form has chosen."""
+
+LEVEL_NAMES = (0.7, 0.6, 0.5, 0.4, 0.3)
+"""Where the name of a level may stand, as a share of the axis."""
+
+LEVEL_AT = 0.96
+"""Where the seeds of a level stand, as a share of the axis."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +53,16 @@ TOPK = Swept("top-k (regions)", "top-k", ("topk", "clip_topk"))
 REGION_SIZE = Swept("side of a region, first stage (tokens)", "region size", ("regions", "region_size", "clip_topk"))
 
 
-def draw_topk(figure: SubFigure, rows: DataFrame, unmeasured: Mapping[str, int]) -> None:
+def draw_topk(sheet: Sheet, rows: DataFrame) -> None:
     """Draw accuracy and costs against top-k; vanilla under the same conditions is a level.
 
     Raises:
         ValueError: no mechanism has two values of top-k, or nothing was measured.
     """
-    _draw(figure, rows.assign(x=rows["topk"].astype("Float64")), TOPK, unmeasured)
+    _draw(sheet, rows.assign(x=rows["topk"].astype("Float64")), TOPK)
 
 
-def draw_region_size(figure: SubFigure, rows: DataFrame, unmeasured: Mapping[str, int]) -> None:
+def draw_region_size(sheet: Sheet, rows: DataFrame) -> None:
     """Draw accuracy and costs against the side of a region in the first stage; as `draw_topk`.
 
     What `region_size=auto` chose is a line of its own, or a point.
@@ -51,7 +70,7 @@ def draw_region_size(figure: SubFigure, rows: DataFrame, unmeasured: Mapping[str
     Raises:
         ValueError: no mechanism has two sizes of regions, or nothing was measured.
     """
-    _draw(figure, rows.assign(x=rows["region_size"].map(region_side).astype("Float64")), REGION_SIZE, unmeasured)
+    _draw(sheet, rows.assign(x=rows["region_size"].map(region_side).astype("Float64")), REGION_SIZE)
 
 
 def region_side(text: object) -> float | None:
@@ -60,21 +79,27 @@ def region_side(text: object) -> float | None:
     return float((int(sides[0]) * int(sides[-1])) ** 0.5) if all(side.isdigit() for side in sides) else None
 
 
-def _draw(figure: SubFigure, rows: DataFrame, over: Swept, unmeasured: Mapping[str, int]) -> None:
+def _draw(sheet: Sheet, rows: DataFrame, over: Swept) -> None:
     kept, levels = select(rows, over)
-    styles = style.looks([*kept["line"], *levels["line"]])
+    styles = looks([*kept["line"], *levels["line"]])
     quantities = shown(kept, QUANTITIES)
-    entries: dict[str, Artist] = {}
-    for ax, quantity in zip(style.panels(figure, len(quantities)), quantities, strict=True):
-        sweep_curve(ax, kept, levels, quantity, styles)
+    axes = line_panels(sheet, len(quantities), styles)
+    for ax, quantity in zip(axes, quantities, strict=True):
+        sweep_curve(sheet, ax, kept, levels, quantity, styles)
         ax.set_xlabel(over.axis)
-        for handle, line in zip(*ax.get_legend_handles_labels(), strict=True):
-            own = kept[kept["line"] == line] if line in set(kept["line"]) else levels[levels["line"] == line]
-            entries.setdefault(style.wrapped(f"{line} ({_repeats(own)})", 40), handle)
-    figure.legend([*entries.values()], [*entries], loc="outside upper left", ncols=4, frameon=False, handlelength=3.2)
-    note = "Mean and 95% t-interval (band) over seeds, n of them; dots: each seed."
+    high, seeds = seeds_of(kept.assign(x=kept["x"].fillna(0)), ("line", "x"))
+    notes = ["One seed."]
+    if high > 1:
+        notes = [
+            f"Mean over {seeds}; dots: each seed; thin lines: 95% t-intervals (an arrow where one leaves the axes)."
+        ]
     beside = len(rows) - len(kept) - len(levels)
-    style.caption(figure, kept, note + f" {beside} rows that no sweep joins are left out." * bool(beside), unmeasured)
+    if beside:
+        notes.append(f"{beside} rows that no sweep joins are left out.")
+    notes += shade_notes(sheet, styles)
+    if any(disturbed(kept, quantity).any() for quantity in quantities):
+        notes.append(DISTURBED)
+    sheet.caption(kept, notes)
 
 
 def select(rows: DataFrame, over: Swept) -> tuple[DataFrame, DataFrame]:
@@ -94,9 +119,9 @@ def select(rows: DataFrame, over: Swept) -> tuple[DataFrame, DataFrame]:
     level = comparable & (rows["attention"] == "vanilla")
     chosen = comparable & line.str.endswith(AUTO)
     # named again, since what tells lines apart may have been left out with the others
-    drawn = rows[in_sweep | level | chosen]
-    drawn = drawn.assign(line=_lines(drawn, over))
-    return drawn[~level[drawn.index]], drawn[level[drawn.index]]
+    found = rows[in_sweep | level | chosen]
+    found = found.assign(line=_lines(found, over))
+    return found[~level[found.index]], found[level[found.index]]
 
 
 def _lines(rows: DataFrame, over: Swept) -> "Series[str]":
@@ -107,55 +132,72 @@ def _lines(rows: DataFrame, over: Swept) -> "Series[str]":
     return line.where(~auto, line + AUTO)
 
 
-def _repeats(rows: DataFrame) -> str:
-    counts = rows.assign(x=rows["x"].fillna(0)).groupby("x")["seed"].nunique()
-    low, high = counts.min(), counts.max()
-    return f"n = {low}" if low == high else f"n = {low} to {high}"
-
-
 def sweep_curve(
-    ax: Axes, rows: DataFrame, levels: DataFrame, quantity: Quantity, styles: Mapping[str, style.Look]
+    sheet: Sheet, ax: Axes, rows: DataFrame, levels: DataFrame, quantity: Quantity, styles: Mapping[str, Look]
 ) -> None:
     """Draw one quantity against the column `x`, a line for each `line`; `levels` are rows that have no x."""
-    failed = failures(rows, quantity)
-    marks = []
-    for line in dict.fromkeys(label for label in styles if label in set(rows["line"])):
-        own, look = rows[rows["line"] == line], styles[line]
-        points = intervals(own, quantity.column, "x")
-        if points:
-            style.plot_repeats(ax, points, look, line)
-            repeats = own[["x", quantity.column]].dropna().astype(float)
-            ax.plot(repeats["x"], repeats[quantity.column], ".", color=look.colour, ms=3)
-        own_failed = own[own.index.isin(list(failed))].drop_duplicates("x")
-        marks += [(float(x), line, failed[i], look) for i, x in own_failed["x"].dropna().items()]
-    for line in dict.fromkeys(levels["line"]):
-        _draw_level(ax, levels.loc[levels["line"] == line, quantity.column].dropna(), line, styles[line])
-    every = [*rows[quantity.column].dropna(), *levels[quantity.column].dropna()]
+    column = quantity.column
+    points = {str(line): _points(own, quantity) for line, own in rows.groupby("line")}
+    flat = {
+        str(line): within(mean_interval(own[column]), quantity)
+        for line, own in levels.dropna(subset=[column]).groupby("line")
+    }
+    failed = _failed(rows, quantity)
     ax.set(xscale="log", ylabel=quantity.unit)
-    ax.set_title(quantity.title, loc="left")
-    style.limit(ax, every, log=False, room=0.15 * bool(marks))
-    style.limit(ax, rows["x"].dropna(), log=True, axis="x")
-    style.plain_ticks(ax, rows["x"].dropna())
+    ax.set_title(titled(quantity.title), loc="left")
+    means = [*flat.values(), *(point for own in points.values() for point in own.values())]
+    values = [*rows[column].dropna(), *levels[column].dropna()]
+    limit(ax, values, [end for p in means for end in (p.low, p.high)], log=False, room=0.07 * failed_rows(failed))
+    limit(ax, rows["x"].dropna(), log=True, axis="x")
+    plain_ticks(ax, rows["x"].dropna())
+    for line, found in points.items():
+        if found:
+            _draw_line(ax, rows[rows["line"] == line], quantity, line, styles[line])
+    for line, level in flat.items():
+        _draw_level(ax, levels.loc[levels["line"] == line, column].dropna(), level, line, styles[line])
     if quantity is ACCURACY:
-        _draw_marks(ax, rows)
-    style.mark_failures(ax, marks)
+        _draw_marks(sheet, ax, rows)
+    ends = {line: ([*found][-1], [*found.values()][-1].mean) for line, found in points.items() if found}
+    ends |= {line: (ax.get_xlim()[1], level.mean) for line, level in flat.items()}
+    name_lines(sheet, ax, ends, styles)
+    mark_failures(sheet, ax, failed, styles)
 
 
-def _draw_level(ax: Axes, values: "Series[float]", line: str, look: style.Look) -> None:
-    if values.empty:
-        return
-    level = mean_interval(values)
-    ax.axhline(level.mean, color=look.colour, linestyle=look.line, label=line, zorder=2)
-    if level.low is not None and level.high is not None:
-        ax.axhspan(level.low, level.high, color=look.colour, alpha=0.12, linewidth=0, zorder=1)
+def _points(rows: DataFrame, quantity: Quantity) -> dict[float, Interval]:
+    return {x: within(point, quantity) for x, point in intervals(rows, quantity.column, "x").items()}
 
 
-def _draw_marks(ax: Axes, rows: DataFrame) -> None:
+def _draw_line(ax: Axes, rows: DataFrame, quantity: Quantity, line: str, look: Look) -> None:
+    points = _points(rows, quantity)
+    draw_means(ax, points, look, line)
+    draw_seeds(ax, rows, "x", quantity.column, look)
+    draw_intervals(ax, [(x, point.mean, point) for x, point in points.items()], look)
+    hollow = set(rows.loc[disturbed(rows, quantity), "x"].dropna())
+    draw_disturbed(ax, [(x, point.mean) for x, point in points.items() if x in hollow], look)
+
+
+def _draw_level(ax: Axes, values: "Series[float]", level: Interval, line: str, look: Look) -> None:
+    low, high = ax.get_xlim()
+    edge = low * (high / low) ** LEVEL_AT
+    ax.axhline(level.mean, color=look.colour, linewidth=0.9, linestyle=look.line, label=line, zorder=2)
+    draw_intervals(ax, [(edge, level.mean, level)], look)
+    draw_seeds(ax, DataFrame({"x": edge, "y": values}), "x", "y", look)
+
+
+def _failed(rows: DataFrame, quantity: Quantity) -> list[Failed]:
+    """A failure for each line and x that lost a row."""
+    why = failures(rows, quantity)
+    lost = rows[rows.index.isin(list(why)) & rows["x"].notna()].drop_duplicates(["line", "x"])
+    return [Failed(float(x), line, why[i]) for i, x, line in zip(lost.index, lost["x"], lost["line"], strict=True)]
+
+
+def _draw_marks(sheet: Sheet, ax: Axes, rows: DataFrame) -> None:
     """Draw the accuracy of guessing, and of a model that relates nothing, where the axis reaches them."""
     low, high = ax.get_ylim()
     for column, words in (("chance_percent", "guessing"), ("ceiling_percent", "sees objects, relates none")):
         values = rows[column].dropna().unique()
         if len(values) == 1 and low < values[0] < high:
-            ax.axhline(values[0], color=style.GUIDE, linewidth=0.9, linestyle=":", zorder=1.5)
-            ax.annotate(words, (0.5, values[0]), xycoords=ax.get_yaxis_transform(), xytext=(0, 2), fontsize=7,
-                        textcoords="offset points", ha="center", va="bottom", color=style.GUIDE)  # fmt: skip
+            ax.axhline(values[0], color=GUIDE, linewidth=0.7, linestyle=":", zorder=1.5, label="_level")
+            along = [(share, float(values[0])) for share in LEVEL_NAMES]
+            across = ax.get_yaxis_transform()
+            sheet.tag(Tag(ax, (words,), along, GUIDE, rank=9, transform=across, is_on_line=True))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from runners.figures.style import Look, looks
+from runners.figures.looks import Look, looks
 from runners.measures import ACCURACY, COSTS, NOT_FAILED, QUANTITIES
 from runners.rows import selection
 from runners.rows.ranking import Group, mean_intervals

@@ -156,11 +156,18 @@ def as_read(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def conditions(rows: pd.DataFrame, leave_out: Sequence[str] = ()) -> pd.Series:
-    """Name of the conditions of each row; what all rows have in common is left out, and `common` says it."""
+    """Name of the conditions of each row; what all rows have in common is left out, and `common` says it.
+
+    Protocols of measures are conditions too: numbers of two versions do not compare. A row without a version has no
+    number of that measure, and goes with the newest.
+    """
     varying = [name for name in CONDITIONS if name not in leave_out and rows[name].nunique() > 1]
-    if not varying:
+    versions = [name for name in map(str, rows) if name.endswith("_protocol") and rows[name].nunique() > 1]
+    mixed = {name: rows[name].fillna(rows[name].max()) for name in versions}
+    if not varying and not mixed:
         return pd.Series(ALL, rows.index, dtype="string")
     parts = [[_spell(name, value) for value in rows[name]] for name in varying]
+    parts += [[f"{name.replace('_', ' ')} {version:g}" for version in column] for name, column in mixed.items()]
     return pd.Series([", ".join(filter(None, row)) for row in zip(*parts, strict=True)], rows.index, dtype="string")
 
 
