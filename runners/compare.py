@@ -168,7 +168,7 @@ def _side(
     raw = samples(side, row, metric) if metric.samples else None
     if not raw:
         return None
-    from runners.measure.speed import median_interval
+    from runners.rows.stats import median_interval
 
     low, high = median_interval(raw, confidence=0.975)
     return None if low is None or high is None else (low, high)

@@ -27,6 +27,7 @@ COLUMNS = (
     "infer_samples_per_sec",
     "vs_vanilla",
     "train_step_ms",
+    "disturbed",
     "status",
 )
 
@@ -54,7 +55,10 @@ def print_unkept(store: Store, plan: Plan) -> None:
 def print_results(out: Path, rows: pd.DataFrame) -> None:
     """Print rows and where they are; `table.csv` holds every column of every row of the folder."""
     load(out).to_csv(out / "table.csv", index=False)
-    shown = rows[[column for column in COLUMNS if rows[column].notna().any()]]
+    lacking = {column for column in COLUMNS if not rows[column].notna().any()}
+    if not rows["disturbed"].fillna(False).any():
+        lacking.add("disturbed")
+    shown = rows[[column for column in COLUMNS if column not in lacking]]
     with pd.option_context("display.width", None, "display.max_columns", None):
         print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
     for data, ceiling in rows.groupby("data")["ceiling_percent"].max().dropna().items():
