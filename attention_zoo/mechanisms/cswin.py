@@ -100,9 +100,8 @@ class CSWin(Attention):
         stripes = branch.stripes
         v = blank(stripes.split(v), stripes.valid(v.device))  # (B, R, T, C / 2)
         images = v.flatten(0, 1).unflatten(1, (stripes.rows, stripes.cols)).permute(0, 3, 1, 2)
-        first, last = branch.channels.start, branch.channels.stop
-        convolved = depthwise_part_of(self.lepe, images, first, last, self.dim).permute(0, 2, 3, 1).flatten(1, 2)
-        return y + stripes.join(convolved.reshape(v.shape))
+        convolved = depthwise_part_of(self.lepe, images, branch.channels.start, branch.channels.stop, self.dim)
+        return y + stripes.join(convolved.permute(0, 2, 3, 1).reshape(v.shape))
 
     def branches(self, height: int, width: int) -> Iterator[Branch]:
         """Vertical stripes on the first heads, horizontal ones on the others.
@@ -126,11 +125,12 @@ class CSWin(Attention):
 
     def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Allow pairs of one stripe, another stripe for each half of the heads: (1, heads, N or queries, N)."""
-        places = coordinates(*x.shape[1:3], x.device)
+        _, height, width, _ = x.shape
+        places = coordinates(height, width, x.device)
         asked = places if queries is None else (places[0][queries], places[1][queries])
         reads = [
             same_region(branch.stripes, asked, places).expand(branch.heads.stop - branch.heads.start, -1, -1)
-            for branch in self.branches(*x.shape[1:3])
+            for branch in self.branches(height, width)
         ]
         return torch.cat(reads)[None]
 
