@@ -12,26 +12,26 @@ A metric got worse if its ratio is beyond the limit and the interval lies wholly
 interval it is not judged. A cell that was ok in A and failed in B got worse.
 """
 
-import os
 import sys
 
 if __name__ == "__main__":
     # as in sweep.py
-    sys.path[0] = os.getcwd()
+    sys.path[0] = ""
 
-import argparse
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from runners.cli.options import Parser
+import pandas as pd
+
+from ablations.values import Argument
+from runners.cli.command import Parser, add_flag, command
 from runners.measures import MEASURES, NOT_FAILED, QUANTITIES, SPEED_UP, TRAINING_SPEED_UP, Quantity
-
-if TYPE_CHECKING:
-    import pandas as pd
+from runners.rows.selection import devices, read_rows
+from runners.rows.stats import mean_interval
+from runners.store.store import open_store
 
 EXAMPLES = """examples:
   python runners/compare.py results/before results/after
@@ -74,33 +74,22 @@ class Change:
 def percentage(text: str) -> float:
     """Read 5% or 5 as 0.05."""
     if not re.fullmatch(r"\d{1,4}(\.\d+)?%?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage of at least 0, such as 5%")
+        raise ValueError(f"{text!r} is not a percentage of at least 0, such as 5%")
     return float(text.removesuffix("%")) / 100
 
 
-def read_command(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line; a malformed one ends the process with code 2 and one line."""
-    parser = Parser(
-        prog="compare.py",
-        description="Compare two result sets: ratios B / A with 95 % intervals.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("a", metavar="A", type=Path, help="results folder before, or a table saved as CSV")
-    add("b", metavar="B", type=Path, help="the same after")
-    add("--study", metavar="NAME", help="rows of this study alone")
-    add(
-        "--fail-above",
-        metavar="PERCENT",
-        type=percentage,
-        help="exit with 1 if a metric got worse by more than this, beyond noise, or a cell fails that did not",
-    )
-    return parser.parse_args(argv)
+def make_parser() -> Parser:
+    """Declare every flag."""
+    parser = Parser("compare.py", "Compare two result sets: ratios B / A with 95 % intervals.", EXAMPLES)
+    parser.add_argument("a", metavar="A", type=Path, help="results folder before, or a table saved as CSV")
+    parser.add_argument("b", metavar="B", type=Path, help="the same after")
+    add_flag(parser, Argument("study", str, "NAME", "rows of this study alone"))
+    fail = "exit with 1 if a metric got worse by more than this, beyond noise, or a cell fails that did not"
+    add_flag(parser, Argument("fail_above", percentage, "PERCENT", fail))
+    return parser
 
 
-def pair(a: "pd.DataFrame", b: "pd.DataFrame", exact: bool) -> "pd.DataFrame":
+def pair(a: pd.DataFrame, b: pd.DataFrame, exact: bool) -> pd.DataFrame:
     """Rows of both, side by side as `_a` and `_b`, by cell and device; without the device for `exact` metrics."""
     keys = ["cell_key"] if exact else ["cell_key", "device_id"]
     if exact:
@@ -108,7 +97,7 @@ def pair(a: "pd.DataFrame", b: "pd.DataFrame", exact: bool) -> "pd.DataFrame":
     return a.merge(b, on=keys, suffixes=("_a", "_b"))
 
 
-def changes(a: "pd.DataFrame", b: "pd.DataFrame", samples: Callable[..., list[float] | None]) -> "Iterator[Change]":
+def changes(a: pd.DataFrame, b: pd.DataFrame, samples: Callable[..., list[float] | None]) -> Iterator[Change]:
     """Every metric of every configuration that both have; `samples(side, row, metric)` are raw ones, if any."""
     for metric in COMPARED:
         both = pair(a, b, metric.is_exact)
@@ -132,22 +121,20 @@ def changes(a: "pd.DataFrame", b: "pd.DataFrame", samples: Callable[..., list[fl
             )
 
 
-def _same_protocol(both: "pd.DataFrame", metric: Quantity) -> "pd.Series[bool]":
+def _same_protocol(both: pd.DataFrame, metric: Quantity) -> "pd.Series[bool]":
     column = f"{metric.measure}_protocol"
     return (both[f"{column}_a"] == both[f"{column}_b"]).fillna(True).astype(bool)
 
 
 def _interval(
-    metric: Quantity, rows: "pd.DataFrame", logs: Sequence[float], samples: Callable[..., list[float] | None]
+    metric: Quantity, rows: pd.DataFrame, logs: Sequence[float], samples: Callable[..., list[float] | None]
 ) -> tuple[float | None, float | None]:
-    from runners.rows.stats import mean_interval
-
     if metric.is_exact:
         ratio = math.exp(sum(logs) / len(logs))
         return ratio, ratio
     if len(logs) > 1:
-        found = mean_interval(logs)
-        return math.exp(found.low or 0.0), math.exp(found.high or 0.0)
+        mean = mean_interval(logs)
+        return math.exp(mean.low or 0.0), math.exp(mean.high or 0.0)
     row = rows.iloc[0]
     sides = [_side(metric, row, side, samples) for side in "ab"]
     if None in sides:
@@ -157,11 +144,9 @@ def _interval(
 
 
 def _side(
-    metric: Quantity, row: "pd.Series", side: str, samples: Callable[..., list[float] | None]
+    metric: Quantity, row: pd.Series, side: str, samples: Callable[..., list[float] | None]
 ) -> tuple[float, float] | None:
     """Interval of one row's value, from its columns or its raw samples, None if neither is there."""
-    import pandas as pd
-
     if metric.interval:
         low, high = (row.get(f"{name}_{side}") for name in metric.interval)
         return None if pd.isna(low) or pd.isna(high) else (float(low), float(high))
@@ -176,16 +161,14 @@ def _side(
 
 def raw_samples(a: Path, b: Path) -> Callable[..., list[float] | None]:
     """Return a function that reads the raw samples behind a time from the records of a results folder."""
-    from runners.store.store import open_store
-
     stores = {side: open_store(path, create=False) for side, path in (("a", a), ("b", b)) if path.is_dir()}
 
-    def read(side: str, row: "pd.Series", metric: Quantity) -> list[float] | None:
+    def read(side: str, row: pd.Series, metric: Quantity) -> list[float] | None:
         if side not in stores:
             return None
         names = [n for n in stores[side].record_names(row["cell_key"]) if n[:2] == (metric.measure, row["device_id"])]
-        found = stores[side].read_record(row["cell_key"], names[-1]).samples if names else {}
-        parts = [found.get(name) for name in metric.samples]
+        recorded = stores[side].read_record(row["cell_key"], names[-1]).samples if names else {}
+        parts = [recorded.get(name) for name in metric.samples]
         if not all(isinstance(part, list) and part for part in parts):
             return None
         return [float(sum(values)) for values in zip(*parts, strict=False)]
@@ -193,7 +176,7 @@ def raw_samples(a: Path, b: Path) -> Callable[..., list[float] | None]:
     return read
 
 
-def failed_since(a: "pd.DataFrame", b: "pd.DataFrame") -> list[str]:
+def failed_since(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
     """Cells that were ok in A and failed in B, each with its status."""
     both = pair(a, b, exact=False)
     now = both[(both["status_a"] == "ok") & ~both["status_b"].isin(NOT_FAILED)]
@@ -203,20 +186,18 @@ def failed_since(a: "pd.DataFrame", b: "pd.DataFrame") -> list[str]:
     ]
 
 
-def notes(a: "pd.DataFrame", b: "pd.DataFrame") -> Iterator[str]:
+def notes(a: pd.DataFrame, b: pd.DataFrame) -> Iterator[str]:
     """What was not compared, and why."""
-    from runners.rows.selection import devices
-
     keys_a, keys_b = set(a["cell_key"]), set(b["cell_key"])
     for only, where in ((keys_a - keys_b, "A"), (keys_b - keys_a, "B")):
         if only:
             yield f"{len(only)} {'cell is' if len(only) == 1 else 'cells are'} in {where} alone"
     apart = keys_a & keys_b - set(pair(a, b, exact=False)["cell_key"])
     if apart:
-        found = ", ".join(devices(a[a["cell_key"].isin(apart)])), ", ".join(devices(b[b["cell_key"].isin(apart)]))
+        on_a, on_b = (", ".join(devices(rows[rows["cell_key"].isin(apart)])) or "none" for rows in (a, b))
         yield (
             f"{len(apart)} {'cell was' if len(apart) == 1 else 'cells were'} measured on different devices "
-            f"(A: {found[0] or 'none'}; B: {found[1] or 'none'}); only MACs and parameters are compared"
+            f"(A: {on_a}; B: {on_b}); only MACs and parameters are compared"
         )
     both = pair(a, b, exact=False)
     for name in sorted(MEASURES):
@@ -225,10 +206,8 @@ def notes(a: "pd.DataFrame", b: "pd.DataFrame") -> Iterator[str]:
             yield f"{name} of {int(differing.sum())} cells has another protocol version in B and is not compared"
 
 
-def show(found: Iterable[Change]) -> str:
+def show(compared: Iterable[Change]) -> str:
     """A line for each change, those that got worse first."""
-    import pandas as pd
-
     order = ("worse", "not judged", "better", "same")
     lines = [
         {
@@ -242,7 +221,7 @@ def show(found: Iterable[Change]) -> str:
             "seeds": change.pairs,
             "": change.verdict,
         }
-        for change in sorted(found, key=lambda change: order.index(change.verdict))
+        for change in sorted(compared, key=lambda change: order.index(change.verdict))
     ]
     table = pd.DataFrame(lines)
     if (table["conditions"] == "all rows").all():
@@ -250,14 +229,12 @@ def show(found: Iterable[Change]) -> str:
     return table.to_string(index=False)
 
 
-def read(path: Path, study: str | None) -> "pd.DataFrame":
+def read(path: Path, study: str | None) -> pd.DataFrame:
     """Rows of one side, with their configuration.
 
     Raises:
         ValueError: from `read_rows`.
     """
-    from runners.rows.selection import read_rows
-
     rows = read_rows(path, study)
     ends = [name for metric in COMPARED for name in metric.interval or ()]
     protocols = [f"{measure}_protocol" for measure in MEASURES]
@@ -265,31 +242,28 @@ def read(path: Path, study: str | None) -> "pd.DataFrame":
     return rows[[name for name in columns if name in rows]]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command("compare.py")
+def main(argv: Sequence[str]) -> int:
     """Run the command line; 0, 1 if a metric got worse beyond `--fail-above`, 2 with one line for bad input."""
-    options = read_command(sys.argv[1:] if argv is None else argv)
-    try:
-        a, b = read(options.a, options.study), read(options.b, options.study)
-        found = list(changes(a, b, raw_samples(options.a, options.b)))
-        failed = failed_since(a, b)
-        if not found and not failed:
-            reasons = "; ".join(notes(a, b)) or "no metric was measured in both"
-            raise ValueError(f"nothing to compare in {options.a} and {options.b}: {reasons}")
-    except ValueError as error:
-        print(f"compare.py: error: {error}", file=sys.stderr)
-        return 2
-    if found:
-        print(show(found))
+    options = make_parser().parse_args(argv)
+    a, b = read(options.a, options.study), read(options.b, options.study)
+    compared = list(changes(a, b, raw_samples(options.a, options.b)))
+    failed = failed_since(a, b)
+    if not compared and not failed:
+        reasons = "; ".join(notes(a, b)) or "no metric was measured in both"
+        raise ValueError(f"nothing to compare in {options.a} and {options.b}: {reasons}")
+    if compared:
+        print(show(compared))
     for note in notes(a, b):
         print(f"note: {note}")
     for cell in failed:
         print(f"failed in B: {cell}")
-    unjudged = sum(change.verdict == "not judged" for change in found)
+    unjudged = sum(change.verdict == "not judged" for change in compared)
     if unjudged:
         print(f"note: {unjudged} not judged: one seed without raw samples tells no noise; measure with --seeds 0,1,2")
     if options.fail_above is None:
         return 0
-    worse = [change for change in found if change.is_worse_than(options.fail_above)]
+    worse = [change for change in compared if change.is_worse_than(options.fail_above)]
     for change in worse:
         name = f"{change.configuration} ({change.conditions}) {change.metric.name}"
         print(f"worse by more than {options.fail_above:.3g}: {name}, {change.ratio:.3f} times A")
