@@ -26,7 +26,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from runners.cli.options import Parser
+from runners.cli.command import Parser
 
 if TYPE_CHECKING:
     from benchmarks.claims import Measured
@@ -45,7 +45,7 @@ ROUNDS_PER_PROCESS = {"anchors": 3}
 
 def read_command(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; a malformed one ends the process with code 2 and one line."""
-    parser = Parser(prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("report.py", __doc__, "")
     add = parser.add_argument
     add("--only", metavar="S[,S]", type=_sections, help=f"of {', '.join(SECTIONS)} (default: all but compiled)")
     add("--compile", action="store_true", help="the section compiled too; needs a C++ compiler")

@@ -1,26 +1,24 @@
 """End the jobs of a study: `python runners/cancel.py --help`."""
 
-import os
 import sys
 
 if __name__ == "__main__":
-    sys.path[0] = os.getcwd()
+    # as in sweep.py
+    sys.path[0] = ""
 
 from collections.abc import Sequence
 
-from runners.cli.verbs import cells_of, run_verb, verb_parser
+from runners.cli.command import command
+from runners.cli.verbs import open_study, verb_parser
 from runners.jobs.progress import count
 
 EXAMPLES = """  python runners/cancel.py topk
   python runners/cancel.py topk --pending     jobs that run go on"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 when the jobs were told to end.
-
-    Raises:
-        ValueError: no results there, an unknown study, or SLURM does not answer.
-    """
+@command("cancel.py")
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; 0 when the jobs were told to end; 2 with one line for bad input."""
     parser = verb_parser("cancel", "End the jobs that wait or run; what they recorded stays, retry goes on.", EXAMPLES)
     parser.add_argument("--pending", action="store_true", help="only jobs that wait")
     options = parser.parse_args(argv)
@@ -28,10 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from runners.jobs import slurm, submissions
     from runners.jobs.outcomes import look
     from runners.store.files import StoreError
-    from runners.store.store import open_store
 
-    store = open_store(options.out, create=False)
-    cells_of(store, options.study)
+    store, _ = open_study(options)
     jobs = look(store).jobs(options.study, pending_only=options.pending)
     try:
         for name, index in jobs:
@@ -44,4 +40,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_verb("cancel", main)
+    raise SystemExit(main())

@@ -1,44 +1,34 @@
 """Remove what jobs that have ended leave behind: `python runners/clean.py --help`."""
 
-import os
 import sys
 
 if __name__ == "__main__":
-    sys.path[0] = os.getcwd()
+    # as in sweep.py
+    sys.path[0] = ""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from runners.cli.verbs import cells_of, run_verb, verb_parser
+from runners.cli.command import command
+from runners.cli.verbs import open_study, verb_parser
 from runners.jobs.progress import count
 from runners.measures import DONE
-
-if TYPE_CHECKING:
-    from runners.store.store import Store
+from runners.store.store import Store
 
 EXAMPLES = """  python runners/clean.py topk --dry-run
   python runners/clean.py"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 when everything is removed.
-
-    Raises:
-        ValueError: no results there, an unknown study, or SLURM does not answer.
-    """
-    parser = verb_parser(
-        "clean",
-        "Remove logs, pickles and scripts of jobs whose cells are done; records and what failed stay.",
-        EXAMPLES,
-    )
+@command("clean.py")
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; 0 when everything is removed; 2 with one line for bad input."""
+    description = "Remove logs, pickles and scripts of jobs whose cells are done; records and what failed stay."
+    parser = verb_parser("clean", description, EXAMPLES)
     parser.add_argument("--dry-run", action="store_true", help="name the files, remove nothing")
     options = parser.parse_args(argv)
 
-    from runners.store.store import open_store
-
-    store = open_store(options.out, create=False)
-    files = sorted(_removable(store, options.study))
+    store, keys = open_study(options)
+    files = sorted(_removable(store, keys, options.study))
     for file in files:
         if options.dry_run:
             print(file)
@@ -48,13 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _removable(store: "Store", study: str | None) -> Iterator[Path]:
+def _removable(store: Store, keys: Sequence[str], study: str | None) -> Iterator[Path]:
     """Logs, pickles and scripts of arrays all of whose cells are done and whose jobs have ended, and local ones."""
     from runners.jobs import submissions
     from runners.jobs.outcomes import look
     from runners.table import load
 
-    keys = cells_of(store, study)
     table = load(store.out)
     open_cells = set(table.loc[~table["status"].isin(DONE), "cell_key"])
     for submission in look(store).submissions:
@@ -67,4 +56,4 @@ def _removable(store: "Store", study: str | None) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    run_verb("clean", main)
+    raise SystemExit(main())

@@ -4,34 +4,36 @@ Cells of one key on one device are compared; MACs and parameters, which do not d
 counted. Each configuration gets the ratio B / A of every metric, as the geometric mean over its seeds, with a 95 %
 interval:
 - two seeds or more: the t-interval of the logarithms of the ratios;
-- one seed, and raw samples of a time in both results folders: from the intervals of both medians (sign test, each at
-  97.5 %, so that the ratio's holds with 95 %), whatever the distribution of the noise;
-- a speed-up over vanilla, which was timed in the same process: from its own interval, in the same way;
+- one seed, timed in several processes: Welch's t-interval of the logarithms over the processes of both, of a speed-up
+  over vanilla from its own interval, of a time from raw samples in both results folders;
+- one seed of the earlier protocol 1, timed in one process: from the intervals of both medians (sign test, each at
+  97.5 %, so that the ratio's holds with 95 %), which leave the luck of the process out;
 - counts do not vary, and their ratio is exact.
 A metric got worse if its ratio is beyond the limit and the interval lies wholly on the worse side of 1. Without an
 interval it is not judged. A cell that was ok in A and failed in B got worse.
 """
 
-import os
 import sys
 
 if __name__ == "__main__":
     # as in sweep.py
-    sys.path[0] = os.getcwd()
+    sys.path[0] = ""
 
-import argparse
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-from runners.cli.options import Parser
+import pandas as pd
+
+from ablations.values import Argument
+from runners.cli.command import Parser, add_flag, command
 from runners.measures import MEASURES, NOT_FAILED, QUANTITIES, SPEED_UP, TRAINING_SPEED_UP, Quantity
-
-if TYPE_CHECKING:
-    import pandas as pd
+from runners.rows.selection import devices, read_rows
+from runners.rows.stats import Logarithm, mean_interval, median_interval, ratio_interval
+from runners.store.store import open_store
 
 EXAMPLES = """examples:
   python runners/compare.py results/before results/after
@@ -40,6 +42,17 @@ EXAMPLES = """examples:
 IDENTITY = ("cell_key", "device_id", "configuration", "conditions", "seed", "status")
 
 COMPARED = (*QUANTITIES, SPEED_UP, TRAINING_SPEED_UP)
+
+
+class Samples(NamedTuple):
+    """Raw samples of a time, and the process that took each; none where that was not recorded."""
+
+    values: list[float]
+    processes: list[float]
+
+
+ReadSamples = Callable[[str, "pd.Series", Quantity], Samples | None]
+"""Raw samples of a side, `a` or `b`, and a row of both; None if there are none."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +71,11 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse` or `same`, as far as the interval tells, else `not judged`."""
+        """`better` or `worse`, `tie` where the interval does not tell them apart, `not judged` without an interval."""
         if self.low is None or self.high is None:
             return "not judged"
         if self.low <= 1 <= self.high:
-            return "same"
+            return "tie"
         return "better" if (self.ratio > 1) == self.metric.higher_is_better else "worse"
 
     def is_worse_than(self, limit: float) -> bool:
@@ -74,33 +87,22 @@ class Change:
 def percentage(text: str) -> float:
     """Read 5% or 5 as 0.05."""
     if not re.fullmatch(r"\d{1,4}(\.\d+)?%?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage of at least 0, such as 5%")
+        raise ValueError(f"{text!r} is not a percentage of at least 0, such as 5%")
     return float(text.removesuffix("%")) / 100
 
 
-def read_command(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line; a malformed one ends the process with code 2 and one line."""
-    parser = Parser(
-        prog="compare.py",
-        description="Compare two result sets: ratios B / A with 95 % intervals.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("a", metavar="A", type=Path, help="results folder before, or a table saved as CSV")
-    add("b", metavar="B", type=Path, help="the same after")
-    add("--study", metavar="NAME", help="rows of this study alone")
-    add(
-        "--fail-above",
-        metavar="PERCENT",
-        type=percentage,
-        help="exit with 1 if a metric got worse by more than this, beyond noise, or a cell fails that did not",
-    )
-    return parser.parse_args(argv)
+def make_parser() -> Parser:
+    """Declare every flag."""
+    parser = Parser("compare.py", "Compare two result sets: ratios B / A with 95 % intervals.", EXAMPLES)
+    parser.add_argument("a", metavar="A", type=Path, help="results folder before, or a table saved as CSV")
+    parser.add_argument("b", metavar="B", type=Path, help="the same after")
+    add_flag(parser, Argument("study", str, "NAME", "rows of this study alone"))
+    fail = "exit with 1 if a metric got worse by more than this, beyond noise, or a cell fails that did not"
+    add_flag(parser, Argument("fail_above", percentage, "PERCENT", fail))
+    return parser
 
 
-def pair(a: "pd.DataFrame", b: "pd.DataFrame", exact: bool) -> "pd.DataFrame":
+def pair(a: pd.DataFrame, b: pd.DataFrame, exact: bool) -> pd.DataFrame:
     """Rows of both, side by side as `_a` and `_b`, by cell and device; without the device for `exact` metrics."""
     keys = ["cell_key"] if exact else ["cell_key", "device_id"]
     if exact:
@@ -108,7 +110,7 @@ def pair(a: "pd.DataFrame", b: "pd.DataFrame", exact: bool) -> "pd.DataFrame":
     return a.merge(b, on=keys, suffixes=("_a", "_b"))
 
 
-def changes(a: "pd.DataFrame", b: "pd.DataFrame", samples: Callable[..., list[float] | None]) -> "Iterator[Change]":
+def changes(a: pd.DataFrame, b: pd.DataFrame, samples: ReadSamples) -> Iterator[Change]:
     """Every metric of every configuration that both have; `samples(side, row, metric)` are raw ones, if any."""
     for metric in COMPARED:
         both = pair(a, b, metric.is_exact)
@@ -132,68 +134,76 @@ def changes(a: "pd.DataFrame", b: "pd.DataFrame", samples: Callable[..., list[fl
             )
 
 
-def _same_protocol(both: "pd.DataFrame", metric: Quantity) -> "pd.Series[bool]":
+def _same_protocol(both: pd.DataFrame, metric: Quantity) -> "pd.Series[bool]":
     column = f"{metric.measure}_protocol"
     return (both[f"{column}_a"] == both[f"{column}_b"]).fillna(True).astype(bool)
 
 
 def _interval(
-    metric: Quantity, rows: "pd.DataFrame", logs: Sequence[float], samples: Callable[..., list[float] | None]
+    metric: Quantity, rows: pd.DataFrame, logs: Sequence[float], samples: ReadSamples
 ) -> tuple[float | None, float | None]:
-    from runners.rows.stats import mean_interval
-
     if metric.is_exact:
         ratio = math.exp(sum(logs) / len(logs))
         return ratio, ratio
     if len(logs) > 1:
-        found = mean_interval(logs)
-        return math.exp(found.low or 0.0), math.exp(found.high or 0.0)
+        mean = mean_interval(logs)
+        return math.exp(mean.low or 0.0), math.exp(mean.high or 0.0)
     row = rows.iloc[0]
-    sides = [_side(metric, row, side, samples) for side in "ab"]
+    raw = {side: samples(side, row, metric) if metric.samples else None for side in "ab"}
+    before, after = (_over_processes(metric, row, side, raw[side]) for side in "ab")
+    if before and after:
+        return ratio_interval(after, before)[1:]
+    sides = [_of_one_process(metric, row, side, raw[side]) for side in "ab"]
     if None in sides:
         return None, None
     (low_a, high_a), (low_b, high_b) = (side for side in sides if side)
     return low_b / high_a, high_b / low_a
 
 
-def _side(
-    metric: Quantity, row: "pd.Series", side: str, samples: Callable[..., list[float] | None]
-) -> tuple[float, float] | None:
-    """Interval of one row's value, from its columns or its raw samples, None if neither is there."""
-    import pandas as pd
+def _over_processes(metric: Quantity, row: pd.Series, side: str, raw: Samples | None) -> Logarithm | None:
+    """Estimate of one row over the processes that timed it, None if it was one, or nobody knows."""
+    if metric.interval:
+        known = row.reindex([f"{name}_{side}" for name in (metric.column, *metric.interval, "timing_processes")])
+        if known.isna().any():
+            return None
+        value, low, high, processes = map(float, known)
+        return Logarithm.of_interval(value, low, high, int(processes))
+    if raw is None or len(set(raw.processes)) < 2:
+        return None
+    return Logarithm.of_values(pd.Series(raw.values).groupby(raw.processes).median())
 
+
+def _of_one_process(metric: Quantity, row: pd.Series, side: str, raw: Samples | None) -> tuple[float, float] | None:
+    """Interval of one row's value, from its columns or its raw samples, None if neither is there."""
     if metric.interval:
         low, high = (row.get(f"{name}_{side}") for name in metric.interval)
         return None if pd.isna(low) or pd.isna(high) else (float(low), float(high))
-    raw = samples(side, row, metric) if metric.samples else None
-    if not raw:
+    if raw is None:
         return None
-    from runners.rows.stats import median_interval
-
-    low, high = median_interval(raw, confidence=0.975)
+    low, high = median_interval(raw.values, confidence=0.975)
     return None if low is None or high is None else (low, high)
 
 
-def raw_samples(a: Path, b: Path) -> Callable[..., list[float] | None]:
+def raw_samples(a: Path, b: Path) -> ReadSamples:
     """Return a function that reads the raw samples behind a time from the records of a results folder."""
-    from runners.store.store import open_store
-
     stores = {side: open_store(path, create=False) for side, path in (("a", a), ("b", b)) if path.is_dir()}
 
-    def read(side: str, row: "pd.Series", metric: Quantity) -> list[float] | None:
+    def read(side: str, row: pd.Series, metric: Quantity) -> Samples | None:
         if side not in stores:
             return None
         names = [n for n in stores[side].record_names(row["cell_key"]) if n[:2] == (metric.measure, row["device_id"])]
-        found = stores[side].read_record(row["cell_key"], names[-1]).samples if names else {}
-        parts = [found.get(name) for name in metric.samples]
+        recorded = stores[side].read_record(row["cell_key"], names[-1]).samples if names else {}
+        parts = [recorded.get(name) for name in metric.samples]
         if not all(isinstance(part, list) and part for part in parts):
             return None
-        return [float(sum(values)) for values in zip(*parts, strict=False)]
+        values = [float(sum(values)) for values in zip(*parts, strict=False)]
+        processes = recorded.get(metric.processes)
+        return Samples(values, processes if isinstance(processes, list) and len(processes) == len(values) else [])
 
     return read
 
 
-def failed_since(a: "pd.DataFrame", b: "pd.DataFrame") -> list[str]:
+def failed_since(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
     """Cells that were ok in A and failed in B, each with its status."""
     both = pair(a, b, exact=False)
     now = both[(both["status_a"] == "ok") & ~both["status_b"].isin(NOT_FAILED)]
@@ -203,33 +213,33 @@ def failed_since(a: "pd.DataFrame", b: "pd.DataFrame") -> list[str]:
     ]
 
 
-def notes(a: "pd.DataFrame", b: "pd.DataFrame") -> Iterator[str]:
+def notes(a: pd.DataFrame, b: pd.DataFrame) -> Iterator[str]:
     """What was not compared, and why."""
-    from runners.rows.selection import devices
-
     keys_a, keys_b = set(a["cell_key"]), set(b["cell_key"])
     for only, where in ((keys_a - keys_b, "A"), (keys_b - keys_a, "B")):
         if only:
             yield f"{len(only)} {'cell is' if len(only) == 1 else 'cells are'} in {where} alone"
     apart = keys_a & keys_b - set(pair(a, b, exact=False)["cell_key"])
     if apart:
-        found = ", ".join(devices(a[a["cell_key"].isin(apart)])), ", ".join(devices(b[b["cell_key"].isin(apart)]))
+        on_a, on_b = (", ".join(devices(rows[rows["cell_key"].isin(apart)])) or "none" for rows in (a, b))
         yield (
             f"{len(apart)} {'cell was' if len(apart) == 1 else 'cells were'} measured on different devices "
-            f"(A: {found[0] or 'none'}; B: {found[1] or 'none'}); only MACs and parameters are compared"
+            f"(A: {on_a}; B: {on_b}); only MACs and parameters are compared"
         )
     both = pair(a, b, exact=False)
     for name in sorted(MEASURES):
         differing = (both[f"{name}_protocol_a"] != both[f"{name}_protocol_b"]).fillna(False)
         if differing.any():
             yield f"{name} of {int(differing.sum())} cells has another protocol version in B and is not compared"
+    for side in "ab":
+        marked = both.get(f"disturbed_{side}", pd.Series(dtype="boolean")).fillna(False)
+        if marked.any():
+            yield f"other work disturbed the timing of {int(marked.sum())} cells in {side.upper()}, see `disturbance`"
 
 
-def show(found: Iterable[Change]) -> str:
+def show(compared: Iterable[Change]) -> str:
     """A line for each change, those that got worse first."""
-    import pandas as pd
-
-    order = ("worse", "not judged", "better", "same")
+    order = ("worse", "not judged", "better", "tie")
     lines = [
         {
             "configuration": change.configuration,
@@ -242,7 +252,7 @@ def show(found: Iterable[Change]) -> str:
             "seeds": change.pairs,
             "": change.verdict,
         }
-        for change in sorted(found, key=lambda change: order.index(change.verdict))
+        for change in sorted(compared, key=lambda change: order.index(change.verdict))
     ]
     table = pd.DataFrame(lines)
     if (table["conditions"] == "all rows").all():
@@ -250,46 +260,41 @@ def show(found: Iterable[Change]) -> str:
     return table.to_string(index=False)
 
 
-def read(path: Path, study: str | None) -> "pd.DataFrame":
+def read(path: Path, study: str | None) -> pd.DataFrame:
     """Rows of one side, with their configuration.
 
     Raises:
         ValueError: from `read_rows`.
     """
-    from runners.rows.selection import read_rows
-
     rows = read_rows(path, study)
     ends = [name for metric in COMPARED for name in metric.interval or ()]
     protocols = [f"{measure}_protocol" for measure in MEASURES]
-    columns = [*IDENTITY, *ends, *protocols, *(metric.column for metric in COMPARED)]
+    columns = [*IDENTITY, "timing_processes", "disturbed", *ends, *protocols, *(metric.column for metric in COMPARED)]
     return rows[[name for name in columns if name in rows]]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command("compare.py")
+def main(argv: Sequence[str]) -> int:
     """Run the command line; 0, 1 if a metric got worse beyond `--fail-above`, 2 with one line for bad input."""
-    options = read_command(sys.argv[1:] if argv is None else argv)
-    try:
-        a, b = read(options.a, options.study), read(options.b, options.study)
-        found = list(changes(a, b, raw_samples(options.a, options.b)))
-        failed = failed_since(a, b)
-        if not found and not failed:
-            reasons = "; ".join(notes(a, b)) or "no metric was measured in both"
-            raise ValueError(f"nothing to compare in {options.a} and {options.b}: {reasons}")
-    except ValueError as error:
-        print(f"compare.py: error: {error}", file=sys.stderr)
-        return 2
-    if found:
-        print(show(found))
+    options = make_parser().parse_args(argv)
+    a, b = read(options.a, options.study), read(options.b, options.study)
+    compared = list(changes(a, b, raw_samples(options.a, options.b)))
+    failed = failed_since(a, b)
+    if not compared and not failed:
+        reasons = "; ".join(notes(a, b)) or "no metric was measured in both"
+        raise ValueError(f"nothing to compare in {options.a} and {options.b}: {reasons}")
+    if compared:
+        print(show(compared))
     for note in notes(a, b):
         print(f"note: {note}")
     for cell in failed:
         print(f"failed in B: {cell}")
-    unjudged = sum(change.verdict == "not judged" for change in found)
+    unjudged = sum(change.verdict == "not judged" for change in compared)
     if unjudged:
         print(f"note: {unjudged} not judged: one seed without raw samples tells no noise; measure with --seeds 0,1,2")
     if options.fail_above is None:
         return 0
-    worse = [change for change in found if change.is_worse_than(options.fail_above)]
+    worse = [change for change in compared if change.is_worse_than(options.fail_above)]
     for change in worse:
         name = f"{change.configuration} ({change.conditions}) {change.metric.name}"
         print(f"worse by more than {options.fail_above:.3g}: {name}, {change.ratio:.3f} times A")

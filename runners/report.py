@@ -1,11 +1,10 @@
 """Write what a sweep found: an HTML page for a browser, or a table for a paper: `python runners/report.py --help`."""
 
-import os
 import sys
 
 if __name__ == "__main__":
     # as in sweep.py
-    sys.path[0] = os.getcwd()
+    sys.path[0] = ""
 
 import argparse
 import tempfile
@@ -13,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runners.cli.options import Parser
+from ablations.values import Argument
+from runners.cli.command import RESULTS, Parser, add_flag, command
 from runners.store.files import write_whole
 
 if TYPE_CHECKING:
@@ -30,25 +30,14 @@ EXAMPLES = """examples:
 
 def read_command(argv: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; a malformed one ends the process with code 2 and one line."""
-    parser = Parser(
-        prog="report.py",
-        description="Write what a sweep found as one HTML page, or as a table.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add(
-        "--results",
-        metavar="PATH",
-        type=Path,
-        default=Path("results/runs"),
-        help="results folder, or a table saved as CSV (default: results/runs)",
-    )
-    add("--study", metavar="NAME", help="rows of this study alone")
-    add("--format", choices=FORMATS, default="html", help="timm: the columns of its benchmark.py (default: html)")
-    add("--out", metavar="FILE", type=Path, help="default: report.html; other formats: standard output")
-    add("--mixed-devices", action="store_true", help="take rows of several devices, and keep them apart")
+    parser = Parser("report.py", "Write what a sweep found as one HTML page, or as a table.", EXAMPLES)
+    results = "results folder, or a table saved as CSV"
+    add_flag(parser, Argument("results", Path, "PATH", results, default=str(RESULTS)), RESULTS)
+    add_flag(parser, Argument("study", str, "NAME", "rows of this study alone"))
+    timm = "timm: the columns of its benchmark.py (default: html)"
+    parser.add_argument("--format", choices=FORMATS, default="html", help=timm)
+    add_flag(parser, Argument("out", Path, "FILE", "default: report.html; other formats: standard output"))
+    add_flag(parser, Argument("mixed_devices", help="take rows of several devices, and keep them apart"))
     options = parser.parse_args(argv)
     if options.out is None and options.format == "html":
         options.out = Path("report.html")
@@ -94,22 +83,16 @@ def write(options: argparse.Namespace) -> str:
     return writers[options.format](rows)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command("report.py")
+def main(argv: Sequence[str]) -> int:
     """Run the command line; 0, or 2 with one line for bad input."""
-    options = read_command(sys.argv[1:] if argv is None else argv)
-    try:
-        if options.out:
-            check_writable(options.out)
-        text = write(options)
-        if options.out:
-            write_whole(options.out, text)
-    except ValueError as error:
-        print(f"report.py: error: {error}", file=sys.stderr)
-        return 2
-    if options.out:
-        print(options.out)
-    else:
-        sys.stdout.write(text)
+    options = read_command(argv)
+    if not options.out:
+        sys.stdout.write(write(options))
+        return 0
+    check_writable(options.out)
+    write_whole(options.out, write(options))
+    print(options.out)
     return 0
 
 

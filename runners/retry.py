@@ -1,23 +1,24 @@
 """Submit again what failed or was lost: `python runners/retry.py --help`."""
 
-import os
 import sys
 
 if __name__ == "__main__":
-    sys.path[0] = os.getcwd()
+    # as in sweep.py
+    sys.path[0] = ""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ablations.values import choice
-from runners.cli.options import add_slurm_flags, axis, given, reader
-from runners.cli.verbs import cells_of, run_verb, verb_parser
+from ablations.values import Argument, choice
+from runners.cli.command import add_flag, command
+from runners.cli.options import add_slurm_flags, given
+from runners.cli.verbs import open_study, verb_parser
 from runners.jobs.options import SlurmOptions, minutes
 from runners.measures import CAN_RETRY, MEASURES, STATUSES
+from runners.store.store import Store
 
 if TYPE_CHECKING:
     from runners.jobs.launch import Order
-    from runners.store.store import Store
 
 EXAMPLES = """  python runners/retry.py topk
   python runners/retry.py topk --status timeout --time 8:00:00
@@ -26,33 +27,20 @@ EXAMPLES = """  python runners/retry.py topk
 DEFAULT = tuple(name for name in CAN_RETRY if STATUSES[name].may_pass)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 when everything is submitted or there is nothing to do.
-
-    Raises:
-        ValueError: no results there, an unknown study, or SLURM refuses.
-    """
-    parser = verb_parser(
-        "retry",
-        "Submit what is not ok again, with the settings of its last submission; flags change them.",
-        EXAMPLES,
-    )
-    parser.add_argument(
-        "--status",
-        metavar="S[,S]",
-        type=axis(choice(*CAN_RETRY)),
-        default=DEFAULT,
-        help=f"what to run again, of {', '.join(CAN_RETRY)} (default: {','.join(DEFAULT)})",
-    )
-    parser.add_argument("--time", metavar="MIN", type=reader(minutes), help="another limit per job, minutes or H:MM:SS")
+@command("retry.py")
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; 0 when everything is submitted or there is nothing to do; 2 with one line for bad input."""
+    description = "Submit what is not ok again, with the settings of its last submission; flags change them."
+    parser = verb_parser("retry", description, EXAMPLES)
+    status = f"what to run again, of {', '.join(CAN_RETRY)}"
+    add_flag(parser, Argument("status", choice(*CAN_RETRY), "S", status, True, ",".join(DEFAULT)), DEFAULT)
+    add_flag(parser, Argument("time", minutes, "MIN", "another limit per job, minutes or H:MM:SS"))
     add_slurm_flags(parser)
     options = parser.parse_args(argv)
 
     from runners.jobs import slurm
-    from runners.store.store import open_store
 
-    store = open_store(options.out, create=False)
-    cells_of(store, options.study)
+    store, _ = open_study(options)
     slurm.require()
 
     from runners.jobs.launch import launch
@@ -70,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _orders(
-    store: "Store", study: str | None, statuses: Sequence[str], asked: SlurmOptions, time_min: float | None
+    store: Store, study: str | None, statuses: Sequence[str], asked: SlurmOptions, time_min: float | None
 ) -> "Iterator[Order]":
     """One order per study: its cells that have such a status, and all measures that were ever asked of them."""
     from ablations.study import Cell
@@ -107,4 +95,4 @@ def _orders(
 
 
 if __name__ == "__main__":
-    run_verb("retry", main)
+    raise SystemExit(main())

@@ -1,21 +1,22 @@
 """Show how far the cells of a results folder are: `python runners/status.py --help`."""
 
-import os
 import sys
 
 if __name__ == "__main__":
-    sys.path[0] = os.getcwd()
+    # as in sweep.py
+    sys.path[0] = ""
 
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from runners.cli.verbs import cells_of, run_verb, try_look, verb_parser
+from runners.cli.command import command
+from runners.cli.verbs import open_study, try_look, verb_parser
 from runners.measures import DONE
+from runners.store.store import Store
 
 if TYPE_CHECKING:
     from runners.jobs.cell_status import CellStatus
-    from runners.store.store import Store
 
 EXAMPLES = """  python runners/status.py topk
   python runners/status.py --watch           live, until every cell has ended"""
@@ -26,15 +27,11 @@ FASTEST_S = 5.0
 SHOWN = 40
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 if every cell is done, 1 if not.
-
-    Raises:
-        ValueError: no results there, or an unknown study.
-    """
-    parser = verb_parser(
-        "status", "Show the status of every cell, what runs where, and when it will be done.", EXAMPLES
-    )
+@command("status.py")
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; 0 if every cell is done, 1 if not; 2 with one line for bad input."""
+    description = "Show the status of every cell, what runs where, and when it will be done."
+    parser = verb_parser("status", description, EXAMPLES)
     parser.add_argument(
         "--watch",
         metavar="S",
@@ -51,27 +48,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.console import Console
     from rich.live import Live
 
-    from runners.store.store import open_store
-
-    store = open_store(options.out, create=False)
-    keys = cells_of(store, options.study)
+    store, keys = open_study(options)
+    lines, text = look_at(store, keys, everything=options.all)
     console = Console()
-    if options.watch is None:
-        lines, text = look_at(store, keys, everything=options.all)
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-        return int(any(line.status not in DONE for line in lines))
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-        while True:
-            lines, text = look_at(store, keys, everything=options.all)
-            live.update(text, refresh=True)
-            if not any(line.status in ("running", "pending") for line in lines):
-                break
-            time.sleep(options.watch)
+    if options.watch is not None:
+        with Live(text, console=console, auto_refresh=False, transient=True) as live:
+            while any(line.status in ("running", "pending") for line in lines):
+                time.sleep(options.watch)
+                lines, text = look_at(store, keys, everything=options.all)
+                live.update(text, refresh=True)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     return int(any(line.status not in DONE for line in lines))
 
 
-def look_at(store: "Store", keys: Sequence[str], *, everything: bool) -> "tuple[list[CellStatus], str]":
+def look_at(store: Store, keys: Sequence[str], *, everything: bool) -> "tuple[list[CellStatus], str]":
     """Look once: the cells, and the text that says it."""
     from runners.jobs.cell_status import render, statuses
 
@@ -82,4 +72,4 @@ def look_at(store: "Store", keys: Sequence[str], *, everything: bool) -> "tuple[
 
 
 if __name__ == "__main__":
-    run_verb("status", main)
+    raise SystemExit(main())

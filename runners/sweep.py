@@ -1,31 +1,25 @@
 """Plan a sweep, run its cells or hand them to SLURM, and print the table: `python runners/sweep.py --help`."""
 
-import os
 import sys
 
 if __name__ == "__main__":
     # not the script's own folder, which would offer runners/table.py as `table`, but where the user's modules are
-    sys.path[0] = os.getcwd()
+    sys.path[0] = ""
 
 import shlex
 from argparse import Namespace
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from ablations import Study, load_study, study_names
 from ablations.study import ARGUMENTS
+from runners.cli.command import command
 from runners.cli.options import SETTINGS, given, read_command
 from runners.jobs.options import RunOptions
 
 if TYPE_CHECKING:
     from runners.jobs.sweep import Sweep
     from runners.store.store import Store
-
-
-def fail(message: object) -> NoReturn:
-    """End the process with code 2 and one line."""
-    print(f"sweep.py: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
 
 
 def print_studies() -> None:
@@ -47,7 +41,7 @@ def make_sweep(options: Namespace, study: Study | None = None) -> "Sweep":
 
     names = [*ARGUMENTS, *(setting.name for setting in SETTINGS)]
     values = {name: value for name in names if (value := getattr(options, name))}
-    return Sweep(study=study, measures=options.measure, spell=as_flag, **values, **dict(options.settings or ()))
+    return Sweep(study=study, measures=options.measure, spell=as_flag, **values, **dict(options.set or ()))
 
 
 def run_here(sweep: "Sweep", store: "Store", options: RunOptions, arguments: Sequence[str]) -> int:
@@ -67,37 +61,34 @@ def run_here(sweep: "Sweep", store: "Store", options: RunOptions, arguments: Seq
     return code or int(not complete)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command("sweep.py")
+def main(argv: Sequence[str]) -> int:
     """Run the command line; 0 if every cell is done or submitted, 1 if some failed, 2 for bad input, 130 for Ctrl-C."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    command = read_command(arguments)
-    if command.study == "list":
+    asked = read_command(argv)
+    if asked.study == "list":
         print_studies()
         return 0
     try:
-        study = load_study(command.study) if command.study else None
+        study = load_study(asked.study) if asked.study else None
     except ValueError as error:
-        fail(f"--study: {error}")
-    try:
-        options = RunOptions(**given(command, RunOptions))
-        sweep = make_sweep(command, study)
-        from runners.cli.screen import print_plan, print_unkept
-        from runners.jobs.progress import print_submission
+        raise ValueError(f"--study: {error}") from error
+    options = RunOptions(**given(asked, RunOptions))
+    sweep = make_sweep(asked, study)
+    from runners.cli.screen import print_plan, print_unkept
+    from runners.jobs.progress import print_submission
 
-        sweep.check(options)
-        if command.dry_run:
-            print_plan(sweep.plan, sweep.measures)
-            return 0
-        store = sweep.open(command.out, options)
-        if options.save_weights and not options.force:
-            print_unkept(store, sweep.plan)
-        if options.cluster == "slurm":
-            outcome, name = sweep.submit(store, options)
-            print_submission(outcome, name, store.out)
-            return 0
-        return run_here(sweep, store, options, arguments)
-    except ValueError as error:
-        fail(error)
+    sweep.check(options)
+    if asked.dry_run:
+        print_plan(sweep.plan, sweep.measures)
+        return 0
+    store = sweep.open(asked.out, options)
+    if options.save_weights and not options.force:
+        print_unkept(store, sweep.plan)
+    if options.cluster == "slurm":
+        outcome, name = sweep.submit(store, options)
+        print_submission(outcome, name, store.out)
+        return 0
+    return run_here(sweep, store, options, argv)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,23 @@
 """Draw what one query of a model reads, block by block and head by head: `python runners/visualize.py --help`."""
 
-import os
 import sys
 
 if __name__ == "__main__":
     # not the script's own folder, which would offer runners/table.py as `table`, but where the user's modules are
-    sys.path[0] = os.getcwd()
+    sys.path[0] = ""
 
-import argparse
 import re
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from ablations.values import resolution
-from runners.cli.options import Parser, reader
+from ablations.values import Argument, resolution
+from runners.cli.command import Parser, add_flag, command
 from runners.pictures.photos import PHOTOGRAPHS, PROBES
 from runners.pictures.request import MOST_BLOCKS, MOST_HEADS, PictureRequest, prepare, select
 
 if TYPE_CHECKING:
-    from runners.pictures.draw import Scene
+    from runners.pictures.panels import Scene
     from runners.pictures.request import Selection
 
 EXAMPLES = """examples:
@@ -31,17 +28,10 @@ EXAMPLES = """examples:
 DPI = 200
 
 
-def fail(message: object) -> NoReturn:
-    """End the process with code 2 and one line."""
-    # the names of all weights of a wrong checkpoint would fill the screen
-    print(f"visualize.py: error: {textwrap.shorten(str(message), 600, placeholder=' ...')}", file=sys.stderr)
-    raise SystemExit(2)
-
-
 def _place(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,6}),(\d{1,6})", text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not Y,X: row and column of a pixel from 0, such as 112,80")
+        raise ValueError(f"{text!r} is not Y,X: row and column of a pixel from 0, such as 112,80")
     return int(match[1]), int(match[2])
 
 
@@ -52,7 +42,7 @@ def _numbers(what: str) -> Callable[[str], tuple[int, ...]]:
         if text == "all":
             return ()
         if not re.fullmatch(r"\d{1,4}(,\d{1,4})*", text) or not all(map(int, text.split(","))):
-            raise argparse.ArgumentTypeError(f"{text!r} is no {what}: numbers from 1, such as 1,3, or all")
+            raise ValueError(f"{text!r} is no {what}: numbers from 1, such as 1,3, or all")
         return tuple(sorted({int(part) for part in text.split(",")}))
 
     return read
@@ -61,58 +51,35 @@ def _numbers(what: str) -> Callable[[str], tuple[int, ...]]:
 def _setting(text: str) -> tuple[str, str]:
     match = re.fullmatch(r"((?:.+\.)?\w+)=(.+)", text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE, such as topk=1-4-16-full")
+        raise ValueError(f"{text!r} is not FIELD=VALUE, such as topk=1-4-16-full")
     return match[1], match[2]
 
 
 def make_parser() -> Parser:
     """Declare every flag."""
     parser = Parser(
-        prog="visualize.py",
-        description="Draw what one query of a model reads, and measure each of its attention layers.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "visualize.py", "Draw what one query of a model reads, and measure each of its attention layers.", EXAMPLES
     )
-    add = parser.add_argument_group("model").add_argument
-    add("--model", metavar="NAME|FILE", required=True, help="a layout or published model by name, or a checkpoint")
-    add("--arch", metavar="NAME", help="what a checkpoint is of, unless it says so itself")
-    add("--attn", metavar="A", help="mechanism of a layout: its name, or package.module:Class (default: bra)")
-    add(
-        "--set",
-        metavar="F=V",
-        dest="settings",
-        type=_setting,
-        action="append",
-        default=[],
-        help="a config field, such as topk=1-4-16-full",
-    )
-    built_in = ", ".join((*PHOTOGRAPHS, *PROBES))
-    add = parser.add_argument_group("picture").add_argument
-    add("--image", metavar="FILE", default="china", help=f"an image file, or built in: {built_in} (default: china)")
-    add(
-        "--resolution",
-        metavar="PX|HxW",
-        type=reader(resolution),
-        help="scaled and cropped to this (default: the model's own)",
-    )
-    add("--query", metavar="Y,X", type=_place, help="pixel of the image as it is shown, from 0,0 (default: the middle)")
-    add("--stage", metavar="N[,N]", type=_numbers("stage"), default=(), help="stages (default: all)")
-    add(
-        "--block",
-        metavar="N[,N]",
-        type=_numbers("block"),
-        help=f"blocks of each stage, or all (default: at most {MOST_BLOCKS})",
-    )
-    add(
-        "--head",
-        metavar="N[,N]",
-        type=_numbers("head"),
-        help=f"heads, or all (default: the mean of all, and at most {MOST_HEADS})",
-    )
-    add(
-        "--out", metavar="DIR", type=Path, required=True, help="folder for the pictures and layers.csv; made if missing"
-    )
+    model = parser.add_argument_group("model")
+    what = "a layout or published model by name, or a checkpoint"
+    model.add_argument("--model", metavar="NAME|FILE", required=True, help=what)
+    add_flag(model, Argument("arch", str, "NAME", "what a checkpoint is of, unless it says so itself"))
+    attn = "mechanism of a layout: its name, or package.module:Class"
+    add_flag(model, Argument("attn", str, "A", attn, default="bra"))
+    add_flag(model, Argument("set", _setting, "F=V", "a config field, such as topk=1-4-16-full"), [], append=True)
+    picture = parser.add_argument_group("picture")
+    image = f"an image file, or built in: {', '.join((*PHOTOGRAPHS, *PROBES))}"
+    add_flag(picture, Argument("image", str, "FILE", image, default="china"), "china")
+    size = "scaled and cropped to this"
+    add_flag(picture, Argument("resolution", resolution, "PX|HxW", size, default="the model's own"))
+    query = "pixel of the image as it is shown, from 0,0"
+    add_flag(picture, Argument("query", _place, "Y,X", query, default="the middle"))
+    add_flag(picture, Argument("stage", _numbers("stage"), "N[,N]", "stages", default="all"), ())
+    blocks, heads = f"at most {MOST_BLOCKS}", f"the mean of all, and at most {MOST_HEADS}"
+    add_flag(picture, Argument("block", _numbers("block"), "N[,N]", "blocks of each stage, or all", default=blocks))
+    add_flag(picture, Argument("head", _numbers("head"), "N[,N]", "heads, or all", default=heads))
+    out = "folder for the pictures and layers.csv; made if missing"
+    picture.add_argument("--out", metavar="DIR", type=Path, required=True, help=out)
     return parser
 
 
@@ -132,43 +99,36 @@ def versions() -> str:
     """Versions that a picture depends on, in words."""
     from runners.machine.environment import environment
 
-    found = environment()
-    sha = f", commit {found['git_sha'][:9]}{' (changed)' if found['git_dirty'] else ''}" if found["git_sha"] else ""
-    return f"attention-zoo {found['versions']['attention-zoo']}{sha}, torch {found['versions']['torch']}"
+    here = environment()
+    sha = f", commit {here['git_sha'][:9]}{' (changed)' if here['git_dirty'] else ''}" if here["git_sha"] else ""
+    return f"attention-zoo {here['versions']['attention-zoo']}{sha}, torch {here['versions']['torch']}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command("visualize.py")
+def main(argv: Sequence[str]) -> int:
     """Draw pictures and measure layers; 0, or 2 with one line if that cannot be done."""
-    options = make_parser().parse_args(sys.argv[1:] if argv is None else argv)
-    request = PictureRequest(**{**vars(options), "settings": dict(options.settings)})
-    try:
-        model, label, image, query = prepare(request)
-        selected = select(model, request)
-    except ValueError as error:
-        fail(error)
-
-    import pandas as pd
+    options = vars(make_parser().parse_args(argv))
+    settings = dict(options.pop("set"))
+    request = PictureRequest(**options, settings=settings)
+    model, label, image, query = prepare(request)
+    selected = select(model, request)
 
     from attention_zoo.attention_maps import mixer_inputs
-    from runners.pictures.draw import Scene
     from runners.pictures.layers import layer_numbers, summary
+    from runners.pictures.panels import Scene
 
     scene = Scene(model, mixer_inputs(model, image.input), image, query, label, versions())
+    layers = layer_numbers(model, scene.inputs)
+    table_path = request.out / "layers.csv"
     try:
-        numbers = layer_numbers(model, scene.inputs)
-        options.out.mkdir(parents=True, exist_ok=True)
-        numbers.to_csv(options.out / "layers.csv", index=False)
-        files = [*draw(scene, selected, options.out), options.out / "layers.csv"]
-    except ValueError as error:
-        fail(error)
+        request.out.mkdir(parents=True, exist_ok=True)
+        layers.to_csv(table_path, index=False)
+        files = [*draw(scene, selected, request.out), table_path]
     except OSError as error:
-        fail(f"--out {options.out} cannot be written: {error.strerror}")
-    table = summary(numbers).dropna(axis="columns", how="all")
-    with pd.option_context("display.width", None, "display.max_columns", None):
-        print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}", na_rep="-"))
-    print(
-        f"means over heads and {table['queries'].max()} queries at most; each head is in {options.out / 'layers.csv'}"
-    )
+        raise ValueError(f"--out {request.out} cannot be written: {error.strerror}") from error
+    table = summary(layers).dropna(axis="columns", how="all")
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}", na_rep="-"))
+    print(f"means over heads and {table['queries'].max()} queries at most; each head is in {table_path}")
     if "random weights" in label:
         print(f"note: {label}: what it reads means nothing; give a checkpoint as --model")
     for file in files:

@@ -80,7 +80,7 @@ def test_values_are_axes_in_the_order_given() -> None:
     assert options.topk == ("8", "1")
     assert options.resolution == ((64, 64), (96, 128))
     assert options.seeds == (2, 0)
-    assert options.settings == [("swin.window", ("2", "4x6"))]
+    assert options.set == [("swin.window", ("2", "4x6"))]
     assert options.time == 90
 
 

@@ -42,9 +42,7 @@ def counted_cell(cell: Cell) -> Cell:
 
 def build_baseline(cell: Cell, num_classes: int = 10) -> Pyramid:
     """Build the vanilla model of the same layout, as it is by default."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cell.seed)
-        return create_model(cell.layout, attn="vanilla", num_classes=num_classes)
+    return build_model(replace(cell, attn="vanilla", settings=()), num_classes)
 
 
 class Description(NamedTuple):

@@ -72,14 +72,10 @@ def _fields(name: str) -> list[str]:
     return field_names(resolve(name).Config)
 
 
-def _owns(name: str, owner: str) -> bool:
-    """Whether a mechanism is the one that `owner.field` names; the class alone is enough of `package.module:Class`."""
-    return owner in (name, name.partition(":")[2])
-
-
 def _applies(setting: str, name: str) -> bool:
     owner, _, field = setting.rpartition(".")
-    return field in _fields(name) if not owner else _owns(name, owner)
+    # the class alone is enough of `package.module:Class`
+    return owner in (name, name.partition(":")[2]) if owner else field in _fields(name)
 
 
 def _check_settings(axes: Axes, selected: list[str], spell: Spelling) -> list[str]:
@@ -191,9 +187,9 @@ def estimate_seconds(cell: Cell, measures: Iterable[str]) -> float:
     """Guess how long a cell takes; rough, since it assumes two CPU cores of 2023."""
     macs = describe(cell).training_macs * cell.batch_size
     step_s = 0.02 + macs / 15e9
-    found = [MEASURES[name] for name in measures]
-    steps = sum(cell.steps if measure.training_steps is None else measure.training_steps for measure in found)
-    return 4.0 + sum(measure.seconds for measure in found) + steps * step_s
+    asked = [MEASURES[name] for name in measures]
+    steps = sum(cell.steps if measure.training_steps is None else measure.training_steps for measure in asked)
+    return 4.0 + sum(measure.seconds for measure in asked) + steps * step_s
 
 
 def command_for(cell: Cell, measures: Iterable[str]) -> str:

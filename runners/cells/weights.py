@@ -34,6 +34,9 @@ SEED = 0
 LISTED = 3
 """Names of weights that a message shows of each kind."""
 
+NAMES = sorted({*LAYOUTS, *PUBLISHED})
+"""Layouts and published models."""
+
 State = dict[str, Tensor]
 
 
@@ -98,9 +101,8 @@ def load_model(
 
 
 def _check_arch(what: str, name: str) -> None:
-    known = sorted({*LAYOUTS, *PUBLISHED})
-    if name not in known:
-        raise ValueError(f"{suggest(what, name, known)}" + (", or the path of a checkpoint" if what == "model" else ""))
+    if name not in NAMES:
+        raise ValueError(suggest(what, name, NAMES) + (", or the path of a checkpoint" if what == "model" else ""))
 
 
 def _build(identity: Identity, num_classes: int = 1000) -> Pyramid:
@@ -113,9 +115,7 @@ def _load_file(path: Path, arch: str | None, attn: str | None, config: dict[str,
     state, written = read_checkpoint(path)
     if written is None:
         if arch is None:
-            raise ValueError(
-                f"{path} does not say what model it holds; name it by arch: {', '.join(sorted({*LAYOUTS, *PUBLISHED}))}"
-            )
+            raise ValueError(f"{path} does not say what model it holds; name it by arch: {', '.join(NAMES)}")
         _check_arch("arch", arch)
         identity = Identity(arch, attn, config)
     else:
@@ -132,8 +132,8 @@ def _load_file(path: Path, arch: str | None, attn: str | None, config: dict[str,
 def _agreed(path: Path, written: Identity, arch: str | None, attn: str | None, config: dict[str, Any]) -> Identity:
     """Refuse what contradicts the file."""
     own_attn = written.attn or "bra"
-    for name, wanted, found in (("arch", arch, written.arch), ("attn", attn, own_attn)):
-        if wanted not in (None, found):
+    for name, wanted, own in (("arch", arch, written.arch), ("attn", attn, own_attn)):
+        if wanted not in (None, own):
             raise ValueError(f"{path} holds {written}, not {name}={wanted}; leave {name} out, the file says what it is")
     if ":" in own_attn and attn is None:
         raise ValueError(f"{path} holds {written}: to import that module, which can run any code, give attn={own_attn}")
@@ -155,22 +155,22 @@ def read_checkpoint(path: Path) -> tuple[State, Identity | None]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            found: Any = load_file(path)
+            content: Any = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
         raise ValueError(f"checkpoint {path} is refused: it is no torch file, or holds more than tensors") from error
     except Exception as error:
         raise ValueError(f"checkpoint {path} cannot be read: {type(error).__name__}, it may be cut off") from error
-    state = found
+    state = content
     for key in ("model", "state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            state = found[key]
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            state = content[key]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"checkpoint {path} holds no weights, neither at the top nor under model or state_dict")
-    return state, _identity(path, found.get(FORMAT))
+    return state, _identity(path, content.get(FORMAT))
 
 
 def _identity(path: Path, written: Any) -> Identity | None:

@@ -2,13 +2,13 @@
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ablations.study import ARGUMENTS
 from ablations.values import Argument, arguments, choice, per_stage
+from runners.cli.command import Parser, add_flag, add_out, axis
 from runners.jobs.options import RunOptions, SlurmOptions
 from runners.measures import MEASURES
 
@@ -33,70 +33,17 @@ SETTINGS = (
 )
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with code 2 and the message alone."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def reader(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return `parse` as argparse wants it, which drops the message of a ValueError."""
-
-    def read(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return read
-
-
-def axis(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """Return a reader of a comma-separated axis, each of whose values `parse` reads."""
-
-    def read(text: str) -> tuple[Any, ...]:
-        parts = text.split(",")
-        if not all(part.strip() for part in parts):
-            raise ValueError(f"{text!r} has an empty value; separate values by single commas")
-        return tuple(dict.fromkeys(parse(part.strip()) for part in parts))
-
-    return reader(read)
-
-
-def add_flag(group: Any, argument: Argument, *, help: str = "", append: bool = False) -> None:
-    """Declare an argument as a flag; what is not given stays None, or False for a switch."""
-    flag, text = f"--{argument.name.replace('_', '-')}", help or argument.help
-    if argument.default:
-        text += f" (default: {argument.default})"
-    if argument.parse is None:
-        group.add_argument(flag, action="store_true", help=text)
-    elif append:
-        group.add_argument(flag, metavar=argument.metavar, type=reader(argument.parse), action="append", help=text)
-    elif argument.several:
-        name = argument.metavar
-        group.add_argument(flag, metavar=f"{name}[,{name}]", type=axis(argument.parse), help=text)
-    else:
-        group.add_argument(flag, metavar=argument.metavar, type=reader(argument.parse), help=text)
-
-
 def _setting(text: str) -> tuple[str, tuple[str, ...]]:
     match = re.fullmatch(r"(.+\.\w+)=(.*)", text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not MECHANISM.FIELD=VALUE[,VALUE...], such as swin.window=2,4")
+        raise ValueError(f"{text!r} is not MECHANISM.FIELD=VALUE[,VALUE...], such as swin.window=2,4")
     return match[1], axis(str)(match[2])
 
 
 def make_parser() -> Parser:
     """Declare every flag of the sweep."""
-    parser = Parser(
-        prog="sweep.py",
-        description="Measure attention mechanisms in one shared pyramid: accuracy, MACs, memory, throughput.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    description = "Measure attention mechanisms in one shared pyramid: accuracy, MACs, memory, throughput."
+    parser = Parser("sweep.py", description, EXAMPLES)
     cells = parser.add_argument_group("cells (a comma makes an axis; dashes give one value per stage)")
     for name, argument in ARGUMENTS.items():
         if name == "steps":
@@ -108,25 +55,14 @@ def make_parser() -> Parser:
         if name == "attn":
             for setting in SETTINGS:
                 add_flag(cells, setting)
-            cells.add_argument(
-                "--set",
-                metavar="M.F=V[,V]",
-                dest="settings",
-                type=_setting,
-                action="append",
-                help="any other config field, such as swin.window=2,4 or bra.lepe=on,off",
-            )
+            other = "any other config field, such as swin.window=2,4 or bra.lepe=on,off"
+            add_flag(cells, Argument("set", _setting, "M.F=V[,V]", other), append=True)
     run = parser.add_argument_group("run")
     add_flag(run, Argument("measure", choice(*MEASURES), "M", f"of {', '.join(MEASURES)}", True, "all"))
-    run.add_argument(
-        "--study", metavar="NAME", help="a declared study from ablations/; 'list' prints them; flags above override it"
-    )
-    run.add_argument(
-        "--out", metavar="DIR", type=Path, default=Path("results/runs"), help="results folder (default: results/runs)"
-    )
-    run.add_argument(
-        "--dry-run", action="store_true", help="print the cells and an estimate; run nothing, write nothing"
-    )
+    study = "a declared study from ablations/; 'list' prints them; flags above override it"
+    add_flag(run, Argument("study", str, "NAME", study))
+    add_out(run)
+    add_flag(run, Argument("dry_run", help="print the cells and an estimate; run nothing, write nothing"))
     for name, argument in arguments(RunOptions).items():
         if name not in (*arguments(SlurmOptions), "name"):
             add_flag(run, argument)
@@ -147,7 +83,7 @@ def given(options: argparse.Namespace, cls: type) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def read_command(argv: list[str]) -> argparse.Namespace:
+def read_command(argv: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; a malformed one ends the process with code 2 and one line."""
     parser = make_parser()
     options = parser.parse_args(argv)

@@ -12,23 +12,9 @@ from runners.store.store import Store
 from runners.table import load
 
 COLUMNS = (
-    "attention",
-    "topk",
-    "topk_schedule",
-    "regions",
-    "window",
-    "resolution",
-    "seed",
-    "acc1",
-    "gmacs",
-    "params_m",
-    "peak_infer_mib",
-    "peak_train_mib",
-    "infer_samples_per_sec",
-    "vs_vanilla",
-    "train_step_ms",
-    "disturbed",
-    "status",
+    *("attention", "topk", "topk_schedule", "regions", "window", "resolution", "seed"),
+    *("acc1", "gmacs", "params_m", "peak_infer_mib", "peak_train_mib"),
+    *("infer_samples_per_sec", "vs_vanilla", "train_step_ms", "disturbed", "status"),
 )
 
 
@@ -59,8 +45,7 @@ def print_results(out: Path, rows: pd.DataFrame) -> None:
     if not rows["disturbed"].fillna(False).any():
         lacking.add("disturbed")
     shown = rows[[column for column in COLUMNS if column not in lacking]]
-    with pd.option_context("display.width", None, "display.max_columns", None):
-        print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
+    print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
     for data, ceiling in rows.groupby("data")["ceiling_percent"].max().dropna().items():
         print(f"acc1 on {data}: {ceiling:.1f} is what a model gets that sees the objects but cannot relate them")
     print(f"table: {out / 'table.csv'}; in Python: runners.table.load({str(out)!r})")

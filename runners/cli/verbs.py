@@ -1,66 +1,45 @@
 """What status, collect, retry, cancel and clean share: their command line, and the study they are about."""
 
-import argparse
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from argparse import Namespace
+from typing import TYPE_CHECKING
 
-from runners.cli.options import Parser
+from runners.cli.command import Parser, add_out
+from runners.store.store import Store, open_store
 
 if TYPE_CHECKING:
     from runners.jobs.outcomes import Look
-    from runners.store.store import Store
 
 
 def verb_parser(name: str, description: str, examples: str) -> Parser:
     """Declare a verb with the study and the results folder it is about."""
-    parser = Parser(
-        prog=f"{name}.py",
-        description=description,
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(f"{name}.py", description, f"examples:\n{examples}")
     parser.add_argument(
         "study", metavar="STUDY", nargs="?", help="name that the sweep gave (default: the whole folder)"
     )
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, default=Path("results/runs"), help="results folder (default: results/runs)"
-    )
+    add_out(parser)
     return parser
 
 
-def run_verb(name: str, main: Callable[[Sequence[str] | None], int]) -> NoReturn:
-    """Run a verb as a program: 2 and one line for bad input, 130 after Ctrl-C."""
-    try:
-        raise SystemExit(main(None))
-    except ValueError as error:
-        print(f"{name}.py: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-
-
-def cells_of(store: "Store", study: str | None) -> list[str]:
-    """Keys of the cells of a study, of all where it is None.
+def open_study(options: Namespace) -> tuple[Store, list[str]]:
+    """Open the results folder that a verb is about; the keys of the cells of its study, of all if none is named.
 
     Raises:
-        ValueError: no cell belongs to it; the known studies are listed.
+        ValueError: no results there, or no cell belongs to the study; the known studies are listed.
     """
+    store, study = open_store(options.out, create=False), options.study
     keys = store.cell_keys()
     if study is None:
-        return keys
+        return store, keys
     studies = {key: store.studies(key) for key in keys}
-    found = [key for key in keys if study in studies[key]]
-    if not found:
+    chosen = [key for key in keys if study in studies[key]]
+    if not chosen:
         known = sorted({name for names in studies.values() for name in names})
         listed = f"there are {', '.join(known)}" if known else "it has none"
         raise ValueError(f"no study {study!r} in {store.out}; {listed}")
-    return found
+    return store, chosen
 
 
-def try_look(store: "Store") -> "tuple[Look, str | None]":
+def try_look(store: Store) -> "tuple[Look, str | None]":
     """Look after the jobs; where SLURM does not answer go by the disk alone, and say so."""
     from runners.jobs import submissions
     from runners.jobs.outcomes import Look, look

@@ -64,19 +64,19 @@ def labels(rows: DataFrame, apart: Sequence[str] = ()) -> "Series[str]":
     differing: dict[str, set[str]] = {}
     for name, settings in rows.groupby("attention")["settings"]:
         values = {key: {row.get(key) for row in settings} for row in settings for key in row if key not in apart}
-        differing[str(name)] = {key for key, found in values.items() if len(found) > 1}
+        differing[str(name)] = {key for key, several in values.items() if len(several) > 1}
     under = selection.conditions(rows, leave_out=(*apart, "device_id"))
-    found = []
+    lines = []
     for name, settings, conditions in zip(rows["attention"], rows["settings"], under, strict=True):
         chosen = {key: value for key, value in settings.items() if key in differing[name]}
-        found.append(f"{configuration_name(name, chosen)} {conditions.replace(selection.ALL, '')}".rstrip())
-    return Series(found, index=rows.index, dtype="str")
+        lines.append(f"{configuration_name(name, chosen)} {conditions.replace(selection.ALL, '')}".rstrip())
+    return Series(lines, index=rows.index, dtype="str")
 
 
 def failures(rows: DataFrame, quantity: Quantity) -> dict[Hashable, str]:
     """Status of each row whose value is missing because its measure failed, by the row's index."""
-    own = f"{quantity.measure}_status"
-    status = rows[own].fillna(rows["status"]) if own in rows.columns else rows["status"]
+    column = f"{quantity.measure}_status"
+    status = rows[column].fillna(rows["status"]) if column in rows.columns else rows["status"]
     failed = rows[quantity.column].isna() & status.notna() & ~status.isin(NOT_FAILED)
     return {index: str(text) for index, text in status[failed].items()}
 
@@ -87,13 +87,13 @@ def shown(rows: DataFrame, quantities: Sequence[Quantity]) -> list[Quantity]:
     Raises:
         ValueError: none has.
     """
-    found = [q for q in quantities if rows[q.column].notna().any()]
-    if not found:
+    measured = [q for q in quantities if rows[q.column].notna().any()]
+    if not measured:
         raise ValueError(f"no row has a value of {', '.join(q.column for q in quantities)}")
-    return [q for q in quantities if q in found or len(failures(rows, q))]
+    return [q for q in quantities if q in measured or len(failures(rows, q))]
 
 
 def intervals(rows: DataFrame, column: str, x: str) -> Mapping[float, Interval]:
     """Mean and t-interval over repeats of a column at each value of `x`, in their order."""
-    found = mean_intervals(rows[[x, column]].dropna(), column, x)
-    return {float(at): interval for at, interval in found.items()}
+    by_x = mean_intervals(rows[[x, column]].dropna(), column, x)
+    return {float(at): interval for at, interval in by_x.items()}

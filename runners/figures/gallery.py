@@ -1,19 +1,26 @@
 """Connectivity gallery: which keys one query sees, for each mechanism."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from torch import Tensor
 
 import attention_zoo
-from attention_zoo.base import Example
+from attention_zoo.base import Attention, Example
+from attention_zoo.mechanisms.cswin import CSWin
+from attention_zoo.mechanisms.dat import DAT
+from attention_zoo.partitioned import PartitionAttention
+from attention_zoo.pooled import PooledAttention
+from attention_zoo.regions import coordinates
 from runners.figures.mechanisms import examples, legend
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
-    from matplotlib.figure import Figure
-    from torch import Tensor
-
-    from attention_zoo import Attention
 
 HEIGHT, WIDTH = 12, 16
 """Map of the gallery, tokens."""
@@ -34,6 +41,16 @@ CAPTION = (
 
 # blue and yellow, which colour-blind readers tell apart, and which differ in brightness too
 READ, QUERY_COLOUR, UNREAD, BORDER = "#0072B2", "#FFD54A", "#E9E9E9", "#444444"
+SHADES = LinearSegmentedColormap.from_list("reads", [UNREAD, READ])
+QUERY_MARK: Any = {
+    "label": "query",
+    "marker": "s",
+    "color": QUERY_COLOUR,
+    "markersize": 6,
+    "mec": "black",
+    "ls": "none",
+}
+POINT_MARK: Any = {"marker": "o", "color": "white", "mec": BORDER, "ls": "none"}
 
 
 @dataclass(frozen=True)
@@ -68,9 +85,8 @@ def gallery_panels() -> list[Panel]:
     return sorted(panels, key=lambda panel: order.get((panel.name, panel.example.turn), len(order)))
 
 
-def photograph() -> "Tensor":
+def photograph() -> Tensor:
     """Colours of scikit-learn's bundled photograph of a tower, cropped to the shape of the map: (h, w, 3) in 0..1."""
-    import torch
     from sklearn.datasets import load_sample_image
 
     image = torch.tensor(load_sample_image("china.jpg"), dtype=torch.float64) / 255
@@ -79,14 +95,11 @@ def photograph() -> "Tensor":
     return image[:, left : width - left]
 
 
-def features(image: "Tensor") -> "Tensor":
+def features(image: Tensor) -> Tensor:
     """Tokens of the map that are alike where their colours are: (h, w, 3) -> (1, HEIGHT, WIDTH, DIM).
 
     Random cosines of the mean colour, so that a product of two tokens falls with the distance of their colours.
     """
-    import torch
-    import torch.nn.functional as F
-
     generator = torch.Generator().manual_seed(SEED)
     colours = F.adaptive_avg_pool2d(image.permute(2, 0, 1), (HEIGHT, WIDTH)).permute(1, 2, 0)
     colours = (colours - colours.mean((0, 1))) / colours.std((0, 1))
@@ -95,13 +108,11 @@ def features(image: "Tensor") -> "Tensor":
     return torch.cos(colours @ waves + phases)[None]
 
 
-def untrained(panel: Panel) -> "Attention":
+def untrained(panel: Panel) -> Attention:
     """Build the mechanism of a panel in float64, from seeded weights, q and k from the same ones.
 
     What is chosen by content is then chosen by likeness, as a trained mechanism might, and not at random.
     """
-    import torch
-
     with torch.random.fork_rng(devices=[]):
         attention = attention_zoo.create(panel.name, dim=DIM, num_heads=HEADS, **panel.example.config).double().eval()
     generator = torch.Generator().manual_seed(SEED)
@@ -115,28 +126,19 @@ def untrained(panel: Panel) -> "Attention":
     return attention
 
 
-def keys_read(attention: "Attention", x: "Tensor", query: tuple[int, int]) -> "Tensor":
+def keys_read(attention: Attention, x: Tensor, query: tuple[int, int]) -> Tensor:
     """Share of the heads by which the query at (row, column) reads each token: (1, H, W, C) -> (H, W) in 0..1."""
-    import torch
-
     _, height, width, _ = x.shape
     with torch.no_grad():
         reads = attention.connectivity(x, torch.tensor([query[0] * width + query[1]]))
     return reads.expand(1, attention.num_heads, 1, height * width)[0, :, 0].double().mean(0).reshape(height, width)
 
 
-def blocks(attention: "Attention", height: int, width: int) -> list["Tensor"]:
+def blocks(attention: Attention, height: int, width: int) -> list[Tensor]:
     """Which block of the map each token lies in, for each cut that the mechanism makes: (H, W) integers each.
 
     A block is a region, or for dilated ones all those that interleave.
     """
-    import dataclasses
-
-    from attention_zoo.mechanisms.cswin import CSWin
-    from attention_zoo.partitioned import PartitionAttention
-    from attention_zoo.pooled import PooledAttention
-    from attention_zoo.regions import coordinates
-
     if isinstance(attention, PooledAttention) and attention.pool is not None:
         cuts = [attention.pool.cut(height, width)]
     elif isinstance(attention, CSWin):
@@ -146,19 +148,12 @@ def blocks(attention: "Attention", height: int, width: int) -> list["Tensor"]:
     else:
         cuts = []
     places = coordinates(height, width, attention.qkv.weight.device)
-    solid = [
-        dataclasses.replace(cut, rows=cut.rows * cut.step_y, cols=cut.cols * cut.step_x, step_y=1, step_x=1)
-        for cut in cuts
-    ]
+    solid = [replace(cut, rows=cut.rows * cut.step_y, cols=cut.cols * cut.step_x, step_y=1, step_x=1) for cut in cuts]
     return [cut.locate(*places).reshape(height, width) for cut in solid]
 
 
-def sampled_points(attention: "Attention", x: "Tensor") -> "Tensor | None":
+def sampled_points(attention: Attention, x: Tensor) -> Tensor | None:
     """Where deformable attention samples the first image, in tokens: (points, 2) as (row, column); None elsewhere."""
-    import torch
-
-    from attention_zoo.mechanisms.dat import DAT
-
     if not isinstance(attention, DAT) or attention.offset is None:
         return None
     with torch.no_grad():
@@ -166,7 +161,7 @@ def sampled_points(attention: "Attention", x: "Tensor") -> "Tensor | None":
     return (points + 1) / 2 * (torch.tensor(x.shape[1:3]) - 1)
 
 
-def connectivity_gallery(query: tuple[int, int] = QUERY) -> "Figure":
+def connectivity_gallery(query: tuple[int, int] = QUERY) -> Figure:
     """Draw which keys one query reads, a panel for each mechanism and block, and the photograph they are shown.
 
     Each panel is an image of `keys_read`, labelled with the panel's title; the query is the line "query".
@@ -174,8 +169,6 @@ def connectivity_gallery(query: tuple[int, int] = QUERY) -> "Figure":
     Raises:
         ValueError: a registered mechanism does not fit the map.
     """
-    from matplotlib.figure import Figure
-
     panels = gallery_panels()
     rows = -(-(len(panels) + 2) // COLUMNS)
     # inches: a README is about 900 pixels wide, which makes 100 of each
@@ -201,12 +194,12 @@ def connectivity_gallery(query: tuple[int, int] = QUERY) -> "Figure":
     return figure
 
 
-def draw_panel(ax: "Axes", panel: Panel, x: "Tensor", query: tuple[int, int]) -> None:
+def draw_panel(ax: Axes, panel: Panel, x: Tensor, query: tuple[int, int]) -> None:
     """Draw one panel for the map x, (1, H, W, C)."""
     attention = untrained(panel)
     reads = keys_read(attention, x, query)
     height, width = reads.shape
-    ax.imshow(reads.numpy(), cmap=_shades(), vmin=0, vmax=1, interpolation="none")
+    ax.imshow(reads.numpy(), cmap=SHADES, vmin=0, vmax=1, interpolation="none")
     # points may lie beyond the map
     ax.autoscale(False)
     for i in range(1, height):
@@ -217,30 +210,12 @@ def draw_panel(ax: "Axes", panel: Panel, x: "Tensor", query: tuple[int, int]) ->
         _draw_borders(ax, labels)
     points = sampled_points(attention, x)
     if points is not None:
-        ax.plot(
-            points[:, 1],
-            points[:, 0],
-            "o",
-            color="white",
-            markersize=2.6,
-            mec=BORDER,
-            mew=0.5,
-            label="points",
-            zorder=2.3,
-        )
+        ax.plot(points[:, 1], points[:, 0], markersize=2.6, mew=0.5, label="points", zorder=2.3, **POINT_MARK)
     _mark(ax, query)
     _describe(ax, panel.title, f"{reads.mean():.0%}", panel.example.reads)
 
 
-def _shades() -> "Colormap":
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list("reads", [UNREAD, READ])
-
-
-def _draw_borders(ax: "Axes", labels: "Tensor") -> None:
-    from matplotlib.collections import LineCollection
-
+def _draw_borders(ax: Axes, labels: Tensor) -> None:
     right = (labels[:, 1:] != labels[:, :-1]).nonzero().tolist()
     down = (labels[1:] != labels[:-1]).nonzero().tolist()
     borders = [((j + 0.5, i - 0.5), (j + 0.5, i + 0.5)) for i, j in right]
@@ -251,11 +226,11 @@ def _draw_borders(ax: "Axes", labels: "Tensor") -> None:
         ax.add_collection(lines)
 
 
-def _mark(ax: "Axes", query: tuple[int, int]) -> None:
-    ax.plot(query[1], query[0], "s", color=QUERY_COLOUR, markersize=6, mec="black", mew=1, label="query", zorder=3)
+def _mark(ax: Axes, query: tuple[int, int]) -> None:
+    ax.plot(query[1], query[0], zorder=3, **QUERY_MARK)
 
 
-def _describe(ax: "Axes", title: str, share: str, line: str) -> None:
+def _describe(ax: Axes, title: str, share: str, line: str) -> None:
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set(color=BORDER, linewidth=0.7)
     ax.set_title(title, loc="left", fontsize=8, fontweight="bold", pad=12)
@@ -263,23 +238,18 @@ def _describe(ax: "Axes", title: str, share: str, line: str) -> None:
     ax.text(0, 1.03, line, transform=ax.transAxes, fontsize=7, va="bottom")
 
 
-def draw_legend(ax: "Axes") -> None:
+def draw_legend(ax: Axes) -> None:
     """Explain the marks and shades of the gallery, in the place of a panel."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
     edge: dict[str, Any] = {"edgecolor": BORDER, "linewidth": 0.5}
-    query: dict[str, Any] = {"color": QUERY_COLOUR, "markersize": 6, "markeredgecolor": "black", "linestyle": "none"}
-    point: dict[str, Any] = {"color": "white", "markersize": 3, "markeredgecolor": BORDER, "linestyle": "none"}
     ax.set_axis_off()
     ax.legend(
         handles=[
-            Line2D([], [], marker="s", label="query", **query),
+            Line2D([], [], **QUERY_MARK),
             Patch(facecolor=READ, label="key it reads", **edge),
-            Patch(facecolor=_shades()(0.5), label="with half of the heads", **edge),
+            Patch(facecolor=SHADES(0.5), label="with half of the heads", **edge),
             Patch(facecolor=UNREAD, label="not read", **edge),
             Line2D([], [], color=BORDER, linewidth=0.8, label="region or patch"),
-            Line2D([], [], marker="o", label="sampled point", **point),
+            Line2D([], [], markersize=3, label="sampled point", **POINT_MARK),
         ],
         loc="center left",
         bbox_to_anchor=(-0.05, 0.5),

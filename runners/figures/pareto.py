@@ -1,18 +1,19 @@
 """Pareto fronts: accuracy against each cost, and which points the repeats cannot tell from the front."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from pandas import DataFrame
+
+from runners.figures import style
 from runners.figures.frames import failures, labels, shown
-from runners.figures.style import GUIDE, Look, caption, limit, looks, mark_failures, plain_log, wrapped
 from runners.measures import ACCURACY, LATENCY, MACS, MEMORY, TRAINING_STEP, Quantity
 from runners.rows.stats import Interval, mean_interval, pareto_standing
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import SubFigure
-    from matplotlib.lines import Line2D
-    from pandas import DataFrame
 
 COSTS = (MACS, LATENCY, MEMORY, TRAINING_STEP)
 COLUMNS = (ACCURACY.column, *(cost.column for cost in COSTS))
@@ -27,7 +28,7 @@ STANDINGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def draw_pareto(figure: "SubFigure", rows: "DataFrame", unmeasured: Mapping[str, int]) -> None:
+def draw_pareto(figure: SubFigure, rows: DataFrame, unmeasured: Mapping[str, int]) -> None:
     """Draw accuracy against MACs, latency, memory and training time, a point for each mechanism and setting.
 
     Raises:
@@ -42,15 +43,13 @@ def draw_pareto(figure: "SubFigure", rows: "DataFrame", unmeasured: Mapping[str,
     rows = rows.assign(line=labels(rows))
     if rows.loc[rows["acc1"].notna(), "line"].nunique() < 2:
         raise ValueError("a front needs the accuracy of two mechanisms or settings; measure accuracy of more")
-    styles, costs = looks(rows["line"]), shown(rows, COSTS)
-    axes = figure.subplots(-(-len(costs) // 2), min(2, len(costs)), squeeze=False, sharey=True).flatten()
+    styles, costs = style.looks(rows["line"]), shown(rows, COSTS)
+    axes = style.panels(figure, len(costs), sharey=True)
     standings = set[str]()
-    for ax, cost in zip(axes, costs, strict=False):
+    for ax, cost in zip(axes, costs, strict=True):
         standings |= pareto_front_plot(ax, rows, cost, styles)
-    for ax in axes[: len(costs) : 2]:
+    for ax in axes[::2]:
         ax.set_ylabel(ACCURACY.axis)
-    for ax in axes[len(costs) :]:
-        ax.set_axis_off()
     if len(costs) > 1:
         _draw_legend(figure, styles, standings)
     else:
@@ -60,10 +59,10 @@ def draw_pareto(figure: "SubFigure", rows: "DataFrame", unmeasured: Mapping[str,
         "front if another is significantly cheaper and more accurate (paired t-tests over seeds, Bonferroni); half "
         "filled ones are not."
     )
-    caption(figure, rows, note, unmeasured)
+    style.caption(figure, rows, note, unmeasured)
 
 
-def pareto_front_plot(ax: "Axes", rows: "DataFrame", cost: Quantity, styles: Mapping[str, Look]) -> set[str]:
+def pareto_front_plot(ax: Axes, rows: DataFrame, cost: Quantity, styles: Mapping[str, style.Look]) -> set[str]:
     """Draw accuracy against one cost, a point for each value of `line`; returns the standings that occur."""
     both = rows[rows["acc1"].notna() & rows[cost.column].notna()]
     points: dict[str, tuple[Interval, Interval]] = {
@@ -72,7 +71,7 @@ def pareto_front_plot(ax: "Axes", rows: "DataFrame", cost: Quantity, styles: Map
     standing: dict[Any, str] = pareto_standing(both, cost.column, "acc1", "line").to_dict() if points else {}
     front = sorted((points[line][0].mean, points[line][1].mean) for line in points if standing[line] == "front")
     if front:
-        ax.step(*zip(*front, strict=True), where="post", color=GUIDE, linewidth=1, linestyle="--", zorder=1)
+        ax.step(*zip(*front, strict=True), where="post", color=style.GUIDE, linewidth=1, linestyle="--", zorder=1)
     for line, (x, y) in points.items():
         look = styles[line]
         bars: dict[str, Any] = {f"{axis}err": [[p.mean - p.low], [p.high - p.mean]]
@@ -82,16 +81,16 @@ def pareto_front_plot(ax: "Axes", rows: "DataFrame", cost: Quantity, styles: Map
                 label=line, zorder=3, **STANDINGS[standing[line]][1])  # fmt: skip
     ax.set(xscale="log", xlabel=cost.axis)
     marks = _failed(rows, cost, styles)
-    limit(ax, [*both[cost.column], *(at for at, *_ in marks if at is not None)], log=True, axis="x")
-    plain_log(ax.xaxis)
-    limit(ax, rows["acc1"].dropna(), log=False, room=0.06 * len(marks))
-    mark_failures(ax, marks)
+    style.limit(ax, [*both[cost.column], *(at for at, *_ in marks if at is not None)], log=True, axis="x")
+    style.plain_log(ax.xaxis)
+    style.limit(ax, rows["acc1"].dropna(), log=False, room=0.06 * len(marks))
+    style.mark_failures(ax, marks)
     return set(standing.values())
 
 
-def _failed(rows: "DataFrame", cost: Quantity, styles: Mapping[str, Look]) -> list[tuple[float | None, str, str, Look]]:
+def _failed(rows: DataFrame, cost: Quantity, styles: Mapping[str, style.Look]) -> list[style.Mark]:
     """Cells whose accuracy failed, at their cost, and those whose cost failed, at no place of their own."""
-    marks = dict[str, tuple[float | None, str, str, Look]]()
+    marks = dict[str, style.Mark]()
     lines, costs = rows["line"].to_dict(), rows[cost.column].dropna().to_dict()
     for quantity in (ACCURACY, cost):
         for index, status in failures(rows, quantity).items():
@@ -100,18 +99,15 @@ def _failed(rows: "DataFrame", cost: Quantity, styles: Mapping[str, Look]) -> li
     return list(marks.values())
 
 
-def _name_points(figure: "SubFigure", ax: "Axes", rows: "DataFrame", standings: set[str]) -> None:
+def _name_points(figure: SubFigure, ax: Axes, rows: DataFrame, standings: set[str]) -> None:
     """Write the names beside the points of the only axes, which is quicker to read than a legend of all of them."""
-    import numpy as np
-    from matplotlib.patheffects import withStroke
-
     whole = figure.get_figure(root=True)
     if whole is not None and len(whole.subfigs) == 1:
         whole.set_size_inches(*ONE_COST_SIZE)
     for ceiling in rows["ceiling_percent"].dropna().unique() if "ceiling_percent" in rows else ():
-        ax.axhline(ceiling, color=GUIDE, linewidth=1, linestyle=":", zorder=1, label="_ceiling")
+        ax.axhline(ceiling, color=style.GUIDE, linewidth=1, linestyle=":", zorder=1, label="_ceiling")
         ax.annotate(f"{ceiling:.1f}: sees the objects, cannot relate them", (1, ceiling), ha="right", va="bottom",
-                    xycoords=("axes fraction", "data"), color=GUIDE, fontsize=8)  # fmt: skip
+                    xycoords=("axes fraction", "data"), color=style.GUIDE, fontsize=8)  # fmt: skip
     lines = [line for line in ax.lines if not str(line.get_label()).startswith("_")]
     points = {str(line.get_label()): np.asarray(line.get_xydata(), dtype=float)[0] for line in lines}
     low, high = ax.get_ylim()
@@ -123,21 +119,17 @@ def _name_points(figure: "SubFigure", ax: "Axes", rows: "DataFrame", standings: 
     ax.legend(handles=_standing_marks(standings), loc="lower right", frameon=False)
 
 
-def _standing_marks(standings: set[str]) -> "list[Line2D]":
-    from matplotlib.lines import Line2D
-
+def _standing_marks(standings: set[str]) -> list[Line2D]:
     return [
-        Line2D([], [], color="black", marker="o", linestyle="none", markerfacecoloralt="white", label=words, **style)
-        for name, (words, style) in STANDINGS.items()
+        Line2D([], [], color="black", marker="o", linestyle="none", markerfacecoloralt="white", label=words, **marks)
+        for name, (words, marks) in STANDINGS.items()
         if name in standings
     ]
 
 
-def _draw_legend(figure: "SubFigure", styles: Mapping[str, Look], standings: set[str]) -> None:
-    from matplotlib.lines import Line2D
-
+def _draw_legend(figure: SubFigure, styles: Mapping[str, style.Look], standings: set[str]) -> None:
     points = [
-        Line2D([], [], color=look.colour, marker=look.marker, linestyle="none", markersize=7, label=wrapped(line))
+        Line2D([], [], color=look.colour, marker=look.marker, linestyle="none", markersize=7, label=style.wrapped(line))
         for line, look in styles.items()
     ]
     figure.legend(

@@ -1,18 +1,21 @@
 """How every figure looks: marks that colour-blind readers and grey prints tell apart, failures, caption."""
 
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import SubFigure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from pandas import DataFrame
 
 from runners.figures.mechanisms import legend
 from runners.rows.stats import Interval
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-    from matplotlib.figure import SubFigure
-    from pandas import DataFrame
 
 RC: Any = {
     "font.size": 9,
@@ -59,20 +62,22 @@ class Look:
         return {"color": self.colour, "marker": self.marker, "linestyle": self.line, "mec": "black", "mew": 0.4}
 
 
+Mark = tuple[float | None, str, str, Look]
+"""A failed cell: its x, None where that is what failed, its label, its status and how its line looks."""
+
+
 def looks(labels: Iterable[str]) -> dict[str, Look]:
     """Give each label a look of its own, in the order in which a legend lists them."""
-    import seaborn
-
     # the yellow is lost on white
     colours = [colour for i, colour in enumerate(seaborn.color_palette("colorblind")) if i != 8]
 
-    known = {label: label.partition(" ")[0] for label in labels}
-    own = {label: ORDER.index(name) if name in ORDER else len(ORDER) for label, name in known.items()}
-    ordered = sorted(known, key=lambda label: (own[label], label))
+    mechanisms = {label: label.partition(" ")[0] for label in labels}
+    places = {label: ORDER.index(name) if name in ORDER else len(ORDER) for label, name in mechanisms.items()}
+    ordered = sorted(mechanisms, key=lambda label: (places[label], natural(label)))
     taken: dict[str, int] = {}
     for label in ordered:
-        if own[label] < len(ORDER) and own[label] not in taken.values():
-            taken[label] = own[label]
+        if places[label] < len(ORDER) and places[label] not in taken.values():
+            taken[label] = places[label]
     # further settings of a mechanism, and mechanisms without a place, take what no other of the figure has
     free = iter([i for i in range(len(ORDER) + len(ordered)) if i not in taken.values()])
     taken |= {label: next(free) for label in ordered if label not in taken}
@@ -83,7 +88,20 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
     }
 
 
-def plot_repeats(ax: "Axes", points: Mapping[float, Interval], look: Look, label: str, *, bars: bool = False) -> None:
+def natural(label: str) -> list[tuple[int, str]]:
+    """Sort key under which numbers in a label go by their value: top-k 4 comes before 16."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", label)]
+
+
+def panels(figure: SubFigure, count: int, **options: Any) -> list[Axes]:
+    """Make that many axes, two beside each other."""
+    axes = figure.subplots(-(-count // 2), min(2, count), squeeze=False, **options).flatten()
+    for ax in axes[count:]:
+        ax.set_axis_off()
+    return list(axes[:count])
+
+
+def plot_repeats(ax: Axes, points: Mapping[float, Interval], look: Look, label: str, *, bars: bool = False) -> None:
     """Draw means against x as a line, with the interval of the repeats as a band, or as bars, where there is one."""
     ax.plot([*points], [point.mean for point in points.values()], label=label, zorder=3, **look.style())
     known = [(x, p.mean, p.low, p.high) for x, p in points.items() if p.low is not None and p.high is not None]
@@ -98,11 +116,8 @@ def plot_repeats(ax: "Axes", points: Mapping[float, Interval], look: Look, label
         ax.fill_between(xs, lows, highs, color=look.colour, alpha=0.15, linewidth=0, zorder=2)
 
 
-def mark_failures(ax: "Axes", failed: Sequence[tuple[float | None, str, str, Look]]) -> None:
-    """Draw failed cells as crosses along the top: (x or None, label, status, look) each.
-
-    Those without an x, whose cost is what failed, stand at the left edge.
-    """
+def mark_failures(ax: Axes, failed: Sequence[Mark]) -> None:
+    """Draw failed cells as crosses along the top; those without an x stand at the left edge."""
     transform = ax.get_xaxis_transform()
     rows: dict[float | None, int] = {}
     for x, label, status, look in failed:
@@ -111,32 +126,22 @@ def mark_failures(ax: "Axes", failed: Sequence[tuple[float | None, str, str, Loo
         place, at = (transform, x) if x is not None else (ax.transAxes, 0.03)
         ax.plot([at], [height], "x", color=look.colour, mew=2, ms=6, transform=place, label="_failed", clip_on=False)
         across, _ = ax.transAxes.inverted().transform(place.transform((at, height)))
-        is_right = across > 0.6
-        text = ax.annotate(
-            f"{label}: {status}",
-            (at, height),
-            xycoords=place,
-            xytext=(-6 if is_right else 6, 0),
-            textcoords="offset points",
-            ha="right" if is_right else "left",
-            va="center",
-            fontsize=7,
-        )
+        side: Any = {"xytext": (-6, 0), "ha": "right"} if across > 0.6 else {"xytext": (6, 0), "ha": "left"}
+        words: Any = {"textcoords": "offset points", "va": "center", "fontsize": 7}
+        text = ax.annotate(f"{label}: {status}", (at, height), xycoords=place, **side, **words)
         # a long message must not squeeze the axes
         text.set_in_layout(False)
 
 
-def limit(ax: "Axes", values: Iterable[float], *, log: bool, axis: str = "y", room: float = 0.0) -> None:
+def limit(ax: Axes, values: Iterable[float], *, log: bool, axis: str = "y", room: float = 0.0) -> None:
     """Set an axis to show these values: intervals of two repeats are wide, and would make all else flat.
 
     `room` is the share of the axis that is kept free on top, for failures.
     """
-    import numpy as np
-
-    found = np.array([value for value in values if value is not None and np.isfinite(value)], dtype=float)
-    if not found.size:
+    finite = np.array([value for value in values if value is not None and np.isfinite(value)], dtype=float)
+    if not finite.size:
         return
-    scaled = np.log(found) if log else found
+    scaled = np.log(finite) if log else finite
     low, high = float(scaled.min()), float(scaled.max())
     span = (high - low) or (0.5 if log else abs(high) * 0.1 or 1.0)
     low, high = low - 0.12 * span, high + (0.12 + room) * span
@@ -144,10 +149,8 @@ def limit(ax: "Axes", values: Iterable[float], *, log: bool, axis: str = "y", ro
     getattr(ax, f"set_{axis}lim")(*limits)
 
 
-def plain_log(axis: "Axis") -> None:
+def plain_log(axis: Axis) -> None:
     """Tick a logarithmic axis, whose limits are set, at a few round values, written out."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
     low, high = axis.get_view_interval()
     subs = (1.0,) if high / low > 3000 else (1.0, 2.0, 5.0)
     axis.set_major_locator(MaxNLocator(4) if high / low < 8 else LogLocator(subs=subs))
@@ -155,10 +158,8 @@ def plain_log(axis: "Axis") -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def plain_ticks(ax: "Axes", values: Iterable[float]) -> None:
+def plain_ticks(ax: Axes, values: Iterable[float]) -> None:
     """Tick the x axis at these values alone, written out."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
     ticks = sorted(set(values))
     ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -172,7 +173,7 @@ def wrapped(label: str, width: int = 30) -> str:
     return textwrap.fill(label, width, subsequent_indent="  ", break_long_words=False)
 
 
-def caption(figure: "SubFigure", rows: "DataFrame", note: str, unmeasured: Mapping[str, int]) -> None:
+def caption(figure: SubFigure, rows: DataFrame, note: str, unmeasured: Mapping[str, int]) -> None:
     """Write under a figure what it shows, on which device and with which versions."""
     devices = "; ".join(_distinct(rows, "device_name"))
     parts = [f"{devices} ({', '.join(_distinct(rows, 'device_id'))})"]
@@ -194,5 +195,5 @@ def caption(figure: "SubFigure", rows: "DataFrame", note: str, unmeasured: Mappi
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=CAPTION_PT, linespacing=1.35)
 
 
-def _distinct(rows: "DataFrame", column: str) -> list[str]:
+def _distinct(rows: DataFrame, column: str) -> list[str]:
     return sorted({str(value) for value in rows[column].dropna()})

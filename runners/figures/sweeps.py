@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
+from pandas import DataFrame, Series
+
+from runners.figures import style
 from runners.figures.frames import failures, intervals, labels, shown
-from runners.figures.style import GUIDE, Look, caption, limit, looks, mark_failures, plain_ticks, plot_repeats, wrapped
 from runners.measures import ACCURACY, LATENCY, MACS, MEMORY, Quantity
 from runners.rows.stats import mean_interval
-
-if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
-    from matplotlib.figure import SubFigure
-    from pandas import DataFrame, Series
 
 QUANTITIES = (ACCURACY, MACS, LATENCY, MEMORY)
 COLUMNS = ("topk", "region_size", "chance_percent", "ceiling_percent", *(q.column for q in QUANTITIES))
@@ -36,7 +34,7 @@ TOPK = Swept("top-k (regions)", "top-k", ("topk", "clip_topk"))
 REGION_SIZE = Swept("side of a region, first stage (tokens)", "region size", ("regions", "region_size", "clip_topk"))
 
 
-def draw_topk(figure: "SubFigure", rows: "DataFrame", unmeasured: Mapping[str, int]) -> None:
+def draw_topk(figure: SubFigure, rows: DataFrame, unmeasured: Mapping[str, int]) -> None:
     """Draw accuracy and costs against top-k; vanilla under the same conditions is a level.
 
     Raises:
@@ -45,7 +43,7 @@ def draw_topk(figure: "SubFigure", rows: "DataFrame", unmeasured: Mapping[str, i
     _draw(figure, rows.assign(x=rows["topk"].astype("Float64")), TOPK, unmeasured)
 
 
-def draw_region_size(figure: "SubFigure", rows: "DataFrame", unmeasured: Mapping[str, int]) -> None:
+def draw_region_size(figure: SubFigure, rows: DataFrame, unmeasured: Mapping[str, int]) -> None:
     """Draw accuracy and costs against the side of a region in the first stage; as `draw_topk`.
 
     What `region_size=auto` chose is a line of its own, or a point.
@@ -62,28 +60,24 @@ def region_side(text: object) -> float | None:
     return float((int(sides[0]) * int(sides[-1])) ** 0.5) if all(side.isdigit() for side in sides) else None
 
 
-def _draw(figure: "SubFigure", rows: "DataFrame", over: Swept, unmeasured: Mapping[str, int]) -> None:
+def _draw(figure: SubFigure, rows: DataFrame, over: Swept, unmeasured: Mapping[str, int]) -> None:
     kept, levels = select(rows, over)
-    styles = looks([*kept["line"], *levels["line"]])
+    styles = style.looks([*kept["line"], *levels["line"]])
     quantities = shown(kept, QUANTITIES)
-    axes = figure.subplots(-(-len(quantities) // 2), min(2, len(quantities)), squeeze=False).flatten()
-    for ax, quantity in zip(axes, quantities, strict=False):
+    entries: dict[str, Artist] = {}
+    for ax, quantity in zip(style.panels(figure, len(quantities)), quantities, strict=True):
         sweep_curve(ax, kept, levels, quantity, styles)
         ax.set_xlabel(over.axis)
-    for ax in axes[len(quantities) :]:
-        ax.set_axis_off()
-    entries: dict[str, Artist] = {}
-    for ax in axes[: len(quantities)]:
         for handle, line in zip(*ax.get_legend_handles_labels(), strict=True):
             own = kept[kept["line"] == line] if line in set(kept["line"]) else levels[levels["line"] == line]
-            entries.setdefault(wrapped(f"{line} ({_repeats(own)})", 40), handle)
+            entries.setdefault(style.wrapped(f"{line} ({_repeats(own)})", 40), handle)
     figure.legend([*entries.values()], [*entries], loc="outside upper left", ncols=4, frameon=False, handlelength=3.2)
     note = "Mean and 95% t-interval (band) over seeds, n of them; dots: each seed."
     beside = len(rows) - len(kept) - len(levels)
-    caption(figure, kept, note + f" {beside} rows that no sweep joins are left out." * bool(beside), unmeasured)
+    style.caption(figure, kept, note + f" {beside} rows that no sweep joins are left out." * bool(beside), unmeasured)
 
 
-def select(rows: "DataFrame", over: Swept) -> "tuple[DataFrame, DataFrame]":
+def select(rows: DataFrame, over: Swept) -> tuple[DataFrame, DataFrame]:
     """Rows of lines with two values of the column `x`, and those of vanilla under the same conditions, named `line`.
 
     Raises:
@@ -100,12 +94,12 @@ def select(rows: "DataFrame", over: Swept) -> "tuple[DataFrame, DataFrame]":
     level = comparable & (rows["attention"] == "vanilla")
     chosen = comparable & line.str.endswith(AUTO)
     # named again, since what tells lines apart may have been left out with the others
-    found = rows[in_sweep | level | chosen]
-    found = found.assign(line=_lines(found, over))
-    return found[~level[found.index]], found[level[found.index]]
+    drawn = rows[in_sweep | level | chosen]
+    drawn = drawn.assign(line=_lines(drawn, over))
+    return drawn[~level[drawn.index]], drawn[level[drawn.index]]
 
 
-def _lines(rows: "DataFrame", over: Swept) -> "Series[str]":
+def _lines(rows: DataFrame, over: Swept) -> "Series[str]":
     line = labels(rows, apart=over.settings)
     if "region_size" not in over.settings:
         return line
@@ -113,14 +107,14 @@ def _lines(rows: "DataFrame", over: Swept) -> "Series[str]":
     return line.where(~auto, line + AUTO)
 
 
-def _repeats(rows: "DataFrame") -> str:
+def _repeats(rows: DataFrame) -> str:
     counts = rows.assign(x=rows["x"].fillna(0)).groupby("x")["seed"].nunique()
     low, high = counts.min(), counts.max()
     return f"n = {low}" if low == high else f"n = {low} to {high}"
 
 
 def sweep_curve(
-    ax: "Axes", rows: "DataFrame", levels: "DataFrame", quantity: Quantity, styles: Mapping[str, Look]
+    ax: Axes, rows: DataFrame, levels: DataFrame, quantity: Quantity, styles: Mapping[str, style.Look]
 ) -> None:
     """Draw one quantity against the column `x`, a line for each `line`; `levels` are rows that have no x."""
     failed = failures(rows, quantity)
@@ -129,9 +123,9 @@ def sweep_curve(
         own, look = rows[rows["line"] == line], styles[line]
         points = intervals(own, quantity.column, "x")
         if points:
-            plot_repeats(ax, points, look, line)
-            found = own[["x", quantity.column]].dropna()
-            ax.plot(found["x"].astype(float), found[quantity.column].astype(float), ".", color=look.colour, ms=3)
+            style.plot_repeats(ax, points, look, line)
+            repeats = own[["x", quantity.column]].dropna().astype(float)
+            ax.plot(repeats["x"], repeats[quantity.column], ".", color=look.colour, ms=3)
         own_failed = own[own.index.isin(list(failed))].drop_duplicates("x")
         marks += [(float(x), line, failed[i], look) for i, x in own_failed["x"].dropna().items()]
     for line in dict.fromkeys(levels["line"]):
@@ -139,15 +133,15 @@ def sweep_curve(
     every = [*rows[quantity.column].dropna(), *levels[quantity.column].dropna()]
     ax.set(xscale="log", ylabel=quantity.unit)
     ax.set_title(quantity.title, loc="left")
-    limit(ax, every, log=False, room=0.15 * bool(marks))
-    limit(ax, rows["x"].dropna(), log=True, axis="x")
-    plain_ticks(ax, rows["x"].dropna())
+    style.limit(ax, every, log=False, room=0.15 * bool(marks))
+    style.limit(ax, rows["x"].dropna(), log=True, axis="x")
+    style.plain_ticks(ax, rows["x"].dropna())
     if quantity is ACCURACY:
         _draw_marks(ax, rows)
-    mark_failures(ax, marks)
+    style.mark_failures(ax, marks)
 
 
-def _draw_level(ax: "Axes", values: "Series[float]", line: str, look: Look) -> None:
+def _draw_level(ax: Axes, values: "Series[float]", line: str, look: style.Look) -> None:
     if values.empty:
         return
     level = mean_interval(values)
@@ -156,12 +150,12 @@ def _draw_level(ax: "Axes", values: "Series[float]", line: str, look: Look) -> N
         ax.axhspan(level.low, level.high, color=look.colour, alpha=0.12, linewidth=0, zorder=1)
 
 
-def _draw_marks(ax: "Axes", rows: "DataFrame") -> None:
+def _draw_marks(ax: Axes, rows: DataFrame) -> None:
     """Draw the accuracy of guessing, and of a model that relates nothing, where the axis reaches them."""
     low, high = ax.get_ylim()
     for column, words in (("chance_percent", "guessing"), ("ceiling_percent", "sees objects, relates none")):
         values = rows[column].dropna().unique()
         if len(values) == 1 and low < values[0] < high:
-            ax.axhline(values[0], color=GUIDE, linewidth=0.9, linestyle=":", zorder=1.5)
+            ax.axhline(values[0], color=style.GUIDE, linewidth=0.9, linestyle=":", zorder=1.5)
             ax.annotate(words, (0.5, values[0]), xycoords=ax.get_yaxis_transform(), xytext=(0, 2), fontsize=7,
-                        textcoords="offset points", ha="center", va="bottom", color=GUIDE)  # fmt: skip
+                        textcoords="offset points", ha="center", va="bottom", color=style.GUIDE)  # fmt: skip

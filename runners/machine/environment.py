@@ -31,13 +31,7 @@ def environment(device: "torch.device | str" = "cpu") -> dict[str, Any]:
     import torch
 
     device = torch.device(device)
-    backends = torch.backends.cuda
-    sdpa = {
-        "flash": backends.flash_sdp_enabled(),
-        "mem_efficient": backends.mem_efficient_sdp_enabled(),
-        "cudnn": backends.cudnn_sdp_enabled(),
-        "math": backends.math_sdp_enabled(),
-    }
+    sdpa = ("flash", "mem_efficient", "cudnn", "math")
     return {
         "device": str(device),
         "device_name": device_name(device),
@@ -56,7 +50,7 @@ def environment(device: "torch.device | str" = "cpu") -> dict[str, Any]:
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
         "driver": _nvidia_driver() if device.type == "cuda" else None,
-        "sdpa_backends": ",".join(name for name, enabled in sdpa.items() if enabled),
+        "sdpa_backends": ",".join(name for name in sdpa if getattr(torch.backends.cuda, f"{name}_sdp_enabled")()),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         **commit(),
     }
@@ -118,9 +112,9 @@ def cpu_model() -> str:
         info = Path("/proc/cpuinfo").read_text()
     except OSError:
         info = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE)
-    if found:
-        return found[1].strip()
+    name = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE)
+    if name:
+        return name[1].strip()
     return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine()
 
 
@@ -207,8 +201,8 @@ def process_memory_mib(name: str) -> float | None:
         status = Path("/proc/self/status").read_text()
     except OSError:
         return None
-    found = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(found[1]) / 1024 if found else None
+    size = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(size[1]) / 1024 if size else None
 
 
 @dataclass(frozen=True)
@@ -247,10 +241,10 @@ def _cuda_hardware(device: "torch.device") -> Hardware:
     def peak_mib() -> tuple[float, float]:
         return cuda.max_memory_allocated(device) / 2**20, cuda.max_memory_reserved(device) / 2**20
 
-    def reset_peak() -> None:
-        cuda.reset_peak_memory_stats(device)
-
-    return Hardware(lambda: cuda.synchronize(device), stamp, elapsed_ms, reset_peak, peak_mib)
+    synchronize, reset_peak = (
+        functools.partial(call, device) for call in (cuda.synchronize, cuda.reset_peak_memory_stats)
+    )
+    return Hardware(synchronize, stamp, elapsed_ms, reset_peak, peak_mib)
 
 
 def _host_hardware(device: "torch.device") -> Hardware:

@@ -7,27 +7,18 @@ keys that the query may read of the others. Deformable attention shows its point
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
-from torch import Tensor
 
-from attention_zoo.attention_maps import Reading, read
-from attention_zoo.base import Attention
-from attention_zoo.hosts.pyramid import Pyramid
-from attention_zoo.mechanisms.bra import BRA
-from attention_zoo.regions import coordinates
-from runners.pictures.photos import Shown
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-MEAN = 0
-"""In place of a head, which count from 1: the mean of all."""
+from runners.pictures.panels import MEAN, Floats, Panel, Scene, make_panels
 
 HEAT = "inferno"
 """Perceptually uniform, and as bright in grey as in colour."""
@@ -38,102 +29,13 @@ GREY = 0.7
 """Brightness of the image under it, so that no white of a photograph passes for attention."""
 DOT, DOTS = 18, 2000
 """Area of the heaviest sampling point, and of all in a panel together at most, lest they hide it: square points."""
-REGIONS, KEYS = "routed regions", "keys that the query reads directly"
-
 # inches: longer side of a panel, at least and at most, and gap between; width of a figure, at least
 PANEL_IN, MOST_IN, GAP_IN, WIDTH_IN = 1.75, 3.0, 0.08, 6.5
 # inches: room for the labels of rows and columns and for the scale, and a line of the caption
 LEFT_IN, HEAD_IN, RIGHT_IN, LINE_IN = 0.35, 0.3, 0.55, 0.13
 
-Floats = NDArray[np.float64]
 
-
-@dataclass(frozen=True)
-class Scene:
-    """A model that looks at an image with one query, (y, x) in pixels; `inputs` are those of its mixers."""
-
-    model: Pyramid
-    inputs: Sequence[Sequence[Tensor]]
-    image: Shown
-    query: tuple[int, int]
-    label: str
-    versions: str
-
-    def token_px(self, stage: int) -> int:
-        """Side of a token in pixels; stages count from 1."""
-        return self.model.layout.stem_px * int(2 ** (stage - 1))
-
-    def token(self, stage: int) -> tuple[int, int]:
-        """Row and column of the token that holds the query; a map that rounds down may lack the last ones."""
-        height, width = self.inputs[stage - 1][0].shape[1:3]
-        row, col = (at // self.token_px(stage) for at in self.query)
-        return min(row, height - 1), min(col, width - 1)
-
-    def reading(self, stage: int, block: int) -> Reading:
-        """What the query reads in one block."""
-        x = self.inputs[stage - 1][block - 1]
-        row, col = self.token(stage)
-        with torch.no_grad():
-            return read(self.mixer(stage, block), x, torch.tensor([row * x.shape[2] + col]))
-
-    def mixer(self, stage: int, block: int) -> Attention:
-        """Token mixer of a block."""
-        return self.model.mixers()[stage - 1][block - 1]
-
-    def describe(self, stage: int, block: int) -> str:
-        """Mechanism of a block and what it chooses on its map."""
-        height, width = self.inputs[stage - 1][0].shape[1:3]
-        mixer = self.mixer(stage, block)
-        geometry = {name: value for name, value in mixer.geometry(height, width).items() if name != "impl" and value}
-        words = {name: f"{value:.2g}" if isinstance(value, float) else value for name, value in geometry.items()}
-        chosen = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in words.items())
-        return type(mixer).__name__ + (f" ({chosen})" if chosen else "")
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One head of one block, or the mean of its heads, for the query of a scene.
-
-    `response` is its attention over the tokens, (rows, cols); `labels` number what is outlined, -1 elsewhere. With
-    `points`, (groups, Ns, 2) as (row, column) in tokens, there are `weights` of these, (Ns,), alike for all groups.
-    """
-
-    title: str
-    token_px: int
-    token: tuple[int, int]
-    response: Floats
-    labels: NDArray[np.int64]
-    outlines: str
-    points: Floats | None = None
-    weights: Floats | None = None
-
-
-def make_panels(scene: Scene, stage: int, block: int, heads: Sequence[int]) -> list[Panel]:
-    """Compute the panels of a block; a head may be `MEAN`."""
-    reading = scene.reading(stage, block)
-
-    def of(head: int, values: Tensor) -> Floats:
-        found: Floats = (values.mean(0) if head == MEAN else values[head - 1]).double().numpy()
-        return found
-
-    panels = []
-    for head in heads:
-        panel = Panel(
-            title=f"block {block}, {'mean' if head == MEAN else f'head {head}'}",
-            token_px=scene.token_px(stage),
-            token=scene.token(stage),
-            response=of(head, reading.tokens[0, :, 0]),
-            labels=outlined(scene, stage, block, head, reading),
-            outlines=REGIONS if reading.regions is not None else KEYS,
-        )
-        if reading.points is not None:
-            points = reading.points[0].double().numpy()
-            panel = replace(panel, points=points, weights=of(head, reading.weights[0, :, 0]))
-        panels.append(panel)
-    return panels
-
-
-def stage_figure(scene: Scene, stage: int, blocks: Sequence[int], heads: Sequence[int]) -> "Figure":
+def stage_figure(scene: Scene, stage: int, blocks: Sequence[int], heads: Sequence[int]) -> Figure:
     """Draw a grid of blocks and heads of one stage; a head may be `MEAN`."""
     panels = [make_panels(scene, stage, block, heads) for block in blocks]
     mixers, (height, width) = scene.model.mixers()[stage - 1], scene.inputs[stage - 1][0].shape[1:3]
@@ -154,7 +56,7 @@ def stage_figure(scene: Scene, stage: int, blocks: Sequence[int], heads: Sequenc
     return figure
 
 
-def overview(scene: Scene, shown: Sequence[tuple[int, int]]) -> "Figure":
+def overview(scene: Scene, shown: Sequence[tuple[int, int]]) -> Figure:
     """Draw the image, and for each (stage, block) the mean of the heads."""
     panels = [make_panels(scene, stage, block, [MEAN])[0] for stage, block in shown]
     kinds = "; ".join(f"stage {stage} {scene.describe(stage, block)}" for stage, block in shown)
@@ -170,10 +72,8 @@ def overview(scene: Scene, shown: Sequence[tuple[int, int]]) -> "Figure":
     return figure
 
 
-def draw_panel(ax: "Axes", scene: Scene, panel: Panel) -> None:
+def draw_panel(ax: Axes, scene: Scene, panel: Panel) -> None:
     """Draw a panel: the image, the response over it, outlines or points, and the query."""
-    from matplotlib.patheffects import withStroke
-
     px = panel.token_px
     ax.imshow(overlay(scene.image.pixels, panel.response, px))
     ax.set_gid(panel.title)
@@ -198,8 +98,6 @@ def overlay(pixels: Floats, response: Floats, token_px: int) -> Floats:
 
     Colour and opacity grow with the response from 0 to its largest value.
     """
-    from matplotlib import colormaps
-
     height, width, _ = pixels.shape
     share = response / max(float(response.max()), np.finfo(np.float64).tiny)
     heat = share.repeat(token_px, 0).repeat(token_px, 1)
@@ -212,31 +110,6 @@ def overlay(pixels: Floats, response: Floats, token_px: int) -> Floats:
     return mixed
 
 
-def outlined(scene: Scene, stage: int, block: int, head: int, reading: Reading) -> NDArray[np.int64]:
-    """Number what is outlined on a map, -1 elsewhere, (rows, cols): the routed regions of BRA, else the keys allowed.
-
-    Nothing where every key is allowed. For the mean of the heads: what any of them reads.
-    """
-    mixer, x = scene.mixer(stage, block), scene.inputs[stage - 1][block - 1]
-    _, height, width, _ = x.shape
-    if isinstance(mixer, BRA) and reading.regions is not None:
-        region = mixer.partition(height, width).locate(*coordinates(height, width, x.device))
-        regions = reading.regions[0, :, 0]  # (1 or heads, topk)
-        routed = regions if head == MEAN else regions[(head - 1) % len(regions)]
-        labels = region.where(torch.isin(region, routed), -1)
-    elif type(mixer).connectivity is Attention.connectivity:
-        # a mechanism from outside that has a reference of its own need not tell
-        labels = torch.full((height * width,), -1)
-    else:
-        row, col = scene.token(stage)
-        with torch.no_grad():
-            allowed = mixer.connectivity(x, torch.tensor([row * width + col]))[0, :, 0]  # (1 or heads, N)
-        reads = allowed.any(0) if head == MEAN else allowed[(head - 1) % len(allowed)]
-        labels = torch.zeros_like(reads, dtype=torch.int64).where(reads & ~reads.all(), -1)
-    found: NDArray[np.int64] = labels.reshape(height, width).numpy()
-    return found
-
-
 def borders(labels: NDArray[Any]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Edges between tokens of different labels, (x, y) to (x, y) in tokens; beyond the map lies -1."""
     around = np.pad(labels, 1, constant_values=-1)
@@ -247,10 +120,8 @@ def borders(labels: NDArray[Any]) -> list[tuple[tuple[int, int], tuple[int, int]
 
 
 def _draw_lines(
-    ax: "Axes", lines: Sequence[tuple[tuple[int, int], tuple[int, int]]], px: int, colour: str, zorder: float = 2
+    ax: Axes, lines: Sequence[tuple[tuple[int, int], tuple[int, int]]], px: int, colour: str, zorder: float = 2
 ) -> None:
-    from matplotlib.collections import LineCollection
-
     segments = [[(x * px - 0.5, y * px - 0.5) for x, y in line] for line in lines]
     # a dark casing, since the line alone is lost on bright attention
     for shade, width in ((CASING, 2.2), (colour, 1.1)):
@@ -259,25 +130,21 @@ def _draw_lines(
         )
 
 
-def _mark_query(ax: "Axes", scene: Scene) -> None:
+def _mark_query(ax: Axes, scene: Scene) -> None:
     y, x = scene.query
     for colour, size, width in ((CASING, 6, 2.4), (QUERY, 5, 1.1)):
         ax.plot(x, y, "x", color=colour, markersize=size, mew=width, label="query", zorder=4)
 
 
-def _clean(ax: "Axes") -> None:
+def _clean(ax: Axes) -> None:
     ax.set(xticks=[], yticks=[])
     # points may lie beyond the image
     ax.autoscale(False)
     ax.spines[:].set(color="#444444", linewidth=0.6)
 
 
-def _grid(scene: Scene, rows: int, cols: int, what: str, panels: Sequence[Panel]) -> "tuple[Figure, NDArray[Any]]":
+def _grid(scene: Scene, rows: int, cols: int, what: str, panels: Sequence[Panel]) -> tuple[Figure, NDArray[Any]]:
     """Make panels of the shape of the image, with room for labels, a scale and a caption."""
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.figure import Figure
-
     height, width, _ = scene.image.pixels.shape
     # few panels are larger, and the lines of a caption of some length, however few the panels
     fair = (WIDTH_IN - LEFT_IN - RIGHT_IN) / cols - GAP_IN

@@ -1,5 +1,6 @@
 """What a picture is to show: model, image, query, blocks and heads of each stage; checked before anything is drawn."""
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +75,8 @@ def prepare(request: PictureRequest) -> Prepared:
     try:
         model, label = load_model(request.model, arch=request.arch, attn=request.attn, config=config)
     except ValueError as error:
-        raise ValueError(f"--model: {error}") from error
+        # the names of all weights of a wrong checkpoint would fill the screen
+        raise ValueError(f"--model: {textwrap.shorten(str(error), 600, placeholder=' ...')}") from error
     side = model.layout.resolution_px
     height, width = request.resolution or (side, model.layout.width_px or side)
     model.describe(height, width)
@@ -111,7 +113,7 @@ def select(model: "Pyramid", request: PictureRequest) -> Selection:
     Raises:
         ValueError: a stage, block or head that is not there.
     """
-    from runners.pictures.draw import MEAN
+    from runners.pictures.panels import MEAN
 
     stages = dict(enumerate(model.mixers(), start=1))
     absent = [stage for stage in request.stage if stage not in stages]

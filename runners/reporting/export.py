@@ -6,6 +6,7 @@ the best in bold, and bold too what is not significantly worse. A metric of sing
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 
@@ -68,16 +69,9 @@ def to_latex(rows: pd.DataFrame) -> str:
     for group in groups(rows):
         header, body = _table(group, escape_latex, r"\textbf{{{}}}")
         caption = ". ".join(filter(None, (_title(group), selection.common(rows), NOTE)))
-        parts.append(
-            pd.DataFrame(body, columns=header)
-            .style.hide(axis="index")
-            .to_latex(
-                hrules=True,
-                position_float="centering",
-                caption=escape_latex(caption),
-                column_format=f"l{'r' * (len(header) - 1)}",
-            )
-        )
+        layout: Any = {"hrules": True, "position_float": "centering", "column_format": f"l{'r' * (len(header) - 1)}"}
+        table = pd.DataFrame(body, columns=header).style.hide(axis="index")
+        parts.append(table.to_latex(caption=escape_latex(caption), **layout))
     return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
 
 

@@ -103,34 +103,28 @@ def _digest(script: str) -> str:
 
 
 def _studies(groups: Sequence[ranking.Group]) -> list[dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+    texts: dict[str, list[dict[str, Any]]] = {}
     for group in groups:
-        if group.study not in found:
-            question, expectation = ranking.question(group.study)
-            found[group.study] = {
-                "name": group.study,
-                "question": question,
-                "expectation": expectation.rstrip("."),
-                "groups": [],
-            }
         text = {"conditions": group.conditions, "sentences": ranking.sentences(group)}
-        found[group.study]["groups"].append(text)
-    return list(found.values())
+        texts.setdefault(group.study, []).append(text)
+    studies = []
+    for name, own in texts.items():
+        question, expectation = ranking.question(name)
+        studies.append({"name": name, "question": question, "expectation": expectation.rstrip("."), "groups": own})
+    return studies
 
 
 def _warnings(rows: pd.DataFrame) -> list[str]:
-    found = []
+    warnings = []
     for name in [name for name in map(str, rows) if name.endswith("_protocol")]:
-        versions = sorted(rows[name].dropna().unique())
+        versions = [f"{version:g}" for version in sorted(rows[name].dropna().unique())]
         if len(versions) > 1:
-            spelled = ", ".join(f"{version:g}" for version in versions)
-            found.append(
-                f"{name}: rows of versions {spelled}, whose numbers do not compare; measure the older ones again."
-            )
+            what = f"rows of versions {', '.join(versions)}, whose numbers do not compare"
+            warnings.append(f"{name}: {what}; measure the older ones again.")
     devices = selection.devices(rows)
     if len(devices) > 1:
-        found.append(f"Rows of {len(devices)} devices, which are kept apart: {', '.join(devices)}.")
-    return found
+        warnings.append(f"Rows of {len(devices)} devices, which are kept apart: {', '.join(devices)}.")
+    return warnings
 
 
 def drawn_figures(rows: pd.DataFrame) -> tuple[list[dict[str, str]], list[str]]:
@@ -141,7 +135,7 @@ def drawn_figures(rows: pd.DataFrame) -> tuple[list[dict[str, str]], list[str]]:
     if apart.nunique() > MOST_LINES:
         reason = f"No drawn figures: {apart.nunique():,} lines are more than one can hold ({MOST_LINES}); use --study."
         return [], [reason]
-    found = []
+    drawn = []
     for kind in figures.KINDS:
         try:
             figure = figures.draw(kind, rows, by_device=True)
@@ -151,8 +145,8 @@ def drawn_figures(rows: pd.DataFrame) -> tuple[list[dict[str, str]], list[str]]:
         image = io.BytesIO()
         figure.savefig(image, format="svg", metadata={"Date": None})
         encoded = base64.b64encode(image.getvalue()).decode()
-        found.append({"source": f"data:image/svg+xml;base64,{encoded}", "help": figures.FIGURES[kind]})
-    return found, []
+        drawn.append({"source": f"data:image/svg+xml;base64,{encoded}", "help": figures.FIGURES[kind]})
+    return drawn, []
 
 
 def _environment(rows: pd.DataFrame) -> list[dict[str, Any]]:

@@ -24,17 +24,8 @@ ORDER = ["attention", "topk", "settings", "layout", "height_px", "width_px", "se
 
 FILTERS = ("study", "attention", "layout", "resolution", "data", "precision", "device_id", "status")
 _SYMBOLS = {
-    **{
-        "o": "circle",
-        "s": "square",
-        "D": "diamond",
-        "P": "cross",
-        "X": "x",
-        "p": "pentagon",
-        "h": "hexagon",
-        "*": "star",
-    },
-    **{"^": "triangle-up", "v": "triangle-down", "<": "triangle-left", ">": "triangle-right"},
+    **{"o": "circle", "s": "square", "D": "diamond", "P": "cross", "X": "x", "p": "pentagon", "h": "hexagon"},
+    **{"*": "star", "^": "triangle-up", "v": "triangle-down", "<": "triangle-left", ">": "triangle-right"},
 }
 """matplotlib's markers in plotly's words, so that a mechanism looks the same in figures and charts."""
 
@@ -94,22 +85,22 @@ def points(rows: pd.DataFrame, groups: Sequence[Group]) -> dict[str, Any]:
     """
     present = [metric for metric in QUANTITIES if rows[metric.column].notna().any()]
     mechanisms = looks(rows["attention"].dropna().unique())
-    found = _configurations(rows, list(mechanisms))
+    configurations = _configurations(rows, list(mechanisms))
     for group in groups:
         if ACCURACY.column in group.standings:
             for name in group.standings[ACCURACY.column].leaders:
-                found[group.conditions, name]["leads"] = True
+                configurations[group.conditions, name]["leads"] = True
     for metric in present:
         for key, interval in mean_intervals(rows, metric, ["conditions", "configuration"]).items():
-            point, ends = found[key], (interval.low, interval.mean, interval.high)
+            point, ends = configurations[key], (interval.low, interval.mean, interval.high)
             point["values"][metric.column] = [None if end is None else _number(end) for end in ends]
             point["n"] = max(interval.n, point["n"])
-    _mark_fronts(list(found.values()))
+    _mark_fronts(list(configurations.values()))
     return {
         "metrics": [{"column": m.column, "heading": m.heading} for m in present],
         "costs": [metric.column for metric in COSTS if metric in present],
         "mechanisms": [_look(name, look) for name, look in mechanisms.items()],
-        "points": list(found.values()),
+        "points": list(configurations.values()),
     }
 
 
@@ -120,9 +111,9 @@ def _configurations(rows: pd.DataFrame, mechanisms: Sequence[str]) -> dict[tuple
         others=selection.conditions(rows, leave_out=("resolution",)),
         pixels=rows["height_px"] * rows["width_px"],
     )[[*columns, "settings", "error_message"]]
-    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    configurations: dict[tuple[str, ...], dict[str, Any]] = {}
     for row in named.drop_duplicates(columns[:2]).to_dict("records"):
-        found[row["conditions"], row["configuration"]] = {
+        configurations[row["conditions"], row["configuration"]] = {
             "name": row["configuration"],
             "mechanism": None if pd.isna(row["attention"]) else mechanisms.index(row["attention"]),
             "series": _series(row["attention"], row["settings"]),
@@ -132,8 +123,8 @@ def _configurations(rows: pd.DataFrame, mechanisms: Sequence[str]) -> dict[tuple
     failed = named[~named["status"].isin(NOT_FAILED)].drop_duplicates(columns[:2])
     for row in failed.to_dict("records"):
         what = {"status": row["status"], "message": _plain(row["error_message"])}
-        found[row["conditions"], row["configuration"]] |= what
-    return found
+        configurations[row["conditions"], row["configuration"]] |= what
+    return configurations
 
 
 def _series(attention: Any, settings: Mapping[str, str]) -> str:

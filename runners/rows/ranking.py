@@ -90,10 +90,10 @@ def groups(rows: pd.DataFrame) -> list[Group]:
     # a table has a hundred columns, and each selection of rows would copy them all
     columns = ["study", "configuration", "conditions", "seed", "status"]
     rows = rows[[*columns, *(metric.column for metric in QUANTITIES)]]
-    found = []
+    split = []
     for study in selection.study_names(rows) or [""]:
-        found += _groups(study, selection.of_study(rows, study) if study else rows)
-    return found
+        split += _groups(study, selection.of_study(rows, study) if study else rows)
+    return split
 
 
 def _groups(study: str, rows: pd.DataFrame) -> list[Group]:
@@ -114,14 +114,14 @@ def _groups(study: str, rows: pd.DataFrame) -> list[Group]:
 
 def mean_intervals(rows: pd.DataFrame, metric: Quantity, by: list[str]) -> dict[tuple[str, ...], Interval]:
     """Mean and interval of each group over its seeds, best first."""
-    found = stats.mean_intervals(repeats(rows, metric, by), metric.column, by).items()
-    return dict(sorted(found, key=lambda item: item[1].mean, reverse=metric.higher_is_better))
+    intervals = stats.mean_intervals(repeats(rows, metric, by), metric.column, by).items()
+    return dict(sorted(intervals, key=lambda item: item[1].mean, reverse=metric.higher_is_better))
 
 
 def repeats(rows: pd.DataFrame, metric: Quantity, by: list[str]) -> pd.DataFrame:
     """Rows with a value, one for each group and seed: two cells may differ in no more than how they were asked for."""
-    found = rows[[*by, "seed", metric.column]].dropna()
-    return found.drop_duplicates([*by, "seed"], keep="last")
+    measured = rows[[*by, "seed", metric.column]].dropna()
+    return measured.drop_duplicates([*by, "seed"], keep="last")
 
 
 def question(study: str) -> tuple[str, str]:
@@ -179,7 +179,7 @@ def _lowest(standing: Standing) -> str:
 
 def _cheapest(costs: Sequence[Standing], accuracy: Standing) -> Iterator[str]:
     """A sentence for each configuration that has the lowest of any cost among those of equal accuracy."""
-    found: dict[str, list[str]] = {}
+    lowest: dict[str, list[str]] = {}
     for standing in costs:
         best = next((name for name in standing.intervals if name in accuracy.leaders), None)
         if best is None:
@@ -188,8 +188,8 @@ def _cheapest(costs: Sequence[Standing], accuracy: Standing) -> Iterator[str]:
         if accuracy.best in standing.intervals and accuracy.best != best:
             ratio = standing.intervals[best].mean / standing.intervals[accuracy.best].mean
             text += f" ({ratio:.2f} times that of {accuracy.best})"
-        found.setdefault(best, []).append(text)
-    for name, texts in found.items():
+        lowest.setdefault(best, []).append(text)
+    for name, texts in lowest.items():
         reached = f"{accuracy.intervals[name].mean:.1f} %"
         yield f"At equal accuracy, as far as these seeds tell, {name} ({reached}) has the lowest {'; '.join(texts)}."
 

@@ -71,11 +71,11 @@ def of_study(rows: pd.DataFrame, study: str) -> pd.DataFrame:
     Raises:
         ValueError: no row belongs to it; the studies that have rows are listed.
     """
-    found = rows[[study in names for names in _studies(rows)]]
-    if found.empty:
+    chosen = rows[[study in names for names in _studies(rows)]]
+    if chosen.empty:
         known = study_names(rows)
         raise ValueError(f"unknown study {study!r}; these results have {', '.join(known) or 'no studies'}")
-    return found
+    return chosen
 
 
 def study_names(rows: pd.DataFrame) -> list[str]:
@@ -102,10 +102,10 @@ def check_devices(rows: pd.DataFrame, mixed: bool) -> None:
     Raises:
         ValueError: more than one device and not `mixed`.
     """
-    found = devices(rows)
-    if len(found) > 1 and not mixed:
+    measured_on = devices(rows)
+    if len(measured_on) > 1 and not mixed:
         raise ValueError(
-            f"rows of {len(found)} devices, whose times and memory do not compare: {', '.join(found)}; "
+            f"rows of {len(measured_on)} devices, whose times and memory do not compare: {', '.join(measured_on)}; "
             "give --mixed-devices to show them apart"
         )
 
@@ -151,8 +151,8 @@ def described(rows: pd.DataFrame) -> pd.DataFrame:
 
 def as_read(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the table as it was before `described`, settings as text."""
-    found = rows.drop(columns=["configuration", "conditions"])
-    return found.assign(settings=found["settings"].map(str).astype("string"))
+    table = rows.drop(columns=["configuration", "conditions"])
+    return table.assign(settings=table["settings"].map(str).astype("string"))
 
 
 def conditions(rows: pd.DataFrame, leave_out: Sequence[str] = ()) -> pd.Series:

@@ -7,13 +7,11 @@ reached with the same seed, so that what a seed does to both drops out.
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from math import comb
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CONFIDENCE = 0.95
 
@@ -45,18 +43,18 @@ def mean_interval(values: Iterable[float], confidence: float = CONFIDENCE) -> In
     Raises:
         ValueError: no value is left.
     """
-    found = _finite(values)
-    if not found.size:
+    known = _finite(values)
+    if not known.size:
         raise ValueError("no values to take the mean of")
-    spread = found.std(ddof=1) if found.size > 1 else np.nan
-    return _intervals([found.mean()], [spread], [found.size], confidence)[0]
+    spread = known.std(ddof=1) if known.size > 1 else np.nan
+    return _intervals([known.mean()], [spread], [known.size], confidence)[0]
 
 
-def mean_intervals(rows: "pd.DataFrame", column: str, by: str | list[str]) -> dict[Any, Interval]:
+def mean_intervals(rows: pd.DataFrame, column: str, by: str | list[str]) -> dict[Any, Interval]:
     """`mean_interval` of each group with a value, of all at once, since a table has thousands of them."""
-    found = rows.groupby(by)[column].agg(["mean", "std", "count"]).query("count > 0")
-    means, spreads, counts = (found[name].to_numpy(float, na_value=np.nan) for name in ("mean", "std", "count"))
-    return dict(zip(found.index, _intervals(means, spreads, counts), strict=True))
+    groups = rows.groupby(by)[column].agg(["mean", "std", "count"]).query("count > 0")
+    means, spreads, counts = (groups[name].to_numpy(float, na_value=np.nan) for name in ("mean", "std", "count"))
+    return dict(zip(groups.index, _intervals(means, spreads, counts), strict=True))
 
 
 def _intervals(
@@ -169,7 +167,7 @@ def paired_p(higher: "pd.Series[float]", lower: "pd.Series[float]", *, exact: bo
 
 
 def tied_with_best(
-    frame: "pd.DataFrame",
+    frame: pd.DataFrame,
     metric: str,
     by: str,
     *,
@@ -192,14 +190,14 @@ def tied_with_best(
     values = by_repeat(frame, metric, by, repeat) * (1 if higher_is_better else -1)
     best = values.mean().idxmax()
     others = [group for group in values.columns if group != best]
-    found = [paired_p(values[best], values[group], exact=exact) for group in others]
-    p_values = [1.0 if p is None else p for p in found]
+    tests = [paired_p(values[best], values[group], exact=exact) for group in others]
+    p_values = [1.0 if p is None else p for p in tests]
     worse = multipletests(p_values, 1 - confidence, method="holm")[0] if p_values else []
     return best, [group for group, is_worse in zip(others, worse, strict=True) if not is_worse]
 
 
 def pareto_standing(
-    frame: "pd.DataFrame", cost: str, gain: str, by: str, *, repeat: str = "seed", confidence: float = CONFIDENCE
+    frame: pd.DataFrame, cost: str, gain: str, by: str, *, repeat: str = "seed", confidence: float = CONFIDENCE
 ) -> "pd.Series[str]":
     """Standing of each group on (cost, gain): `front`, `off`, `tied` or `untested`, indexed by group.
 
@@ -213,8 +211,6 @@ def pareto_standing(
     Raises:
         ValueError: as `tied_with_best`.
     """
-    import pandas as pd
-
     costs, gains = (by_repeat(frame, column, by, repeat) for column in (cost, gain))
     groups = [group for group in gains.columns if group in costs.columns]
     means = [(float(costs[group].mean()), float(gains[group].mean())) for group in groups]
@@ -233,7 +229,7 @@ def pareto_standing(
     return pd.Series(standing, dtype="str")
 
 
-def by_repeat(frame: "pd.DataFrame", metric: str, by: str, repeat: str = "seed") -> "pd.DataFrame":
+def by_repeat(frame: pd.DataFrame, metric: str, by: str, repeat: str = "seed") -> pd.DataFrame:
     """Values of a column with a row per repeat and a column per group; rows without a value are left out.
 
     Raises:
@@ -252,7 +248,7 @@ def by_repeat(frame: "pd.DataFrame", metric: str, by: str, repeat: str = "seed")
     return rows.pivot(index=repeat, columns=by, values=metric).astype(float)
 
 
-def _dominance_p(costs: "pd.DataFrame", gains: "pd.DataFrame", rival: Hashable, group: Hashable) -> float | None:
+def _dominance_p(costs: pd.DataFrame, gains: pd.DataFrame, rival: Hashable, group: Hashable) -> float | None:
     """Probability of what was seen if `rival` did not better `group` in both; None without two common gains."""
     gain = paired_p(gains[rival], gains[group])
     cost = paired_p(costs[group], costs[rival], exact=True)
@@ -263,7 +259,5 @@ def _dominance_p(costs: "pd.DataFrame", gains: "pd.DataFrame", rival: Hashable, 
 
 
 def _finite(values: Iterable[float]) -> NDArray[np.float64]:
-    import pandas as pd
-
-    found = np.array([np.nan if pd.isna(value) else float(value) for value in values], dtype=np.float64)
-    return found[np.isfinite(found)]
+    numbers = np.array([np.nan if pd.isna(value) else float(value) for value in values], dtype=np.float64)
+    return numbers[np.isfinite(numbers)]

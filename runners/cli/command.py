@@ -1,0 +1,99 @@
+"""What every command shares: a parser, how its flags are declared, and how bad input and Ctrl-C end it."""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ablations.values import Argument
+
+RESULTS = Path("results/runs")
+"""Results folder of a command that is told no other."""
+
+Main = Callable[[Sequence[str]], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes flags in full only, shows its examples as they are written, and whose errors are one line."""
+
+    def __init__(self, prog: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and the message alone."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def command(prog: str) -> Callable[[Main], Callable[..., int]]:
+    """Make a program of a function from arguments to an exit code: 2 and one line for bad input, 130 after Ctrl-C."""
+
+    def decorate(main: Main) -> Callable[..., int]:
+        @functools.wraps(main)
+        def run(argv: Sequence[str] | None = None) -> int:
+            try:
+                return main(sys.argv[1:] if argv is None else argv)
+            except ValueError as error:
+                print(f"{prog}: error: {error}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                return 130
+
+        return run
+
+    return decorate
+
+
+def reader(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return `parse` as argparse wants it, which drops the message of a ValueError."""
+
+    def read(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
+
+
+def axis(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """Return a reader of a comma-separated axis, each of whose values `parse` reads."""
+
+    def read(text: str) -> tuple[Any, ...]:
+        parts = text.split(",")
+        if not all(part.strip() for part in parts):
+            raise ValueError(f"{text!r} has an empty value; separate values by single commas")
+        return tuple(dict.fromkeys(parse(part.strip()) for part in parts))
+
+    return read
+
+
+def add_flag(group: Any, argument: Argument, value: Any = None, *, append: bool = False) -> None:
+    """Declare an argument as a flag; what is not given is `value`, or False for a switch."""
+    flag, text = f"--{argument.name.replace('_', '-')}", argument.help
+    if argument.default:
+        text += f" (default: {argument.default})"
+    if argument.parse is None:
+        group.add_argument(flag, action="store_true", help=text)
+        return
+    several = argument.several and not append
+    group.add_argument(
+        flag,
+        metavar=f"{argument.metavar}[,{argument.metavar}]" if several else argument.metavar,
+        type=reader(axis(argument.parse) if several else argument.parse),
+        action="append" if append else "store",
+        default=value,
+        help=text,
+    )
+
+
+def add_out(group: Any) -> None:
+    """Declare the results folder."""
+    add_flag(group, Argument("out", Path, "DIR", "results folder", default=str(RESULTS)), RESULTS)
