@@ -3,6 +3,7 @@
 import math
 import random
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ import torch
 from scipy import stats
 from torch import nn
 
+import attention_zoo
+from ablations.study import Cell
+from runners.cells.models import build_baseline, build_model
 from runners.machine.environment import Hardware
 from runners.machine.failures import ChildFailed
 from runners.measure import disturbance, rounds, speed
@@ -84,7 +88,7 @@ def process(cell, vanilla=None, budget_s=10.0, **changes):
     """Phases of one process, here, as `run_process` gives them."""
     baseline = None if vanilla is None else lambda: vanilla
     work = Work(build=lambda: cell, build_baseline=baseline, input_shape=SHAPE, **changes)
-    return run_process(work, budget_s, False, False)
+    return run_process(work, budget_s, baseline_first=False, with_bounds=False)
 
 
 @pytest.fixture
@@ -412,3 +416,13 @@ def test_a_process_that_fails_fails_the_measurement():
     given = Work(build=build_broken, build_baseline=None, input_shape=SHAPE)
     with pytest.raises(ChildFailed, match="no such model"):
         measure_speed(given)
+
+
+@pytest.mark.parametrize("name", attention_zoo.names())
+def test_every_mechanism_is_timed_on_a_size_that_no_default_window_divides(name):
+    cell = Cell(attn=name, height_px=40, width_px=72, batch_size=2)
+    builders = {"build": partial(build_model, cell), "build_baseline": partial(build_baseline, cell)}
+    given = Work(**builders, input_shape=(2, 3, 40, 72), threads=1)
+    found = run_process(given, 0.1, baseline_first=False, with_bounds=False)
+    for phase in ("infer", "train"):
+        assert found[phase]["vanilla"] and all(part > 0 for times in found[phase]["cell"] for part in times)
