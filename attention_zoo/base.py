@@ -1,7 +1,7 @@
 """The contract of a mechanism, and the slow oracle that its `forward` is compared with."""
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -39,13 +39,7 @@ class Macs:
 
     def __add__(self, other: "Macs") -> "Macs":
         """Sum part by part."""
-        return Macs(
-            projection=self.projection + other.projection,
-            core=self.core + other.core,
-            routing=self.routing + other.routing,
-            position=self.position + other.position,
-            host=self.host + other.host,
-        )
+        return Macs(**{part.name: getattr(self, part.name) + getattr(other, part.name) for part in fields(self)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +92,7 @@ class Attention(nn.Module):
         for name, width in (("dim", dim), ("qk_dim", qk_dim)):
             if num_heads < 1 or width < 1 or width % num_heads:
                 raise ValueError(f"{name} must be a positive multiple of num_heads, got {name}={width}, {num_heads=}")
+        self.config: Any = config
         self.impl: str = self._known_impl(config.impl)
         self.dim, self.num_heads, self.qk_dim = dim, num_heads, qk_dim
         self.scale: float = config.qk_scale or (qk_dim // num_heads) ** -0.5

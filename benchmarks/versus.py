@@ -116,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", metavar="N", type=int, default=12, help="samples of each (default: 12)")
     parser.add_argument("--threads", metavar="N", type=int, default=2, help="CPU threads (default: 2)")
     options = parser.parse_args(argv)
+    if not (options.path / "attention_zoo").is_dir():
+        parser.error(f"PATH must be a source tree, a folder with attention_zoo/, got {options.path}")
     works = [work for work in WORKS if options.match in str(work)]
     if not works:
         parser.error(f"--match {options.match}: no work has that in its name; known: {'; '.join(map(str, WORKS))}")

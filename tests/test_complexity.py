@@ -174,7 +174,7 @@ def test_convolution_counts_any_geometry(kernel, stride, padding, dilation, grou
 
 def test_a_wrong_closed_form_is_refused_with_the_three_numbers():
     model = Model(lambda m, x: m.f(x), 361, f=nn.Linear(6, 5))
-    with pytest.raises(CountMismatch, match=r"one 4x6 image.*closed form 361, fvcore 360, torch 360;.*macs\(\)"):
+    with pytest.raises(CountMismatch, match=r"4x6.*361.*fvcore 360.*torch 360.*macs\(\)"):
         count(model, HEIGHT, WIDTH)
 
 
@@ -207,7 +207,7 @@ def test_an_operator_that_nobody_counts_is_named():
 
 
 def test_einsum_of_three_operands_is_an_error_that_names_it():
-    with pytest.raises(counting.CounterFailed, match=r"fvcore cannot count aten::einsum: .*bchw,bcvw,bcvu->bchu"):
+    with pytest.raises(counting.CounterFailed, match=r"fvcore.*aten::einsum.*bchw,bcvw,bcvu->bchu"):
         count(Model(lambda m, x: torch.einsum("bchw,bcvw,bcvu->bchu", x, x, x), 0), HEIGHT, WIDTH)
 
 
@@ -216,7 +216,7 @@ def test_an_operator_that_torch_cannot_count_is_named(monkeypatch):
         raise ValueError("three axes")
 
     monkeypatch.setitem(counting.flop_registry, torch.ops.aten.baddbmm, formula)
-    with pytest.raises(counting.CounterFailed, match=r"torch cannot count aten.baddbmm: ValueError: three axes"):
+    with pytest.raises(counting.CounterFailed, match=r"torch.*aten.baddbmm.*ValueError: three axes"):
         count(Model(OPERATORS["baddbmm"][0], 0), HEIGHT, WIDTH)
 
 

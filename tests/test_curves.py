@@ -303,11 +303,11 @@ def test_what_cannot_be_drawn_is_one_clear_error(kind):
         draw(kind, table[:1])
     with pytest.raises(ValueError, match=r"lacks column infer_latency_ms$"):
         draw(kind, table.drop(columns="infer_latency_ms"))
-    with pytest.raises(ValueError, match=r"rows of 2 devices do not compare: cpu-test-1t, gpu; .* by_device"):
+    with pytest.raises(ValueError, match=r"cpu-test-1t, gpu.*by_device"):
         draw(kind, pd.concat([table, table.assign(device_id="gpu")]))
     with pytest.raises(ValueError, match=r"no (row|mechanism)|needs the accuracy"):
         draw(kind, frame([{"attention": "swin", "seed": seed, "resolution": "64x64"} for seed in range(2)]))
-    with pytest.raises(ValueError, match="unknown figure 'circles'; known: complexity, "):
+    with pytest.raises(ValueError, match=r"'circles'.*complexity"):
         draw("circles", table)
 
 

@@ -288,7 +288,7 @@ def test_a_kernel_as_large_as_the_stride_is_padded_in_2022_alone():
     assert sizes == {"2022": (3, 3), "2023": (2, 3)}
     attention = create("dat", dim=8, num_heads=2, variant="2023", stride=3, kernel=3)
     for refused in (lambda: attention.macs(2, 9), lambda: attention(torch.zeros(1, 2, 9, 8))):
-        with pytest.raises(ValueError, match="a 2x9 map is smaller than kernel=3, which variant=2023 does not pad"):
+        with pytest.raises(ValueError, match=r"2x9.*kernel=3.*variant=2023"):
             refused()
 
 

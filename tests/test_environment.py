@@ -104,9 +104,7 @@ def test_auto_takes_the_best_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device("auto") == torch.device("cuda")
     assert pick_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(
-        ValueError, match=r"--device cuda:2 is not on this machine; .*: auto, cpu, cuda, cuda:0, cuda:1, mps"
-    ):
+    with pytest.raises(ValueError, match=r"--device cuda:2.*auto, cpu, cuda, cuda:0, cuda:1, mps"):
         pick_device("cuda:2")
 
 

@@ -26,19 +26,19 @@ def slow_unless(quick, values):
     return [pytest.param(value, marks=() if quick(value) else pytest.mark.slow, id=str(value)) for value in values]
 
 
-@pytest.mark.parametrize("training", slow_unless(lambda training: not training, [False, True]))
-@pytest.mark.parametrize("case", slow_unless(lambda case: case.name == "pvt", settings()))
-def test_a_compiled_mechanism_takes_one_size_after_the_other(case, training):
+def one_each():
+    """First configuration of each mechanism: with a dynamic size, compiling one takes up to a minute."""
+    return list({case.name: case for case in reversed(settings())}.values())[::-1]
+
+
+@pytest.mark.parametrize("case", slow_unless(lambda case: case.name == "pvt", one_each()))
+def test_a_compiled_mechanism_takes_one_size_after_the_other(case):
     attention, _ = make(case)
     compiled = torch.compile(attention, backend="aot_eager")
     parameters = dict(attention.named_parameters())
     for size in (WHOLE, (6, 12), PADDED):
         _, x = make(case, size)
-        if training:
-            assert_same(outcome(compiled, x, parameters), outcome(attention, x, parameters), f"{case} on {size}")
-        else:
-            with torch.no_grad():
-                assert_same({"output": compiled(x)}, {"output": attention(x)}, f"{case} on {size}")
+        assert_same(outcome(compiled, x, parameters), outcome(attention, x, parameters), f"{case} on {size}")
 
 
 def test_stem_and_position_take_one_size_after_the_other():
@@ -85,7 +85,7 @@ def test_gradient_checkpointing_can_be_compiled(name):
     assert_same(outcome(compiled, x, parameters), expected, "checkpointed and compiled")
 
 
-@pytest.mark.parametrize("place", ["attn.qkv", "attn.proj", "mlp.0", "mlp.1", "mlp.2"])
+@pytest.mark.parametrize("place", ["attn.qkv", "mlp.1"])  # a layer of the mechanism, and one without weights
 @pytest.mark.parametrize("name", slow_unless("pvt".__eq__, attention_zoo.names()))
 def test_a_hook_acts_in_a_compiled_block_too(name, place):
     block = make_model(name).stages[0][0]

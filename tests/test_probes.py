@@ -182,7 +182,7 @@ def test_specs_that_are_not(spec, message):
 def test_a_jitter_must_leave_something_of_every_tile():
     check_data("digit-vote:jitter=15", 64, 80)
     for check in (check_data, lambda *arguments: make_data(*arguments, 4)):
-        with pytest.raises(ValueError, match=r"at 80x60 px: jitter must be below the tile side, 15 px, got 15"):
+        with pytest.raises(ValueError, match=r"80x60 px.*jitter.*15 px.*got 15"):
             check("digit-vote:jitter=15", 80, 60)
 
 
@@ -286,7 +286,7 @@ def test_without_package_and_network_the_error_says_what_to_install(tmp_path, mo
     monkeypatch.setattr(fashion, "PACKAGE_FOLDER", tmp_path / "absent")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("torchvision.datasets.FashionMNIST.mirrors", [(tmp_path / "nowhere").as_uri() + "/"])
-    with pytest.raises(FileNotFoundError, match=r"apt-get install dataset-fashion-mnist.*could not download"):
+    with pytest.raises(FileNotFoundError, match=r"dataset-fashion-mnist"):
         make_data("fashion-mnist", 32, 32, 4)
 
 

@@ -186,7 +186,7 @@ def test_a_mask_of_another_map_is_refused():
         load_official(attention, about, state)
     with pytest.raises(ValueError, match="depends on the map: give its size"):
         to_official(attention, Official("swin.SwinTransformerBlock.attn"))
-    with pytest.raises(ValueError, match=r"no weights of 'swin\.Block' for Swin; known: bra\.BiLevel"):
+    with pytest.raises(ValueError, match=r"'swin\.Block'.*Swin.*bra\.BiLevel"):
         to_official(attention, Official("swin.Block"))
 
 
@@ -228,7 +228,7 @@ def test_what_the_codes_do_with_unusual_arguments():
         "maxvit.PartitionAttention2d", (16, 20), dim=32, partition_type="grid", grid_size=[8, 4], auto_pad=True
     )
     assert grid.partition(16, 20).padded_size == (16, 24)  # both sides to a multiple of the grid's height
-    with pytest.raises(ValueError, match="padded to a multiple of 8, 24 columns, which 5 does not divide"):
+    with pytest.raises(ValueError, match=r"8, 24 columns.* 5 "):
         bad, _ = mixer(
             "maxvit.PartitionAttention2d", (16, 20), dim=32, partition_type="grid", grid_size=[8, 5], auto_pad=True
         )
@@ -271,7 +271,7 @@ def test_what_surrounds_a_mixer_in_its_block_is_moot_for_the_mixer_alone():
 
 def test_a_class_that_depends_on_the_map_asks_for_its_size():
     ctor = {"dim": 8, "num_heads": 2}
-    with pytest.raises(ValueError, match=r"CSWinBlock\.attn depends on the size of its input: give H and W"):
+    with pytest.raises(ValueError, match=r"CSWinBlock\.attn.*H and W"):
         counterpart("cswin.CSWinBlock.attn", {"ctor": ctor})
 
 

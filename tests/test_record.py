@@ -249,7 +249,7 @@ def test_a_full_disk_leaves_whole_records_and_a_clear_error(tmp_path):
         store = open_store(folder / "runs", create=True)
         store.add_cell(CELL)
         big = replace(FOUND, samples={"x": list(range(2000))})
-        with pytest.raises(StoreError, match=r"cannot write .*records/accuracy.*json: No space left on device"):
+        with pytest.raises(StoreError, match=r"records/accuracy.*json.*No space left"):
             for _ in range(100):
                 store.write_record(KEY, big)
         kept = store.records(KEY)

@@ -239,9 +239,7 @@ def test_official_weights_are_read_from_a_file(tmp_path):
     torch.save(source.state_dict(), path)
     assert same_weights(timm.create_model("zoo_biformer_tiny", **read), source)
     torch.save({"other": torch.zeros(1)}, path)
-    with pytest.raises(
-        ValueError, match=r"these are not the weights of this models\.BiFormer: unknown: other; missing"
-    ):
+    with pytest.raises(ValueError, match=r"models\.BiFormer.*unknown: other; missing"):
         timm.create_model("zoo_biformer_tiny", **read)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.versus import Work, measure
+from benchmarks.versus import Work, main, measure
 
 TREE = """
 import time
@@ -50,3 +50,11 @@ def test_a_tree_that_computes_something_else_is_refused(make_tree):
 def test_a_tree_that_cannot_be_imported_is_named(make_tree, tmp_path):
     with pytest.raises(RuntimeError, match="elsewhere cannot run it"):
         measure(Work("any", None, 1, training=True), (make_tree("this"), tmp_path / "elsewhere"), rounds=1, threads=1)
+
+
+def test_a_folder_without_the_package_is_refused_before_any_work(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path / "elsewhere")])
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert "PATH" in err and str(tmp_path / "elsewhere") in err

@@ -43,7 +43,7 @@ class BRAConfig(RoutingOptions):
     qk_dim: int | None = field(default=None, metadata={"help": "channels of q and k, all heads; default: dim"})
     lepe: bool = field(default=True, metadata={"help": "depth-wise convolution of v added to the output (LePE)"})
     variant: Literal["legacy", "nchw"] = field(
-        default="legacy", metadata={"help": "published code that padding=official follows"}
+        default="legacy", metadata={"help": "code that padding=official follows"}
     )
     rounding: Literal["ceil", "floor"] | None = field(
         default=None,
@@ -101,7 +101,6 @@ class BRA(RoutedAttention):
 
     def __init__(self, dim: int, num_heads: int, config: BRAConfig) -> None:
         super().__init__(dim, num_heads, config, qk_dim=config.qk_dim)
-        self.config: BRAConfig = config
         # the whole width of q and k, not a head's: eq. 5 as the official code computes it
         self.scale = config.qk_scale or self.qk_dim**-0.5
 
@@ -132,8 +131,8 @@ class BRA(RoutedAttention):
     def impl_on(self, height: int, width: int) -> str:
         """`dense` on maps where that is faster, unless a way is set.
 
-        Dense wastes products, but a gather copies every key once per region that reads it, and its small problems
-        keep a processor busy with overhead. The bounds are from timings on two CPU cores.
+        Dense wastes products, but a gather copies every key once per region that reads it, and its problems are small.
+        The bounds are from timings on two CPU cores.
         """
         tokens, cut = height * width, self.partition(height, width)
         is_small = tokens <= 64 or (tokens <= 1024 and self.topk(cut) >= 0.3 * cut.count)
@@ -170,10 +169,11 @@ class BRA(RoutedAttention):
 
     @classmethod
     def core_exponent(cls, config: AttentionConfig) -> Fraction:
-        """4/3 with regions of the cheapest size (section 3.3); of a fixed number 2, or 1 if each has as many keys."""
-        if getattr(config, "region_size", None) == "auto":
+        """4/3 with regions of the cheapest size (section 3.3), 1 with fixed numbers of regions and keys, else 2."""
+        assert isinstance(config, BRAConfig)
+        if config.region_size == "auto":
             return Fraction(4, 3)
-        return Fraction(1 if getattr(config, "kv_per_side", None) else 2)
+        return Fraction(1 if config.kv_per_side and config.region_size is None else 2)
 
     def macs(self, height: int, width: int) -> Macs:
         """4 N C^2 + R^2 C + 2 N k (N / R) C with R = S^2 regions, and LePE (section 3.3 of the paper).

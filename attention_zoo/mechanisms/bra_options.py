@@ -7,7 +7,7 @@ and values of a region may be pooled into cells.
 
 import itertools
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +100,6 @@ class RoutedAttention(PartitionAttention):
     def __init__(self, dim: int, num_heads: int, config: RoutingOptions, *, qk_dim: int | None = None) -> None:
         """Routing has no weights, unless it is told to embed."""
         super().__init__(dim, num_heads, config, qk_dim=qk_dim)
-        self.config: Any = config
         self.router = nn.Linear(self.qk_dim, self.qk_dim) if config.param_routing else None
         if self.router is not None and not config.soft_routing:
             # no gradient passes a hard choice, and DDP waits for that of every weight that takes one

@@ -101,7 +101,6 @@ class CrossFormer(PartitionAttention):
     def __init__(self, dim: int, num_heads: int, config: CrossFormerConfig) -> None:
         """Add the network of the position bias."""
         super().__init__(dim, num_heads, config)
-        self.config = config
         self.pos = DynamicPositionBias(dim, num_heads)
 
     def forward(self, x: Tensor) -> Tensor:

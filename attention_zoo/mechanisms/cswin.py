@@ -34,9 +34,7 @@ from attention_zoo.registry import register
 class CSWinConfig(PartitionConfig):
     """LePE of 3 x 3, as published; inside a pyramid, the layout's stripes (1-2-7-7 as published)."""
 
-    stripe: int | None = field(
-        default=None, metadata={"help": "width of a stripe, tokens; default: the layout's, or 7"}
-    )
+    stripe: int | None = field(default=None, metadata={"help": "stripe width, tokens; default: the layout's, or 7"})
     clip_stripe: bool = field(default=False, metadata={"help": "on a small map use one stripe if stripe is wider"})
     lepe: bool = field(default=True, metadata={"help": "depth-wise convolution of v inside each stripe (LePE)"})
     lepe_kernel: int = field(default=3, metadata={"help": "side of the LePE kernel, tokens, odd"})
@@ -52,9 +50,7 @@ class CSWinConfig(PartitionConfig):
         """
         super().__post_init__()
         if self.pad_moment == "input":
-            raise ValueError(
-                "pad_moment must be projected for stripes, whose two directions pad differently; got input"
-            )
+            raise ValueError("pad_moment=input: stripes of two directions pad differently; use projected")
         if self.stripe is not None and self.stripe < 1:
             raise ValueError(f"stripe must be at least 1, got {self.stripe}")
 
@@ -86,10 +82,6 @@ class CSWin(Attention):
     exponent: ClassVar[Fraction | None] = Fraction(3, 2)
     examples: ClassVar[tuple[Example, ...]] = (Example(reads="stripes, 2 tokens wide", config={"stripe": 2}),)
 
-    def __init__(self, dim: int, num_heads: int, config: CSWinConfig) -> None:
-        super().__init__(dim, num_heads, config)
-        self.config = config
-
     def forward(self, x: Tensor) -> Tensor:
         """Attend in vertical stripes on half of the heads, in horizontal ones on the others: (B, H, W, C) -> same."""
         qkv = self.qkv(x).unflatten(-1, (3, self.dim))  # (B, H, W, 3, C)
@@ -108,9 +100,8 @@ class CSWin(Attention):
         stripes = branch.stripes
         v = blank(stripes.split(v), stripes.valid(v.device))  # (B, R, T, C / 2)
         images = v.flatten(0, 1).unflatten(1, (stripes.rows, stripes.cols)).permute(0, 3, 1, 2)
-        first, last = branch.channels.start, branch.channels.stop
-        convolved = depthwise_part_of(self.lepe, images, first, last, self.dim).permute(0, 2, 3, 1).flatten(1, 2)
-        return y + stripes.join(convolved.reshape(v.shape))
+        convolved = depthwise_part_of(self.lepe, images, branch.channels.start, branch.channels.stop, self.dim)
+        return y + stripes.join(convolved.permute(0, 2, 3, 1).reshape(v.shape))
 
     def branches(self, height: int, width: int) -> Iterator[Branch]:
         """Vertical stripes on the first heads, horizontal ones on the others.
@@ -122,8 +113,7 @@ class CSWin(Attention):
         # the segmentation code pads a side that is shorter than a stripe
         fills = self.config.pad_rule == "projected" and not self.config.clip_stripe
         across, down = (stripe, stripe) if fills else (min(stripe, width), min(stripe, height))
-        is_wider = self.config.stripe is not None and stripe > max(height, width)
-        if is_wider and not fills and not self.config.clip_stripe:
+        if self.config.stripe is not None and stripe > max(height, width) and not (fills or self.config.clip_stripe):
             raise ValueError(f"stripe={stripe} is wider than a {height}x{width} map; lower it, or allow clip_stripe")
         vertical, head_dim = (self.num_heads + 1) // 2, self.dim // self.num_heads
         halves = ((height, across), (0, vertical)), ((down, width), (vertical, self.num_heads))
@@ -136,10 +126,10 @@ class CSWin(Attention):
     def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Allow pairs of one stripe, another stripe for each half of the heads: (1, heads, N or queries, N)."""
         _, height, width, _ = x.shape
-        row, col = coordinates(height, width, x.device)
-        asked = (row, col) if queries is None else (row[queries], col[queries])
+        places = coordinates(height, width, x.device)
+        asked = places if queries is None else (places[0][queries], places[1][queries])
         reads = [
-            same_region(branch.stripes, asked, (row, col)).expand(branch.heads.stop - branch.heads.start, -1, -1)
+            same_region(branch.stripes, asked, places).expand(branch.heads.stop - branch.heads.start, -1, -1)
             for branch in self.branches(height, width)
         ]
         return torch.cat(reads)[None]

@@ -56,12 +56,8 @@ class DATConfig(AttentionConfig):
     groups: int | None = field(
         default=None, metadata={"help": "groups of channels with points of their own; default: as published, else 1"}
     )
-    stride: int | None = field(
-        default=None, metadata={"help": "tokens between reference points; default: as published, else 1"}
-    )
-    kernel: int | None = field(
-        default=None, metadata={"help": "side of the offset network's kernel; default: as published, else 5"}
-    )
+    stride: int | None = field(default=None, metadata={"help": "tokens between points; default: as published, else 1"})
+    kernel: int | None = field(default=None, metadata={"help": "kernel of the offsets; default: as published, else 5"})
     offset_range: float | Literal["unbounded", "free"] | None = field(
         default=None,
         metadata={
@@ -161,7 +157,7 @@ class DAT(SampledAttention):
             ValueError: the groups divide neither heads nor channels.
         """
         super().__init__(dim, num_heads, config)
-        self.config, self.groups = config, config.groups or 1
+        self.groups = config.groups or 1
         # points are shared by the channels of a group, biases by its heads
         name, whole = ("num_heads", num_heads) if config.position in ("rpb", "log") else ("dim", dim)
         if whole % self.groups:

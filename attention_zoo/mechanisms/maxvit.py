@@ -57,7 +57,6 @@ class MaxViT(PartitionAttention):
     def __init__(self, dim: int, num_heads: int, config: MaxViTConfig) -> None:
         """Add the table of relative position biases, ((2P - 1)^2, heads)."""
         super().__init__(dim, num_heads, config)
-        self.config = config
         self.bias_table = bias_table(*config.sides, num_heads)
 
     def forward(self, x: Tensor) -> Tensor:
