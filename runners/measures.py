@@ -139,6 +139,9 @@ TRAINING_MEMORY = Quantity("peak_train_mib", "memory", "peak memory in training"
 COSTS = (MACS, LATENCY, TRAINING_STEP, MEMORY, TRAINING_MEMORY)
 """What accuracy is weighed against."""
 
+MARGIN = 1.0
+"""Accuracies are called equal if the 95 % interval of their gap lies within this, percentage points."""
+
 QUANTITIES = (ACCURACY, *COSTS, PARAMETERS)
 """What a table of results shows, in this order."""
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ablations.values import Argument
 from runners.cli.command import RESULTS, Parser, add_flag, command
+from runners.measures import MARGIN
 from runners.store.files import write_whole
 
 if TYPE_CHECKING:
@@ -38,10 +39,27 @@ def read_command(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--format", choices=FORMATS, default="html", help=timm)
     add_flag(parser, Argument("out", Path, "FILE", "default: report.html; other formats: standard output"))
     add_flag(parser, Argument("mixed_devices", help="take rows of several devices, and keep them apart"))
+    margin = "points of acc1 within which accuracies are called equal, if the 95 % interval of their gap is"
+    add_flag(parser, Argument("margin", points, "POINTS", margin, default=str(MARGIN)), MARGIN)
     options = parser.parse_args(argv)
     if options.out is None and options.format == "html":
         options.out = Path("report.html")
     return options
+
+
+def points(text: str) -> float:
+    """Read a margin in percentage points.
+
+    Raises:
+        ValueError: not a number above 0 and up to 100.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 100:
+        raise ValueError(f"{text!r} is not a number of points above 0 and up to 100, such as {MARGIN}")
+    return value
 
 
 def check_writable(path: Path) -> None:
@@ -73,7 +91,7 @@ def write(options: argparse.Namespace) -> str:
     if options.format in COMPARING:
         selection.check_comparable(rows)
     if options.format == "html":
-        return to_html(rows, str(options.results), options.study)
+        return to_html(rows, str(options.results), options.study, margin=options.margin)
     writers: dict[str, Callable[[pd.DataFrame], str]] = {
         "markdown": export.to_markdown,
         "latex": export.to_latex,

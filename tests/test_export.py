@@ -11,6 +11,7 @@ import pytest
 from sample_results import HOSTILE, values_of, write_sample
 
 from ablations.study import Cell
+from runners.measures import ACCURACY
 from runners.reporting import export
 from runners.rows import ranking
 from runners.rows.selection import described, read_rows
@@ -69,7 +70,7 @@ def test_nothing_is_bold_where_seeds_are_too_few(tmp_path):
 
 
 def test_intervals_of_all_groups_at_once_are_those_of_each(rows):
-    found = ranking.mean_intervals(rows, ranking.ACCURACY, ["attention", "topk", "resolution"])
+    found = ranking.mean_intervals(rows, ACCURACY, ["attention", "topk", "resolution"])
     assert len(found) == 8
     for (_, topk, resolution), interval in found.items():
         single = mean_interval(rows.loc[(rows["topk"] == topk) & (rows["resolution"] == resolution), "acc1"])
@@ -77,7 +78,7 @@ def test_intervals_of_all_groups_at_once_are_those_of_each(rows):
             (single.mean, single.low, single.high, single.n)
         )
     assert list(found.values()) == sorted(found.values(), key=lambda interval: -interval.mean)
-    alone = ranking.mean_intervals(rows.query("seed == 0"), ranking.ACCURACY, ["attention", "resolution"])
+    alone = ranking.mean_intervals(rows.query("seed == 0"), ACCURACY, ["attention", "resolution"])
     assert alone["swin", "64x64"] == Interval(alone["swin", "64x64"].mean, None, None, 1)
 
 

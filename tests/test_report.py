@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from figure_rows import frame
 from sample_results import DEVICE, HOSTILE, failure, record, values_of, write_sample
 
 from ablations.study import Cell, cell_key
 from runners.report import main
 from runners.reporting import payload
 from runners.reporting.page import to_html
-from runners.rows import ranking, selection
+from runners.rows import findings, ranking, selection
 from runners.rows.selection import described, read_rows
+from runners.rows.stats import mean_interval
 from runners.store.store import open_store
 from runners.table import load
 
@@ -94,23 +96,120 @@ def test_the_summary_names_the_best_its_ties_and_the_cost_at_equal_accuracy(fold
     accuracy = groups["64x64 px"].standings["acc1"]
     assert accuracy.best == "vanilla"
     assert set(accuracy.ties) == {"bra topk=8", "bra topk=16"}
-    first, equal = ranking.sentences(groups["64x64 px"])
+    first, unclear, equal = findings.sentences(groups["64x64 px"])
     assert first.startswith("vanilla reaches 97.1")
-    assert "bra topk=8" in first
-    assert "swin" not in first
+    assert "bra topk=8" in unclear and "bra topk=16" in unclear and "swin" not in unclear
+    assert "has the lowest" not in equal
+    wide = findings.sentences(groups["64x64 px"], margin=5)
     ratio = (
         values_of(Cell(settings=(("topk", 8),)))["flops"]["gmacs"] / values_of(Cell(attn="vanilla"))["flops"]["gmacs"]
     )
-    assert "bra topk=8" in equal
-    assert f"({ratio:.2f} times that of vanilla)" in equal
-    assert ranking.sentences(groups["128x128 px"])[-1] == "Failed: bra topk=16 (oom)."
+    (cheapest,) = (sentence for sentence in wide if f"({ratio:.2f} times that of vanilla)" in sentence)
+    assert "bra topk=8" in cheapest and "5 points" in cheapest
+    assert findings.sentences(groups["128x128 px"])[-1] == "Failed: bra topk=16 (oom)."
+
+
+def accuracies(**reached: list[float]) -> ranking.Group:
+    rows = [
+        {"attention": name, "seed": seed, "acc1": acc1, "resolution": "64x64", "status": "ok"}
+        for name, values in reached.items()
+        for seed, acc1 in enumerate(values)
+    ]
+    return one_group(described(frame(rows)))
+
+
+def test_a_gap_of_ten_points_that_no_test_confirms_is_no_equal_accuracy():
+    """The committed table: cswin has 87 % beside vanilla's 97 %, and three seeds tell nothing."""
+    group = accuracies(vanilla=[97.0, 97.4, 96.8], cswin=[92.0, 78.0, 91.5], bra=[96.8, 97.3, 96.5])
+    standing = group.standings["acc1"]
+    assert set(standing.ties) >= {"cswin"}
+    expected = mean_interval([5.0, 19.4, 5.3])
+    assert (standing.gaps["cswin"].low, standing.gaps["cswin"].high) == pytest.approx((expected.low, expected.high))
+    assert standing.equal(1.0) == ("bra",)
+    assert standing.equal(0.1) == ()
+    text = " ".join(findings.sentences(group))
+    gap = standing.gaps["cswin"]
+    assert f"cswin, gap {gap.mean:.1f} points ({gap.low:.1f} to {gap.high:.1f})" in text
+    (equal,) = (sentence for sentence in findings.sentences(group) if sentence.startswith("Equal"))
+    assert "bra" in equal and "cswin" not in equal
+
+
+def test_equal_differences_are_no_evidence_unless_they_are_none():
+    standing = accuracies(vanilla=[97.0, 96.0], same=[97.0, 96.0], off=[96.5, 95.5]).standings["acc1"]
+    assert {standing.best, *standing.equal(1.0)} == {"vanilla", "same"}
+    assert "off" not in standing.gaps
+
+
+def timed(**ratios: tuple[float, float, float]) -> pd.DataFrame:
+    rows = [
+        {
+            "attention": name,
+            "seed": 0,
+            "resolution": "64x64",
+            "timing_processes": 4,
+            "infer_latency_ms": 10 / ratio,
+            "vs_vanilla": ratio,
+            "vs_vanilla_low": low,
+            "vs_vanilla_high": high,
+        }
+        for name, (ratio, low, high) in ratios.items()
+    ]
+    return described(frame(rows))
+
+
+def test_speed_is_ranked_by_the_intervals_over_processes_and_a_tie_is_a_tie():
+    rows = timed(vanilla=(1.0, 0.99, 1.01), swin=(1.3, 1.28, 1.32), bra=(1.29, 1.2, 1.387), axial=(1.1, 1.09, 1.11))
+    (speeds,) = one_group(rows).speeds
+    assert [*speeds.intervals] == ["swin", "bra", "axial", "vanilla"]
+    assert speeds.ties == ("bra",)
+    assert speeds.intervals["swin"].low == pytest.approx(1.28, abs=0.001)
+    fastest = findings.sentences(one_group(rows))[-1]
+    assert "swin, 1.3 times" in fastest and "bra" in fastest and "axial" not in fastest and "4 processes" in fastest
+    marked = rows.assign(disturbed=pd.array([False, True, False, False], dtype="boolean"))
+    assert "swin (disturbed)" in findings.sentences(one_group(marked))[-1]
+
+
+def test_rows_without_processes_are_ranked_by_their_latency():
+    rows = timed(vanilla=(1.0, 0.99, 1.01), swin=(1.3, 1.28, 1.32)).drop(columns="timing_processes")
+    group = one_group(rows)
+    assert group.speeds == ()
+    assert any("latency: swin" in sentence for sentence in findings.sentences(group))
+
+
+def test_the_table_shows_the_column_in_which_two_rows_differ():
+    rows = selection.read_rows(next((ROOT / "results").glob("sample_*.csv")))
+    columns = {column["name"]: column for column in payload.table(rows)["columns"]}
+    shown = [name for name, column in columns.items() if column["main"]]
+    assert "batch_size" in shown and "layout" not in shown
+    identity = [name for name in shown if name in ("configuration", "resolution", "seed", "batch_size")]
+    assert not rows.duplicated(identity).any()
+    alone = {column["name"]: column for column in payload.table(rows[rows["batch_size"] == 64])["columns"]}
+    assert not alone["batch_size"]["main"]
+
+
+def test_a_disturbed_row_is_marked_in_the_table_the_charts_and_the_page(folder):
+    rows = read_rows(folder)
+    rows["disturbed"] = pd.array([index == 0 for index in range(len(rows))], dtype="boolean")
+    assert {c["name"] for c in payload.table(rows)["columns"] if c["main"]} >= {"disturbed"}
+    points = payload.points(rows, ranking.groups(rows))["points"]
+    assert [p["name"] for p in points if p["disturbed"]] == [rows["configuration"].iloc[0]]
+    assert "disturbed the timing of 1 rows" in Elements(to_html(rows, "x")).text
+
+
+@pytest.mark.parametrize("margin", ["0", "-1", "none", "101"])
+def test_a_margin_that_is_none(capsys, folder, margin):
+    with pytest.raises(SystemExit) as end:
+        main(["--results", str(folder), "--margin", margin])
+    assert end.value.code == 2
+    message = capsys.readouterr().err
+    assert "--margin" in message and repr(margin) in message and message.count("\n") == 1
 
 
 def test_one_seed_tells_nobody_from_the_best(tmp_path):
     write_sample(tmp_path, seeds=1, sides=(64,))
     group = one_group(described(load(tmp_path).query("status == 'ok'")))
     assert group.standings["acc1"].leaders == ()
-    first, *costs = ranking.sentences(group)
+    first, *costs = findings.sentences(group)
     assert "none can be told from it" in first
     assert not any("equal accuracy" in sentence for sentence in costs)
 
@@ -139,7 +238,7 @@ def test_without_accuracy_the_lowest_costs_are_said(tmp_path):
         store.write_record(
             cell_key(cell), record(cell, "flops", values={"gmacs": {"swin": 1.0, "vanilla": 2.5}[cell.attn]})
         )
-    assert ranking.sentences(one_group(read_rows(tmp_path))) == [
+    assert findings.sentences(one_group(read_rows(tmp_path))) == [
         "Accuracy was not measured.",
         "Lowest MACs: swin, 1 GMAC.",
     ]

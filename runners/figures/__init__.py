@@ -5,6 +5,7 @@ command line. Each kind is a pure function of its rows; the notebook and the rep
 themselves.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -119,17 +120,24 @@ def save(figure: "Figure", path: Path, formats: Sequence[Format] = ()) -> list[P
         ValueError: an ending or a format that is not one of `FORMATS`; neither is given.
         OSError: a file cannot be written.
     """
-    from matplotlib import rc_context
-
-    from runners.figures.sheet import SAVED
-
     wanted = [*([path.suffix.removeprefix(".")] if path.suffix else []), *formats]
     unknown = [name for name in wanted if name not in FORMATS]
     if unknown or not wanted:
         raise ValueError(f"cannot write {path} as {unknown[0] if unknown else 'nothing'}: one of {', '.join(FORMATS)}")
     files = [path.with_suffix(f".{name}") for name in dict.fromkeys(wanted)]
-    dates: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-    with rc_context(SAVED):
-        for file in files:
-            figure.savefig(file, dpi=DPI, metadata=dates[file.suffix[1:]])
+    for file in files:
+        file.write_bytes(render(figure, file.suffix[1:]))  # type: ignore[arg-type]
     return files
+
+
+def render(figure: "Figure", format: Format) -> bytes:
+    """Return a figure as a file of that format; see `save`."""
+    from matplotlib import rc_context
+
+    from runners.figures.sheet import SAVED
+
+    image = io.BytesIO()
+    dates: dict[Format, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+    with rc_context(SAVED):
+        figure.savefig(image, format=format, dpi=DPI, metadata=dates[format])
+    return image.getvalue()

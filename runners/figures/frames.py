@@ -95,9 +95,7 @@ def conditions(rows: DataFrame, apart: Sequence[str] = ()) -> "Series[str]":
 
 def disturbed(rows: DataFrame, quantity: Quantity) -> "Series[bool]":
     """Whether other work on the machine disturbed the timing behind a quantity; a table that does not say was not."""
-    if "disturbed" not in rows.columns or not MEASURES[quantity.measure].is_timing:
-        return Series(False, rows.index)
-    return rows["disturbed"].astype("boolean").fillna(False).astype(bool)
+    return selection.disturbed(rows) & MEASURES[quantity.measure].is_timing
 
 
 def seeds_of(rows: DataFrame, by: Sequence[str]) -> tuple[int, str]:

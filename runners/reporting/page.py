@@ -9,17 +9,20 @@ import contextlib
 import gc
 import gzip
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import import_module, metadata, resources
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from runners.measures import NOT_FAILED
+from runners import figures
+from runners.figures.choices import SIZES
+from runners.measures import MARGIN, NOT_FAILED
 from runners.reporting import payload
 from runners.rows import ranking, selection
+from runners.rows.findings import sentences
 
 SHOWN_CONDITIONS = 6
 """Conditions of a study whose findings are open; the others unfold."""
@@ -33,13 +36,14 @@ ENVIRONMENT = (
 )
 
 
-def to_html(rows: pd.DataFrame, source: str, study: str | None = None) -> str:
+def to_html(rows: pd.DataFrame, source: str, study: str | None = None, *, margin: float = MARGIN) -> str:
     """Write the page.
 
     Args:
         rows: what `read_rows` returns.
         source: where they were read, for the reader.
         study: the one that they were selected by.
+        margin: see `findings.sentences`.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
@@ -49,7 +53,7 @@ def to_html(rows: pd.DataFrame, source: str, study: str | None = None) -> str:
     scripts = {"table_script": _asset("table.js"), "chart_script": _asset("charts.js"), "plotly": get_plotlyjs()}
     groups = ranking.groups(rows)
     with _frozen():
-        studies = _studies(groups)
+        studies = _studies(groups, margin)
         points = payload.points(rows, groups)
     figures, unread = drawn_figures(rows)
     return environment.get_template("report.html").render(
@@ -68,6 +72,7 @@ def to_html(rows: pd.DataFrame, source: str, study: str | None = None) -> str:
         ],
         warnings=[*_warnings(rows), *unread],
         studies=studies,
+        margin=f"{margin:g}",
         shown=SHOWN_CONDITIONS,
         figures=figures,
         environment=_environment(rows),
@@ -102,10 +107,10 @@ def _digest(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-def _studies(groups: Sequence[ranking.Group]) -> list[dict[str, Any]]:
+def _studies(groups: Sequence[ranking.Group], margin: float) -> list[dict[str, Any]]:
     texts: dict[str, list[dict[str, Any]]] = {}
     for group in groups:
-        text = {"conditions": group.conditions, "sentences": ranking.sentences(group)}
+        text = {"conditions": group.conditions, "sentences": sentences(group, margin)}
         texts.setdefault(group.study, []).append(text)
     studies = []
     for name, own in texts.items():
@@ -124,13 +129,14 @@ def _warnings(rows: pd.DataFrame) -> list[str]:
     devices = selection.devices(rows)
     if len(devices) > 1:
         warnings.append(f"Rows of {len(devices)} devices, which are kept apart: {', '.join(devices)}.")
+    disturbed = int(selection.disturbed(rows).sum())
+    if disturbed:
+        warnings.append(f"Other work on the machine disturbed the timing of {disturbed} rows: see their `disturbance`.")
     return warnings
 
 
 def drawn_figures(rows: pd.DataFrame) -> tuple[list[dict[str, str]], list[str]]:
     """What `runners.figures` draws of the rows, as images; and why it draws nothing, where they are too many."""
-    from runners import figures
-
     apart = rows["configuration"] + selection.conditions(rows, leave_out=("resolution",))
     if apart.nunique() > MOST_LINES:
         reason = f"No drawn figures: {apart.nunique():,} lines are more than one can hold ({MOST_LINES}); use --study."
@@ -138,15 +144,18 @@ def drawn_figures(rows: pd.DataFrame) -> tuple[list[dict[str, str]], list[str]]:
     drawn = []
     for kind in figures.KINDS:
         try:
-            figure = figures.draw(kind, rows, by_device=True)
+            # one for screens and paper, and one that can be read on a telephone
+            images: dict[str, Figure] = {size: figures.draw(kind, rows, by_device=True, size=size) for size in SIZES}
         except ValueError:
             # these rows have nothing that this kind shows
             continue
-        image = io.BytesIO()
-        figure.savefig(image, format="svg", metadata={"Date": None})
-        encoded = base64.b64encode(image.getvalue()).decode()
-        drawn.append({"source": f"data:image/svg+xml;base64,{encoded}", "help": figures.FIGURES[kind]})
+        sources = {size: f"data:image/svg+xml;base64,{_encoded(image)}" for size, image in images.items()}
+        drawn.append({**sources, "help": figures.FIGURES[kind]})
     return drawn, []
+
+
+def _encoded(figure: Figure) -> str:
+    return base64.b64encode(figures.render(figure, "svg")).decode()
 
 
 def _environment(rows: pd.DataFrame) -> list[dict[str, Any]]:

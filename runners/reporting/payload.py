@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from runners.figures.looks import Look, looks
-from runners.measures import ACCURACY, COSTS, NOT_FAILED, QUANTITIES
+from runners.measures import ACCURACY, COSTS, MEASURES, NOT_FAILED, QUANTITIES
 from runners.rows import selection
 from runners.rows.ranking import Group, mean_intervals
 from runners.rows.stats import pareto_front
@@ -18,7 +18,20 @@ FIRST = (
     *("study", "configuration", "resolution", "seed", "acc1", "gmacs", "params_m", "infer_latency_ms", "train_step_ms"),
     *("peak_infer_mib", "peak_train_mib", "vs_vanilla", "status", "command"),
 )
-"""Columns that the table shows at once."""
+"""Columns that the table shows at once, and with them those in which two of its rows differ that are else the same."""
+
+IDENTITY = ("study", "configuration", "resolution", "seed")
+TELLING = (
+    "impl",
+    "depths",
+    "sdpa_backend",
+    "deterministic",
+    "world_size",
+    "attention_hash",
+    "versions",
+    "git_sha",
+    "host",
+)
 
 ORDER = ["attention", "topk", "settings", "layout", "height_px", "width_px", "seed"]
 
@@ -49,6 +62,9 @@ def table(rows: pd.DataFrame) -> dict[str, Any]:
     rows = selection.as_read(rows).assign(configuration=rows["configuration"]).sort_values(ORDER, kind="stable")
     names = [str(name) for name in rows if rows[name].notna().any() and not (rows[name] == "").all()]
     first = [name for name in FIRST if name in names]
+    if selection.disturbed(rows).any():
+        first.append("disturbed")
+    first += telling(rows, [name for name in IDENTITY if name in names])
     about = selection.units(names) | {"configuration": ("", "mechanism and its settings")}
     columns = [
         {"name": name, "unit": about[name][0], "about": about[name][1], "main": name in first, **_values(rows[name])}
@@ -59,6 +75,17 @@ def table(rows: pd.DataFrame) -> dict[str, Any]:
     ]
     failures = [status for status in rows["status"].unique() if status not in NOT_FAILED]
     return {"size": len(rows), "columns": columns, "filters": filters, "failures": failures}
+
+
+def telling(rows: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """Columns that tell rows apart which are the same in the columns `names`, as few as that takes."""
+    protocols = [name for name in map(str, rows) if name.endswith("_protocol")]
+    found: list[str] = []
+    for name in (name for name in (*selection.CONDITIONS, *protocols, *TELLING) if name in rows and name not in names):
+        same = rows.groupby([*names, *found], dropna=False)[name]
+        if (same.nunique(dropna=False) > 1).any():
+            found.append(name)
+    return found
 
 
 def _values(column: pd.Series) -> dict[str, Any]:
@@ -87,6 +114,8 @@ def points(rows: pd.DataFrame, groups: Sequence[Group]) -> dict[str, Any]:
     mechanisms = looks(rows["attention"].dropna().unique())
     configurations = _configurations(rows, list(mechanisms))
     for group in groups:
+        for name in group.disturbed:
+            configurations[group.conditions, name]["disturbed"] = True
         if ACCURACY.column in group.standings:
             for name in group.standings[ACCURACY.column].leaders:
                 configurations[group.conditions, name]["leads"] = True
@@ -97,7 +126,9 @@ def points(rows: pd.DataFrame, groups: Sequence[Group]) -> dict[str, Any]:
             point["n"] = max(interval.n, point["n"])
     _mark_fronts(list(configurations.values()))
     return {
-        "metrics": [{"column": m.column, "heading": m.heading} for m in present],
+        "metrics": [
+            {"column": m.column, "heading": m.heading, "timing": MEASURES[m.measure].is_timing} for m in present
+        ],
         "costs": [metric.column for metric in COSTS if metric in present],
         "mechanisms": [_look(name, look) for name, look in mechanisms.items()],
         "points": list(configurations.values()),
@@ -118,7 +149,7 @@ def _configurations(rows: pd.DataFrame, mechanisms: Sequence[str]) -> dict[tuple
             "mechanism": None if pd.isna(row["attention"]) else mechanisms.index(row["attention"]),
             "series": _series(row["attention"], row["settings"]),
             **{name: _plain(row[name]) for name in ("conditions", "others", "resolution", "pixels", "topk")},
-            **{"status": None, "message": None, "values": {}, "n": 0, "front": [], "leads": False},
+            **{"status": None, "message": None, "values": {}, "n": 0, "front": [], "leads": False, "disturbed": False},
         }
     failed = named[~named["status"].isin(NOT_FAILED)].drop_duplicates(columns[:2])
     for row in failed.to_dict("records"):

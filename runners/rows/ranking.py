@@ -1,15 +1,17 @@
-"""Who is best under equal conditions, who is tied with it, and what equal accuracy costs; as data and as sentences."""
+"""Who is best under equal conditions, what could not be told from it, and what is equal to it within a margin."""
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import pandas as pd
 
 from ablations import load_study, study_names
-from runners.measures import ACCURACY, COSTS, NOT_FAILED, QUANTITIES, Quantity
-from runners.rows import selection, stats
+from runners.measures import NOT_FAILED, QUANTITIES, Quantity
+from runners.rows import selection, speed, stats
+from runners.rows.speed import Speeds
 from runners.rows.stats import Interval, tied_with_best
 
 
@@ -49,6 +51,28 @@ class Standing:
         return tuple(name for name in others if name in tied)
 
     @cached_property
+    def gaps(self) -> Mapping[str, Interval]:
+        """How far each other is behind the best: the mean of the differences over common seeds, with its interval.
+
+        Without two common seeds there is none; nor of differences that are all the same but not 0, which are no
+        evidence among few noisy repeats.
+        """
+        values: dict[str, dict[int, float]] = {name: {} for name in self.intervals}
+        for name, seed, value in self._repeats[["configuration", "seed", self.metric.column]].itertuples(index=False):
+            values[name][seed] = value
+        best = values.pop(self.best)
+        behind = {name: [best[seed] - own[seed] for seed in own if seed in best] for name, own in values.items()}
+        return stats.intervals_of({name: gap for name, gap in behind.items() if _is_evidence(gap)})
+
+    def equal(self, margin: float) -> tuple[str, ...]:
+        """What is equal to the best within a margin: the 95 % interval of its gap lies inside (two one-sided tests)."""
+        return tuple(
+            name
+            for name, gap in self.gaps.items()
+            if gap.low is not None and gap.high is not None and -margin <= gap.low and gap.high <= margin
+        )
+
+    @cached_property
     def _is_counted(self) -> bool:
         """Whether values are compared as they are: counts, and costs such as memory that were the same every time."""
         if self.metric.is_exact or self.metric.higher_is_better:
@@ -66,6 +90,10 @@ class Standing:
         return (self.best, *self.ties) if self.tested else ()
 
 
+def _is_evidence(gap: Sequence[float]) -> bool:
+    return len(gap) > 1 and (not math.isclose(min(gap), max(gap), abs_tol=1e-9) or not any(gap))
+
+
 @dataclass(frozen=True)
 class Failure:
     """A configuration of which a measure failed, with the gravest status of a row."""
@@ -76,20 +104,26 @@ class Failure:
 
 @dataclass(frozen=True)
 class Group:
-    """The rows of one study under equal conditions, with a column `configuration`, and what follows from them."""
+    """The rows of one study under equal conditions, with a column `configuration`, and what follows from them.
+
+    `speeds` are empty for rows that carry no interval over processes, and `disturbed` names the configurations with a
+    timing that other work disturbed.
+    """
 
     study: str
     conditions: str
     rows: pd.DataFrame
     standings: dict[str, Standing]
     failures: tuple[Failure, ...]
+    speeds: tuple[Speeds, ...] = ()
+    disturbed: frozenset[str] = frozenset()
 
 
 def groups(rows: pd.DataFrame) -> list[Group]:
     """Split rows by study and conditions; a row of two studies is in both, one of none in the study ``."""
     # a table has a hundred columns, and each selection of rows would copy them all
     columns = ["study", "configuration", "conditions", "seed", "status"]
-    rows = rows[[*columns, *(metric.column for metric in QUANTITIES)]]
+    rows = rows.reindex(columns=[*columns, "disturbed", *(metric.column for metric in QUANTITIES), *speed.COLUMNS])
     split = []
     for study in selection.study_names(rows) or [""]:
         split += _groups(study, selection.of_study(rows, study) if study else rows)
@@ -109,7 +143,20 @@ def _groups(study: str, rows: pd.DataFrame) -> list[Group]:
     failed = rows[~rows["status"].isin(NOT_FAILED)]
     for row in failed.drop_duplicates(["conditions", "configuration", "status"]).to_dict("records"):
         failures[row["conditions"]].append(Failure(row["configuration"], row["status"]))
-    return [Group(study, name, part, standings[name], tuple(failures[name])) for name, part in parts.items()]
+    ranked = {
+        str(name): tuple(filter(None, (speed.speeds(part, metric) for metric in speed.METRICS)))
+        for name, part in speed.timed(rows).groupby("conditions")
+    }
+    marked = rows.loc[selection.disturbed(rows), ["conditions", "configuration"]]
+    disturbed = {str(name): frozenset(part) for name, part in marked.groupby("conditions")["configuration"]}
+    return [
+        Group(
+            *(study, name, part, standings[name], tuple(failures[name])),
+            speeds=ranked.get(name, ()),
+            disturbed=disturbed.get(name, frozenset()),
+        )
+        for name, part in parts.items()
+    ]
 
 
 def mean_intervals(rows: pd.DataFrame, metric: Quantity, by: list[str]) -> dict[tuple[str, ...], Interval]:
@@ -130,86 +177,3 @@ def question(study: str) -> tuple[str, str]:
         return "", ""
     declared = load_study(study)
     return declared.question, declared.expectation
-
-
-def sentences(group: Group) -> list[str]:
-    """What the rows of a group say: the best, what is tied with it, what equal accuracy costs, and what failed."""
-    return [*_findings(group), *_failures(group.failures)]
-
-
-def _findings(group: Group) -> Iterator[str]:
-    accuracy = group.standings.get(ACCURACY.column)
-    costs = [group.standings[metric.column] for metric in COSTS if metric.column in group.standings]
-    if accuracy is None:
-        if not costs:
-            yield "Nothing has been measured yet."
-            return
-        yield "Accuracy was not measured."
-        yield from map(_lowest, costs)
-        return
-    yield _best(accuracy)
-    if len(accuracy.leaders) > 1:
-        yield from _cheapest(costs, accuracy)
-    elif accuracy.tested:
-        yield "No other configuration reaches its accuracy, so there is no cost at equal accuracy."
-    else:
-        yield from map(_lowest, costs)
-
-
-def _best(standing: Standing) -> str:
-    best = standing.best
-    reached = f"{best} reaches {_value(standing, best)}"
-    others = len(standing.intervals) - 1
-    if not others:
-        return f"{reached}; there is nothing to compare it with."
-    if not standing.tested:
-        return f"{reached}, the highest acc1; no other was measured with two of its seeds, so none can be told from it."
-    if not standing.ties:
-        return f"{reached}, significantly more than the other {others} (paired over seeds, 95 %)."
-    tied = [f"{name} ({standing.intervals[name].mean:.1f} %)" for name in standing.ties]
-    return f"{reached}, the highest acc1. Not significantly below it (paired over seeds, 95 %): {_listed(tied)}."
-
-
-def _lowest(standing: Standing) -> str:
-    text = f"Lowest {standing.metric.name}: {standing.best}, {_value(standing, standing.best)}"
-    if standing.ties:
-        text += f"; tied: {_listed(standing.ties)}"
-    return f"{text}{'' if standing.tested else ' (not tested: fewer than two common seeds)'}."
-
-
-def _cheapest(costs: Sequence[Standing], accuracy: Standing) -> Iterator[str]:
-    """A sentence for each configuration that has the lowest of any cost among those of equal accuracy."""
-    lowest: dict[str, list[str]] = {}
-    for standing in costs:
-        best = next((name for name in standing.intervals if name in accuracy.leaders), None)
-        if best is None:
-            continue
-        text = f"{standing.metric.name} {_value(standing, best, with_range=False)}"
-        if accuracy.best in standing.intervals and accuracy.best != best:
-            ratio = standing.intervals[best].mean / standing.intervals[accuracy.best].mean
-            text += f" ({ratio:.2f} times that of {accuracy.best})"
-        lowest.setdefault(best, []).append(text)
-    for name, texts in lowest.items():
-        reached = f"{accuracy.intervals[name].mean:.1f} %"
-        yield f"At equal accuracy, as far as these seeds tell, {name} ({reached}) has the lowest {'; '.join(texts)}."
-
-
-def _failures(failures: Iterable[Failure]) -> Iterator[str]:
-    named = [f"{failure.configuration} ({failure.status})" for failure in failures]
-    if named:
-        yield f"Failed: {_listed(named)}."
-
-
-def _value(standing: Standing, name: str, *, with_range: bool = True) -> str:
-    interval = standing.intervals[name]
-    mean = f"{interval.mean:.4g} {standing.metric.unit}"
-    if standing.metric.is_exact or not with_range:
-        return mean
-    if interval.low is None or interval.high is None:
-        return f"{mean} (1 seed)"
-    return f"{mean} ({interval.low:.4g} to {interval.high:.4g}, {interval.n} seeds)"
-
-
-def _listed(names: Sequence[str], most: int = 8) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

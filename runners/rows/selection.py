@@ -191,6 +191,13 @@ def _spell(name: str, value: object) -> str:
     return words.get(name, str(value))
 
 
+def disturbed(rows: pd.DataFrame) -> "pd.Series[bool]":
+    """Whether other work on the machine disturbed the timing of each row; a table that does not say so was not."""
+    if "disturbed" not in rows:
+        return pd.Series(False, rows.index)
+    return rows["disturbed"].astype("boolean").fillna(False).astype(bool)
+
+
 def units(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Unit and description of columns; both empty for a measure of one's own."""
     known = {name: (COLUMNS[name].unit, COLUMNS[name].description) for name in names if name in COLUMNS}

@@ -4,7 +4,7 @@ Plain numbers and tidy frames in, plain numbers out. Repeats are seeds; a paired
 reached with the same seed, so that what a seed does to both drops out.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 from typing import Any
@@ -55,6 +55,14 @@ def mean_intervals(rows: pd.DataFrame, column: str, by: str | list[str]) -> dict
     groups = rows.groupby(by)[column].agg(["mean", "std", "count"]).query("count > 0")
     means, spreads, counts = (groups[name].to_numpy(float, na_value=np.nan) for name in ("mean", "std", "count"))
     return dict(zip(groups.index, _intervals(means, spreads, counts), strict=True))
+
+
+def intervals_of(samples: Mapping[str, Sequence[float]]) -> dict[str, Interval]:
+    """`mean_interval` of several samples, none of which is empty or has a missing value, of all at once."""
+    arrays = [np.asarray(values, dtype=float) for values in samples.values()]
+    spreads = [values.std(ddof=1) if values.size > 1 else np.nan for values in arrays]
+    found = _intervals([values.mean() for values in arrays], spreads, [values.size for values in arrays])
+    return dict(zip(samples, found, strict=True))
 
 
 def _intervals(

@@ -98,6 +98,36 @@ def test_the_page_opens_and_nothing_is_wider_than_it(page):
     assert page.evaluate("document.querySelector('.box').scrollWidth >= document.querySelector('.box').clientWidth")
 
 
+def test_figures_fit_the_screen_and_their_letters_can_be_read(page):
+    images = page.locator("figure img")
+    assert images.count() >= 3
+    width = page.evaluate("innerWidth")
+    for image in images.all():
+        image.scroll_into_view_if_needed()
+        box = image.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width
+        natural = image.evaluate("image => image.naturalWidth")
+        # 6 points of print, 96 pixels to an inch
+        assert 6 * 96 / 72 * box["width"] / natural > 7
+
+
+def test_charts_are_drawn_before_printing(page):
+    charts = page.locator(".chart").count()
+    assert page.locator(".chart .main-svg").count() < charts * 3, "nobody has scrolled"
+    page.locator(".plot.js-plotly-plot").nth(charts - 1).wait_for(state="attached", timeout=60_000)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    boxes = [chart.bounding_box() for chart in page.locator(".chart .svg-container").all()]
+    assert len(boxes) == charts
+    assert all(box["width"] == 680 and box["height"] > 300 for box in boxes)
+    assert page.locator(".chart .points path.point").count() > 10
+    assert not page.locator("nav").is_visible() and not page.locator(".pager").is_visible()
+    page.emulate_media(media="screen")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    page.locator(".chart .svg-container").first.scroll_into_view_if_needed()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_it_sorts_both_ways_with_what_is_missing_last(page):
     heading(page, "train_step_ms").click()
     up = column(page, "train_step_ms")

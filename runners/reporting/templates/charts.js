@@ -3,6 +3,9 @@
 (() => {
   const data = JSON.parse(document.getElementById("chart-data").textContent);
   const headings = new Map(data.metrics.map((metric) => [metric.column, metric.heading]));
+  const timings = new Set(data.metrics.filter((metric) => metric.timing).map((metric) => metric.column));
+  // after the reader's first look and search
+  const IDLE_MS = 3000;
   const RAIL = "rgba(0, 0, 0, 0.06)";
 
   const make = (tag, properties = {}, ...children) => {
@@ -38,6 +41,7 @@
     }
     if (point.n) lines.push(`${point.n} seed${point.n > 1 ? "s" : ""}`);
     if (point.leads) lines.push("best acc1, or not told from it");
+    if (point.disturbed) lines.push("other work disturbed its timing");
     if (point.status) lines.push(...wrap(`failed: ${point.status}`), ...wrap((point.message ?? "-").slice(0, 120)));
     return lines.join("<br>");
   };
@@ -85,7 +89,8 @@
         hovertemplate: "%{text}<extra></extra>",
         marker: {
           color: look.colour,
-          symbol: look.symbol,
+          // hollow, as in the drawn figures
+          symbol: own.map((point) => (point.disturbed && (timings.has(x.name) || timings.has(y.name)) ? `${look.symbol}-open` : look.symbol)),
           size: 10,
           line: { color: "#000", width: own.map((point) => (!lines && y.name === "acc1" && point.front.includes(x.name) ? 2.5 : 0.6)) },
         },
@@ -167,6 +172,7 @@
     return { select, element: make("label", {}, label, select) };
   };
 
+  const charts = [];
   const add = ({ title, xs, ys, group, points, lines, x, y }) => {
     const counts = new Map();
     for (const point of points) counts.set(point[group], (counts.get(point[group]) ?? 0) + (x === "pixels" || y in point.values ? 1 : 0.01));
@@ -187,16 +193,47 @@
     const controls = [[counts.size, where], [xs.length, across], [ys.length, up]].filter(([count]) => count > 1).map(([, choice]) => choice.element);
     document.getElementById("chart-list").append(make("div", { className: "chart" },
       make("h3", { textContent: title }), make("div", { className: "controls" }, ...controls), plot));
-    const observer = new IntersectionObserver(async (entries) => {
-      if (!entries.some((entry) => entry.isIntersecting)) return;
+    const show = () => {
+      if (isSeen) return;
       observer.disconnect();
-      await loadPlotly();
       isSeen = true;
       plot.replaceChildren();
       draw();
+    };
+    const observer = new IntersectionObserver(async (entries) => {
+      if (!entries.some((entry) => entry.isIntersecting)) return;
+      await loadPlotly();
+      show();
     }, { rootMargin: "300px" });
     observer.observe(plot);
+    charts.push({ plot, show });
   };
+
+  // A browser does not wait for what a page does before it prints: charts are drawn as soon as it is idle, off screen
+  // too, and take the width of the paper, which no chart learns of by itself.
+  const PAPER = { width: 680, height: 420 };
+  const drawAll = async () => {
+    await loadPlotly();
+    for (const { show } of charts) {
+      show();
+      await new Promise((done) => setTimeout(done));
+    }
+  };
+  const resize = (to) => {
+    if (!window.Plotly) return;
+    for (const { plot, show } of charts) {
+      show();
+      Plotly.relayout(plot, to);
+    }
+  };
+  addEventListener("beforeprint", () => resize({ ...PAPER, autosize: false }));
+  addEventListener("afterprint", () => resize({ width: null, height: null, autosize: true }));
+  addEventListener("keydown", async (event) => {
+    if (event.key !== "p" || !(event.ctrlKey || event.metaKey) || window.Plotly) return;
+    event.preventDefault();
+    await drawAll();
+    print();
+  });
 
   const metrics = data.metrics.map((metric) => metric.column);
   const costs = data.costs;
@@ -213,5 +250,6 @@
   if (metrics.length && several(routed.map((point) => point.topk))) {
     add({ title: "Against top-k", xs: ["topk"], ys: metrics, group: "conditions", points: routed, lines: "topk", x: "topk", y: metrics[0] });
   }
+  addEventListener("load", () => setTimeout(() => (window.requestIdleCallback ?? setTimeout)(drawAll), IDLE_MS));
   document.getElementById("charts").hidden = !document.getElementById("chart-list").children.length;
 })();
