@@ -64,7 +64,8 @@ def table(rows: pd.DataFrame) -> dict[str, Any]:
     first = [name for name in FIRST if name in names]
     if selection.disturbed(rows).any():
         first.append("disturbed")
-    first += telling(rows, [name for name in IDENTITY if name in names])
+    identity = [name for name in IDENTITY if name in names]
+    first = [*identity, *telling(rows, identity), *(name for name in first if name not in identity)]
     about = selection.units(names) | {"configuration": ("", "mechanism and its settings")}
     columns = [
         {"name": name, "unit": about[name][0], "about": about[name][1], "main": name in first, **_values(rows[name])}

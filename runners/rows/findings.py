@@ -66,7 +66,11 @@ def _best(standing: Standing, margin: float) -> Iterator[str]:
         yield f"Equal to it within {margin:g} points: {_gaps(standing, equal)}."
     unclear = [name for name in standing.ties if name not in equal]
     if unclear:
-        yield f"Could not be told apart from it, nor shown to be equal: {_gaps(standing, unclear)}."
+        among = f"in {others} comparisons" if others > 1 else "in one comparison"
+        yield (
+            f"Could not be told apart from it {among}, nor shown to be equal (each gap with its own 95 % interval): "
+            f"{_gaps(standing, unclear)}."
+        )
 
 
 def _gaps(standing: Standing, names: Sequence[str]) -> str:

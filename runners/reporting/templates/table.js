@@ -79,7 +79,7 @@
         state.order = column.name;
         update();
       });
-      const cell = make("th", { scope: "col", className: isText(column) ? "" : "number" }, button);
+      const cell = make("th", { scope: "col", className: column.name === "command" ? "command-column" : isText(column) ? "" : "number" }, button);
       if (state.order === column.name) cell.setAttribute("aria-sort", state.descending ? "descending" : "ascending");
       return cell;
     });
@@ -124,6 +124,7 @@
       else if (column.name === "command") cell.append(make("code", { textContent: short(value) }));
       else cell.append(short(value));
       if (typeof value === "string" && value.length > 40) Object.assign(cell, { className: "long", title: value });
+      if (column.name === "command") cell.classList.add("command-column");
       return cell;
     });
     const isOpen = state.open.has(row);
