@@ -145,11 +145,13 @@ class Study:
         *,
         question: str = "",
         expectation: str = "",
-        measures: Iterable[str] = ("flops", "throughput", "memory", "accuracy"),
+        measures: Iterable[str] = (),
         slurm: Mapping[str, str | int] | Iterable[tuple[str, str]] = (),
         **values: Any,
     ) -> None:
         """Declare a study; `values` hold for all its cells: `seeds=3, resolution=[64, (96, 128)], batch_size=8`.
+
+        Without `measures` every measure that there is.
 
         Question and expectation are those of the module's docstring unless they are given: its first paragraph, and
         the one that begins with "Expect:" (`ablations.load_study` reads them).

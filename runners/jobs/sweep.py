@@ -50,7 +50,7 @@ class Sweep:
             ValueError: a value is unknown or does not fit; the message names argument, value and what is allowed.
         """
         self.study = load_study(study) if isinstance(study, str) else study
-        asked = measures or (self.study.measures if self.study else tuple(MEASURES))
+        asked = measures or (self.study and self.study.measures) or tuple(MEASURES)
         chosen = read_values("measures", asked, choice(*MEASURES))
         self.measures = tuple(measure for measure in MEASURES if measure in chosen)
         self.spell = spell
