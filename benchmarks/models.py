@@ -9,7 +9,7 @@ from torch import nn
 from attention_zoo import LAYOUTS, create_model
 from benchmarks.paper_steps import paper_model
 from runners.measure.accuracy import make_optimizer, train_step
-from runners.measure.speed import STILL
+from runners.measure.rounds import STILL
 
 NUM_CLASSES = 1000
 TIMM_SWIN, TIMM_MAXVIT = "timm/swin_tiny_patch4_window7_224", "timm/maxvit_tiny_tf_224"

@@ -4,9 +4,10 @@ Cells of one key on one device are compared; MACs and parameters, which do not d
 counted. Each configuration gets the ratio B / A of every metric, as the geometric mean over its seeds, with a 95 %
 interval:
 - two seeds or more: the t-interval of the logarithms of the ratios;
-- one seed, and raw samples of a time in both results folders: from the intervals of both medians (sign test, each at
-  97.5 %, so that the ratio's holds with 95 %), whatever the distribution of the noise;
-- a speed-up over vanilla, which was timed in the same process: from its own interval, in the same way;
+- one seed, timed in several processes: Welch's t-interval of the logarithms over the processes of both, of a speed-up
+  over vanilla from its own interval, of a time from raw samples in both results folders;
+- one seed of the earlier protocol 1, timed in one process: from the intervals of both medians (sign test, each at
+  97.5 %, so that the ratio's holds with 95 %), which leave the luck of the process out;
 - counts do not vary, and their ratio is exact.
 A metric got worse if its ratio is beyond the limit and the interval lies wholly on the worse side of 1. Without an
 interval it is not judged. A cell that was ok in A and failed in B got worse.
@@ -23,6 +24,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -30,7 +32,7 @@ from ablations.values import Argument
 from runners.cli.command import Parser, add_flag, command
 from runners.measures import MEASURES, NOT_FAILED, QUANTITIES, SPEED_UP, TRAINING_SPEED_UP, Quantity
 from runners.rows.selection import devices, read_rows
-from runners.rows.stats import mean_interval
+from runners.rows.stats import Logarithm, mean_interval, median_interval, ratio_interval
 from runners.store.store import open_store
 
 EXAMPLES = """examples:
@@ -40,6 +42,17 @@ EXAMPLES = """examples:
 IDENTITY = ("cell_key", "device_id", "configuration", "conditions", "seed", "status")
 
 COMPARED = (*QUANTITIES, SPEED_UP, TRAINING_SPEED_UP)
+
+
+class Samples(NamedTuple):
+    """Raw samples of a time, and the process that took each; none where that was not recorded."""
+
+    values: list[float]
+    processes: list[float]
+
+
+ReadSamples = Callable[[str, "pd.Series", Quantity], Samples | None]
+"""Raw samples of a side, `a` or `b`, and a row of both; None if there are none."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +71,11 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse` or `same`, as far as the interval tells, else `not judged`."""
+        """`better` or `worse`, `tie` where the interval does not tell them apart, `not judged` without an interval."""
         if self.low is None or self.high is None:
             return "not judged"
         if self.low <= 1 <= self.high:
-            return "same"
+            return "tie"
         return "better" if (self.ratio > 1) == self.metric.higher_is_better else "worse"
 
     def is_worse_than(self, limit: float) -> bool:
@@ -97,7 +110,7 @@ def pair(a: pd.DataFrame, b: pd.DataFrame, exact: bool) -> pd.DataFrame:
     return a.merge(b, on=keys, suffixes=("_a", "_b"))
 
 
-def changes(a: pd.DataFrame, b: pd.DataFrame, samples: Callable[..., list[float] | None]) -> Iterator[Change]:
+def changes(a: pd.DataFrame, b: pd.DataFrame, samples: ReadSamples) -> Iterator[Change]:
     """Every metric of every configuration that both have; `samples(side, row, metric)` are raw ones, if any."""
     for metric in COMPARED:
         both = pair(a, b, metric.is_exact)
@@ -127,7 +140,7 @@ def _same_protocol(both: pd.DataFrame, metric: Quantity) -> "pd.Series[bool]":
 
 
 def _interval(
-    metric: Quantity, rows: pd.DataFrame, logs: Sequence[float], samples: Callable[..., list[float] | None]
+    metric: Quantity, rows: pd.DataFrame, logs: Sequence[float], samples: ReadSamples
 ) -> tuple[float | None, float | None]:
     if metric.is_exact:
         ratio = math.exp(sum(logs) / len(logs))
@@ -136,34 +149,46 @@ def _interval(
         mean = mean_interval(logs)
         return math.exp(mean.low or 0.0), math.exp(mean.high or 0.0)
     row = rows.iloc[0]
-    sides = [_side(metric, row, side, samples) for side in "ab"]
+    raw = {side: samples(side, row, metric) if metric.samples else None for side in "ab"}
+    before, after = (_over_processes(metric, row, side, raw[side]) for side in "ab")
+    if before and after:
+        return ratio_interval(after, before)[1:]
+    sides = [_of_one_process(metric, row, side, raw[side]) for side in "ab"]
     if None in sides:
         return None, None
     (low_a, high_a), (low_b, high_b) = (side for side in sides if side)
     return low_b / high_a, high_b / low_a
 
 
-def _side(
-    metric: Quantity, row: pd.Series, side: str, samples: Callable[..., list[float] | None]
-) -> tuple[float, float] | None:
+def _over_processes(metric: Quantity, row: pd.Series, side: str, raw: Samples | None) -> Logarithm | None:
+    """Estimate of one row over the processes that timed it, None if it was one, or nobody knows."""
+    if metric.interval:
+        known = row.reindex([f"{name}_{side}" for name in (metric.column, *metric.interval, "timing_processes")])
+        if known.isna().any():
+            return None
+        value, low, high, processes = map(float, known)
+        return Logarithm.of_interval(value, low, high, int(processes))
+    if raw is None or len(set(raw.processes)) < 2:
+        return None
+    return Logarithm.of_values(pd.Series(raw.values).groupby(raw.processes).median())
+
+
+def _of_one_process(metric: Quantity, row: pd.Series, side: str, raw: Samples | None) -> tuple[float, float] | None:
     """Interval of one row's value, from its columns or its raw samples, None if neither is there."""
     if metric.interval:
         low, high = (row.get(f"{name}_{side}") for name in metric.interval)
         return None if pd.isna(low) or pd.isna(high) else (float(low), float(high))
-    raw = samples(side, row, metric) if metric.samples else None
-    if not raw:
+    if raw is None:
         return None
-    from runners.measure.speed import median_interval
-
-    low, high = median_interval(raw, confidence=0.975)
+    low, high = median_interval(raw.values, confidence=0.975)
     return None if low is None or high is None else (low, high)
 
 
-def raw_samples(a: Path, b: Path) -> Callable[..., list[float] | None]:
+def raw_samples(a: Path, b: Path) -> ReadSamples:
     """Return a function that reads the raw samples behind a time from the records of a results folder."""
     stores = {side: open_store(path, create=False) for side, path in (("a", a), ("b", b)) if path.is_dir()}
 
-    def read(side: str, row: pd.Series, metric: Quantity) -> list[float] | None:
+    def read(side: str, row: pd.Series, metric: Quantity) -> Samples | None:
         if side not in stores:
             return None
         names = [n for n in stores[side].record_names(row["cell_key"]) if n[:2] == (metric.measure, row["device_id"])]
@@ -171,7 +196,9 @@ def raw_samples(a: Path, b: Path) -> Callable[..., list[float] | None]:
         parts = [recorded.get(name) for name in metric.samples]
         if not all(isinstance(part, list) and part for part in parts):
             return None
-        return [float(sum(values)) for values in zip(*parts, strict=False)]
+        values = [float(sum(values)) for values in zip(*parts, strict=False)]
+        processes = recorded.get(metric.processes)
+        return Samples(values, processes if isinstance(processes, list) and len(processes) == len(values) else [])
 
     return read
 
@@ -204,11 +231,15 @@ def notes(a: pd.DataFrame, b: pd.DataFrame) -> Iterator[str]:
         differing = (both[f"{name}_protocol_a"] != both[f"{name}_protocol_b"]).fillna(False)
         if differing.any():
             yield f"{name} of {int(differing.sum())} cells has another protocol version in B and is not compared"
+    for side in "ab":
+        marked = both.get(f"disturbed_{side}", pd.Series(dtype="boolean")).fillna(False)
+        if marked.any():
+            yield f"other work disturbed the timing of {int(marked.sum())} cells in {side.upper()}, see `disturbance`"
 
 
 def show(compared: Iterable[Change]) -> str:
     """A line for each change, those that got worse first."""
-    order = ("worse", "not judged", "better", "same")
+    order = ("worse", "not judged", "better", "tie")
     lines = [
         {
             "configuration": change.configuration,
@@ -238,7 +269,7 @@ def read(path: Path, study: str | None) -> pd.DataFrame:
     rows = read_rows(path, study)
     ends = [name for metric in COMPARED for name in metric.interval or ()]
     protocols = [f"{measure}_protocol" for measure in MEASURES]
-    columns = [*IDENTITY, *ends, *protocols, *(metric.column for metric in COMPARED)]
+    columns = [*IDENTITY, "timing_processes", "disturbed", *ends, *protocols, *(metric.column for metric in COMPARED)]
     return rows[[name for name in columns if name in rows]]
 
 

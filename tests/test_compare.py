@@ -3,8 +3,10 @@
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from sample_results import DEVICE, failure, record, write_sample
+from scipy import stats
 
 from ablations.study import Cell, cell_key
 from runners import compare
@@ -60,7 +62,7 @@ def test_equal_results_are_the_same(capsys, before, after):
     code, out = run(capsys, before, after, "--fail-above", "0%")
     assert code == 0
     assert "worse" not in out
-    assert " same" in out
+    assert " tie" in out
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,48 @@ def test_a_speed_up_over_vanilla_has_its_own_interval(capsys, tmp_path):
     code, out = run(capsys, tmp_path / "a", tmp_path / "b", "--fail-above", "5%")
     assert code == 1
     assert "speed-up over vanilla, 0.800 times A" in out
+
+
+def in_processes(factors: list[float], scale: float = 1.0) -> dict[str, list[float]]:
+    """Rounds of several processes, each with luck of its own."""
+    rounds = [(i, scale * factor * (1 + 0.01 * (n % 5))) for i, factor in enumerate(factors) for n in range(20)]
+    return {"infer_ms": [10 * value for _, value in rounds], "infer_process": [float(i) for i, _ in rounds]}
+
+
+@pytest.mark.parametrize(("scale", "verdict"), [(1.03, "tie"), (1.3, "worse")])
+def test_the_luck_of_a_process_is_in_the_interval(tmp_path, scale, verdict):
+    lucks = [1.0, 1.05, 0.97, 1.02], [1.04, 0.98, 1.01, 1.06]
+    for folder, luck, factor in zip("ab", lucks, (1.0, scale), strict=True):
+        values = {"infer_latency_ms": 10.3 * factor}
+        one(tmp_path / folder, VANILLA, samples=in_processes(luck, factor), values=values)
+    folders = tmp_path / "a", tmp_path / "b"
+    (change,) = compare.changes(*(compare.read(folder, None) for folder in folders), compare.raw_samples(*folders))
+    medians = [np.log(np.array(luck) * factor) for luck, factor in zip(lucks, (1.0, scale), strict=True)]
+    welch = stats.ttest_ind(*medians[::-1], equal_var=False).confidence_interval(0.95)
+    assert [change.low, change.high] == pytest.approx(np.exp(welch))
+    assert change.verdict == verdict
+
+
+def test_speed_ups_over_processes_are_told_apart_by_welch(tmp_path):
+    lucks = [0.9, 0.92, 0.91, 0.93], [0.94, 0.97, 0.95, 0.96]
+    for folder, luck in zip("ab", lucks, strict=True):
+        low, high = np.exp(stats.t.interval(0.95, 3, np.log(luck).mean(), stats.sem(np.log(luck))))
+        ends = {"vs_vanilla_low": float(low), "vs_vanilla_high": float(high)}
+        values = {"vs_vanilla": float(stats.gmean(luck)), **ends, "timing_processes": 4}
+        one(tmp_path / folder, Cell(attn="swin"), values=values)
+    folders = tmp_path / "a", tmp_path / "b"
+    (change,) = compare.changes(*(compare.read(folder, None) for folder in folders), compare.raw_samples(*folders))
+    welch = stats.ttest_ind(np.log(lucks[1]), np.log(lucks[0]), equal_var=False).confidence_interval(0.95)
+    assert [change.low, change.high] == pytest.approx(np.exp(welch))
+    assert change.verdict == "better"
+
+
+def test_disturbed_rows_are_pointed_out(capsys, tmp_path):
+    for folder, disturbed in (("a", False), ("b", True)):
+        values = {"infer_latency_ms": 10.0, "disturbed": disturbed}
+        one(tmp_path / folder, VANILLA, samples=in_processes([1.0, 1.1]), values=values)
+    _, out = run(capsys, tmp_path / "a", tmp_path / "b")
+    assert "1 cells in B" in out and "in A, see" not in out
 
 
 # --- what is not compared

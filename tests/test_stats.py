@@ -1,6 +1,7 @@
 """Fits, intervals, ties and fronts, each against a second road or a case worked out by hand."""
 
 import math
+import random
 
 import numpy as np
 import pandas as pd
@@ -10,11 +11,14 @@ from scipy import stats
 from runners.figures.complexity import core_macs
 from runners.figures.mechanisms import exponent as declared_exponent
 from runners.rows.stats import (
+    Logarithm,
     fit_exponent,
     mean_interval,
+    median_interval,
     paired_p,
     pareto_front,
     pareto_standing,
+    ratio_interval,
     tied_with_best,
 )
 
@@ -202,3 +206,41 @@ def test_being_off_the_front_takes_both_a_cost_and_a_gain_that_differ():
 def test_one_seed_is_not_tested_and_a_missing_cost_left_out():
     frame = both({"a": [1.0], "b": [2.0]}, {"a": [90.0], "b": [80.0], "c": [99.0]})
     assert pareto_standing(frame, "gmacs", "acc1", "line").to_dict() == {"a": "front", "b": "untested"}
+
+
+@pytest.mark.parametrize(("n", "k"), [(6, 1), (7, 1), (9, 2), (20, 6), (100, 40)])
+def test_the_interval_ends_at_the_ranks_of_the_sign_test(n, k):
+    assert median_interval(random.Random(1).sample(range(n), n)) == (k - 1, n - k)
+
+
+@pytest.mark.parametrize("n", range(6))
+def test_few_values_give_no_interval(n):
+    assert median_interval([1.0] * n) == (None, None)
+
+
+def test_the_interval_holds_the_median_as_often_as_it_says():
+    draw = random.Random(2)
+    intervals = [median_interval([draw.expovariate(1) for _ in range(15)]) for _ in range(2000)]
+    held = sum(low <= 0.6931 <= high for low, high in intervals) / 2000
+    assert 0.95 <= held < 0.985
+
+
+def test_the_ratio_of_two_estimates_has_the_interval_of_welch():
+    draw = np.random.default_rng(5)
+    a, b = draw.lognormal(0.3, 0.02, 4), draw.lognormal(0.1, 0.05, 6)
+    ratio, low, high = ratio_interval(Logarithm.of_values(a), Logarithm.of_values(b))
+    welch = stats.ttest_ind(np.log(a), np.log(b), equal_var=False)
+    assert ratio == pytest.approx(stats.gmean(a) / stats.gmean(b))
+    assert np.log([low, high]) == pytest.approx(welch.confidence_interval(0.95))
+
+
+def test_an_interval_over_processes_gives_its_error_back():
+    values = np.array([1.02, 0.99, 1.05, 1.01])
+    low, high = np.exp(stats.t.interval(0.95, 3, np.log(values).mean(), stats.sem(np.log(values))))
+    found = Logarithm.of_interval(stats.gmean(values), low, high, 4)
+    assert found.error == pytest.approx(stats.sem(np.log(values)))
+    assert (found.mean, found.freedom) == (pytest.approx(np.log(values).mean()), 3)
+
+
+def test_equal_values_without_spread_have_an_exact_ratio():
+    assert ratio_interval(Logarithm(0.5, 0.0, 3), Logarithm(0.5, 0.0, 3)) == (1.0, 1.0, 1.0)

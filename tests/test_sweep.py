@@ -315,11 +315,11 @@ def test_no_process_is_left(finished: Path) -> None:
 @pytest.mark.slow
 def test_every_mechanism_is_a_row_of_one_table(tmp_path: Path) -> None:
     # a size that no default window divides
-    arguments = ["--attn", "all", "--measure", "flops,memory,throughput", "--resolution", "40x72", "--batch-size", "2"]
+    arguments = ["--attn", "all", "--measure", "flops,memory", "--resolution", "40x72", "--batch-size", "2"]
     done = sweep(tmp_path, *arguments, "--threads", "1", timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     table = load(tmp_path)
     assert sorted(table["attention"]) == attention_zoo.names()
     assert set(table["status"]) == {"ok"}
-    assert table[["gmacs", "peak_infer_mib", "peak_train_mib", "infer_samples_per_sec"]].gt(0).all(axis=None)
+    assert table[["gmacs", "peak_infer_mib", "peak_train_mib"]].gt(0).all(axis=None)
     assert all(f" {name} " in done.stdout for name in attention_zoo.names())

@@ -7,7 +7,7 @@ import functools
 import os
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -26,11 +26,11 @@ from runners.data.loading import make_data
 from runners.machine.environment import apply_threads, device_id, environment, memory_limit, pick_device
 from runners.machine.failures import status_of
 from runners.measure import accuracy as train
-from runners.measure import ceilings
 from runners.measure import macs as complexity
 from runners.measure import memory as peak_memory
-from runners.measure import speed as latency
 from runners.measure.distributed import ALONE, Group
+from runners.measure.rounds import Work
+from runners.measure.speed import measure_speed
 from runners.measures import MEASURES
 from runners.store.lease import Held, acquire
 from runners.store.record import Record
@@ -38,8 +38,8 @@ from runners.store.store import Store, open_store
 
 PROGRESS_S = 0.5
 """Time between two writes of the progress file."""
-SPEED_BUDGET_S = 6.0
-"""Time for warm-up and samples of the throughput measure; seven interleaved pairs are taken even if it is short."""
+SPEED_BUDGET_S = 8.0
+"""Time for warm-up and rounds of the throughput measure; three rounds a process are taken even if it is short."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class Job:
 
     `attempts` names the measures, in order, and the number that each one's record should get: a measure whose next
     number is another has been done by somebody else in the meantime.
+    `patience_s` is how long timing a disturbed cell again may take.
     `part` is set where two jobs of one cell run side by side and measure different things.
     """
 
@@ -59,6 +60,7 @@ class Job:
     memory_limit_mib: int | None = None
     save_weights: bool = False
     part: str = ""
+    patience_s: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -203,32 +205,31 @@ def _flops(run: _Run) -> Found:
 
 def _throughput(run: _Run) -> Found:
     cell = run.job.cell
-    generator = torch.Generator().manual_seed(cell.seed)
-    images = torch.randn(cell.batch_size, 3, cell.height_px, cell.width_px, generator=generator)
-    model = build_model(cell)
-    values, samples = latency.measure_speed(
-        model,
-        build_baseline(cell),
-        images,
-        device=run.device,
+    work = Work(
+        build=_builder(cell),
+        build_baseline=functools.partial(build_baseline, cell),
+        input_shape=(cell.batch_size, 3, cell.height_px, cell.width_px),
+        seed=cell.seed,
+        device=str(run.device),
         precision=cell.precision,
         compile_model=cell.compile,
-        budget_s=SPEED_BUDGET_S,
+        threads=cell.threads or torch.get_num_threads(),
+        memory_limit_mib=run.job.memory_limit_mib,
     )
-    bounds: dict[str, Any] = {
-        **ceilings.measure_ceilings(run.device, cell.precision),
-        "traffic_mib": ceilings.forward_traffic_mib(model, images, run.device, cell.precision),
-    }
-    return values | bounds, samples
+    return measure_speed(work, budget_s=SPEED_BUDGET_S, patience_s=run.job.patience_s)
+
+
+def _builder(cell: Cell) -> Callable[[], Pyramid]:
+    """What builds the model in a process that measures, which does not know a mechanism that was registered here."""
+    if is_registered_here(cell.attn):
+        return functools.partial(build_packed, pack(cell.attn), cell)
+    return functools.partial(build_model, cell)
 
 
 def _memory(run: _Run) -> Found:
     cell = run.job.cell
-    build = functools.partial(build_model, cell)
-    if is_registered_here(cell.attn):  # the processes that measure do not know it
-        build = functools.partial(build_packed, pack(cell.attn), cell)
     values = peak_memory.measure_memory(
-        build,
+        _builder(cell),
         (cell.batch_size, 3, cell.height_px, cell.width_px),
         num_classes=10,
         device=run.device,

@@ -14,7 +14,7 @@ from runners.table import load
 COLUMNS = (
     *("attention", "topk", "topk_schedule", "regions", "window", "resolution", "seed"),
     *("acc1", "gmacs", "params_m", "peak_infer_mib", "peak_train_mib"),
-    *("infer_samples_per_sec", "vs_vanilla", "train_step_ms", "status"),
+    *("infer_samples_per_sec", "vs_vanilla", "train_step_ms", "disturbed", "status"),
 )
 
 
@@ -41,7 +41,10 @@ def print_unkept(store: Store, plan: Plan) -> None:
 def print_results(out: Path, rows: pd.DataFrame) -> None:
     """Print rows and where they are; `table.csv` holds every column of every row of the folder."""
     load(out).to_csv(out / "table.csv", index=False)
-    shown = rows[[column for column in COLUMNS if rows[column].notna().any()]]
+    lacking = {column for column in COLUMNS if not rows[column].notna().any()}
+    if not rows["disturbed"].fillna(False).any():
+        lacking.add("disturbed")
+    shown = rows[[column for column in COLUMNS if column not in lacking]]
     print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
     for data, ceiling in rows.groupby("data")["ceiling_percent"].max().dropna().items():
         print(f"acc1 on {data}: {ceiling:.1f} is what a model gets that sees the objects but cannot relate them")

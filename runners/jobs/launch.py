@@ -39,6 +39,7 @@ class Order:
     request: Request
     device: str = "auto"
     memory_limit_mib: int | None = None
+    patience_s: float = 60.0
     save_weights: bool = False
     retry: tuple[str, ...] = ()
     force: bool = False
@@ -228,6 +229,7 @@ def _submit(
         part=part,
         device=order.device,
         memory_limit_mib=order.memory_limit_mib,
+        patience_s=order.patience_s,
         save_weights=order.save_weights,
         retry=order.retry,
         force=order.force,

@@ -133,6 +133,7 @@ class LocalRun:
                 attempts={m: self.store.next_attempt(follower.key, m, device, MEASURES[m].protocol) for m in measures},
                 device=self.options.device,
                 memory_limit_mib=self.options.memory_limit,
+                patience_s=self.options.patience,
                 save_weights=self.options.save_weights,
             )
             if self.options.cluster == "debug":

@@ -140,6 +140,13 @@ class RunOptions(SlurmOptions):
     memory_limit: int | None = argument_field(
         None, Argument("memory_limit", integer(64, "a limit in MiB"), "MIB", "data memory of a measured process")
     )
+    patience: int = _option(
+        60,
+        "patience",
+        integer(0, "a number of seconds"),
+        "S",
+        "seconds that a cell may take to time itself again where other work disturbed it (default: 60; 0: never)",
+    )
     save_weights: bool = _switch("save_weights", "keep the trained weights beside the records, for visualize.py")
     retry: tuple[str, ...] = _option(
         (), "retry", choice(*RETRIED), "STATUS", f"run again what ended as {', '.join(RETRIED)}", several=True

@@ -108,7 +108,9 @@ class Display:
             self.say(f"      {record.measure:<11}{record.status}: {reason[0] if reason else record.error_type}")
             return
         values = [(name, record.values.get(name)) for name in MEASURES[record.measure].shown]
-        shown = "  ".join(f"{name} {format_value(value)}" for name, value in values if value is not None)
+        shown = "  ".join(
+            f"{name} {format_value(value)}" for name, value in values if not (value is None or value is False)
+        )
         self.say(f"      {record.measure:<11}{shown}")
 
     def finish(self) -> None:

@@ -89,6 +89,7 @@ class Submission:
     part: str = ""
     device: str = "auto"
     memory_limit_mib: int | None = None
+    patience_s: float = 60.0
     save_weights: bool = False
     retry: tuple[str, ...] = ()
     force: bool = False

@@ -126,6 +126,7 @@ class Sweep:
             request=make_request(options, options.time, defaults=declared.slurm if declared else ()),
             device=options.device,
             memory_limit_mib=options.memory_limit,
+            patience_s=options.patience,
             save_weights=options.save_weights,
             retry=options.retry,
             force=options.force,

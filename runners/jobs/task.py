@@ -121,6 +121,7 @@ def run_tasks(store: Store, submission: Submission, cells: Mapping[str, Cell], g
                 attempts=note.attempts[work.key],
                 device=submission.device,
                 memory_limit_mib=submission.memory_limit_mib,
+                patience_s=submission.patience_s,
                 save_weights=submission.save_weights,
                 part=submission.part,
             )

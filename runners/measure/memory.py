@@ -12,36 +12,26 @@ On the CPU the two processes run at the same time; should one run out of memory 
 they are repeated one after the other.
 """
 
-import ctypes
 import gc
-import json
-import os
-import pickle
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
 
 import torch
 from torch import nn
 from torch.autograd.profiler import profile, record_function
 
 from runners.machine.environment import Hardware, apply_threads, hardware, memory_limit, process_memory_mib
-from runners.machine.failures import ChildFailed, OutOfMemory, exit_status, oom_kills, status_of, was_oom_killed
+from runners.machine.failures import OutOfMemory
 from runners.measure.accuracy import autocast, make_optimizer, train_step
+from runners.measure.children import child
 
 Columns = dict[str, float | None]
 
-# argv: the parent's import path and its process id
-_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from runners.measure import memory; memory.serve()"
-_PR_SET_PDEATHSIG = 1
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Time does not matter here, and threads that spin while they wait would starve the process beside."""
 _COUNTED_RUN = "runners.measure.memory: counted run"
 
 
@@ -92,91 +82,11 @@ def measure_memory(
     return _run([infer]) | _run([train])
 
 
-def _run(requests: Iterable[_Request]) -> Columns:
+def _run(requests: Sequence[_Request]) -> Columns:
     """Answer requests at the same time, one process each."""
-    kills = oom_kills()
     with ExitStack() as processes:
-        children = [processes.enter_context(_child(request)) for request in requests]
-        return {name: value for child in children for name, value in _answer(*child, kills).items()}
-
-
-@contextmanager
-def _child(request: _Request) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
-    paths = json.dumps([path or os.getcwd() for path in sys.path])
-    with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-c", _CHILD, paths, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            # time does not matter here, and threads that spin while they wait would starve the process beside
-            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
-        )
-        assert child.stdin is not None and child.stdout is not None
-        try:
-            # a child that is dead by now has a better story to tell
-            with suppress(BrokenPipeError):
-                child.stdin.write(pickle.dumps(request))
-                child.stdin.flush()
-            yield child, errors
-        finally:
-            child.kill()
-            child.wait()
-            child.stdout.close()
-            with suppress(BrokenPipeError):
-                child.stdin.close()
-
-
-def _answer(child: subprocess.Popen[bytes], errors: IO[bytes], kills: int | None) -> Columns:
-    assert child.stdout is not None
-    report, returncode = child.stdout.read(), child.wait()
-    if returncode == 0:
-        answer: dict[str, Any] = json.loads(report)
-        if answer["status"] == "ok":
-            return dict(answer["columns"])
-        failure = OutOfMemory(answer["message"]) if answer["status"] == "oom" else None
-        raise failure or ChildFailed(answer["traceback"], answer["status"])
-    if was_oom_killed(returncode, kills):
-        raise OutOfMemory("the kernel's out-of-memory killer ended the measuring process")
-    errors.seek(0)
-    last_words = errors.read()[-4000:].decode(errors="replace")
-    raise ChildFailed(f"measuring process ended with exit code {returncode}:\n{last_words}", exit_status(returncode))
-
-
-def serve() -> None:
-    """Answer the one request on standard input, as a child of the process whose id is the second argument."""
-    _die_with_parent(int(sys.argv[2]))
-    # Ctrl-C reaches the whole group; the parent decides what becomes of a measurement
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # what libraries print must not end up in the answer
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    try:
-        request: _Request = pickle.load(sys.stdin.buffer)
-        threading.Thread(target=_die_at_end_of_input, daemon=True).start()
-        content: dict[str, Any] = {"status": "ok", "columns": _measure(request)}
-    except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-        content = {"status": status_of(error), "message": message, "traceback": traceback.format_exc()}
-    json.dump(content, answer)
-    answer.close()
-    # the watching thread sits in a read, and there is nothing to tidy up
-    os._exit(0)
-
-
-def _die_with_parent(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # it may have died before that
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _die_at_end_of_input() -> None:
-    """Where the kernel does not tell of a parent's death: its end of the pipe is closed by it, and never before."""
-    while os.read(0, 1):
-        pass
-    os._exit(1)
+        children = [processes.enter_context(child(partial(_measure, request), PASSIVE)) for request in requests]
+        return {name: value for process in children for name, value in process.answer().items()}
 
 
 def _measure(request: _Request) -> Columns:

@@ -6,6 +6,7 @@ reached with the same seed, so that what a seed does to both drops out.
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,58 @@ def _intervals(
     reach = stats.t.ppf((1 + confidence) / 2, n - 1) * s / n**0.5
     rows = zip(m.tolist(), (m - reach).tolist(), (m + reach).tolist(), n.astype(int).tolist(), strict=True)
     return [Interval(mean, low, high, n) if n > 1 else Interval(mean, None, None, n) for mean, low, high, n in rows]
+
+
+@dataclass(frozen=True)
+class Logarithm:
+    """Logarithm of a positive estimate, its standard error, and the degrees of freedom that this is known with."""
+
+    mean: float
+    error: float
+    freedom: float
+
+    @classmethod
+    def of_interval(cls, value: float, low: float, high: float, n: int) -> "Logarithm":
+        """Take back a t-interval of the logarithms of n independent values."""
+        from scipy import stats
+
+        reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+        return cls(float(np.log(value)), float(np.log(high / low)) / 2 / reach, n - 1)
+
+    @classmethod
+    def of_values(cls, values: ArrayLike) -> "Logarithm":
+        """Geometric mean of independent positive values, of two at least."""
+        logs = np.log(np.asarray(values, dtype=float))
+        return cls(float(logs.mean()), float(logs.std(ddof=1) / logs.size**0.5), logs.size - 1)
+
+
+def ratio_interval(over: Logarithm, under: Logarithm, confidence: float = CONFIDENCE) -> tuple[float, float, float]:
+    """Ratio of two independent estimates with its interval (Welch's t on the logarithms), as (ratio, low, high)."""
+    from scipy import stats
+
+    difference, variances = over.mean - under.mean, np.array([over.error**2, under.error**2])
+    total = float(variances.sum())
+    if total == 0:
+        return (float(np.exp(difference)),) * 3
+    freedom = total**2 / float((variances**2 / np.array([over.freedom, under.freedom])).sum())
+    reach = float(stats.t.ppf((1 + confidence) / 2, freedom)) * total**0.5
+    low, middle, high = (float(np.exp(difference + shift)) for shift in (-reach, 0.0, reach))
+    return middle, low, high
+
+
+def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float | None, float | None]:
+    """Interval that holds the median of the values' distribution with at least this confidence, by the sign test.
+
+    Its ends are the k-th smallest and the k-th largest value: the median lies below the k-th smallest of n values
+    with the probability that fewer than k of n fair coins show heads. (None, None) if n is too small for any k.
+    """
+    ordered, tail, k = sorted(values), 0, 0
+    for heads in range(len(ordered) // 2):
+        tail += comb(len(ordered), heads)
+        if 2 * tail > (1 - confidence) * 2 ** len(ordered):
+            break
+        k = heads + 1
+    return (ordered[k - 1], ordered[-k]) if k else (None, None)
 
 
 def fit_exponent(x: Iterable[float], y: Iterable[float], confidence: float = CONFIDENCE) -> Fit:

@@ -93,12 +93,17 @@ COLUMNS = {
     "train_optimizer_ms": Column("Float64", "ms", "optimiser of a training step, median"),
     "train_first_step_ms": Column("Float64", "ms", "first training step of the process"),
     "vs_vanilla": Column(
-        "Float64", SPEED_UP.unit, "vanilla's latency / this latency, interleaved in one process; > 1 is faster"
+        "Float64", SPEED_UP.unit, "vanilla's latency / this latency, in turns in fresh processes; > 1 is faster"
     ),
-    "vs_vanilla_low": Column("Float64", "", "lower end of its interval"),
-    "vs_vanilla_high": Column("Float64", "", "upper end of its interval"),
+    "vs_vanilla_low": Column("Float64", "", "lower end of its 95 % interval over processes"),
+    "vs_vanilla_high": Column("Float64", "", "upper end of its 95 % interval over processes"),
     "vs_vanilla_reason": Column("string", "", "why vs_vanilla is empty"),
     "train_vs_vanilla": Column("Float64", TRAINING_SPEED_UP.unit, "the same ratio for a training step"),
+    "timing_processes": Column("Int64", "", "fresh processes that shared the rounds of timing"),
+    "allocator": Column("string", "", "variables of the C library's allocator while timing, or default"),
+    "disturbed": Column("boolean", "", "something else was at work on the processors while timing"),
+    "disturbance": Column("string", "", "what disturbed which process"),
+    "measured_again": Column("boolean", "", "timed twice because the first time was disturbed; both are on disk"),
     "gemm_gflops": Column("Float64", "GFLOP/s", "fastest large matrix product in the same process"),
     "copy_gb_s": Column("Float64", "GB/s", "fastest large copy in the same process, reads and writes"),
     "traffic_mib": Column("Float64", "MiB", "read and written by the operators of one forward, no cache assumed"),

@@ -1,0 +1,207 @@
+"""Rounds of a cell and its baseline in one process: what the throughput measure runs, see speed.py.
+
+Cell and baseline run in turns, A B A B, so that both meet the same disturbances. Each phase, inference and then
+training, has
+- the first call of each, timed apart: torch.compile does its work there;
+- warm-up: at least 3 rounds and 0.3 s, unless that takes a quarter of the phase's budget;
+- rounds until the budget is spent: at least 3, at least 1 if a single round exceeds the budget, at most 100.
+Inference gets 40 % of the budget and training the rest; compilation comes on top.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from runners.machine.environment import apply_threads, hardware, memory_limit
+from runners.machine.failures import is_out_of_memory
+from runners.measure import ceilings, disturbance
+from runners.measure.accuracy import RECIPE, autocast, make_optimizer
+
+INFER_SHARE = 0.4
+WARMUP_ROUNDS = 3
+WARMUP_S = 0.3
+WARMUP_SHARE = 0.25
+MIN_ROUNDS = 3
+MAX_ROUNDS = 100
+TRAIN_PARTS = ("forward", "backward", "optimizer")
+
+# a batch learned by heart has gradients so small that the CPU computes them slowly
+STILL = replace(RECIPE, learning_rate=1e-7)
+
+Run = Callable[[], list[float]]  # runs once and returns the milliseconds of each part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is timed; plain data and functions of modules, since it is pickled.
+
+    Attributes:
+        build: makes the model on the CPU.
+        build_baseline: makes the vanilla model, or None.
+        input_shape: of a batch, (B, 3, height_px, width_px).
+        seed: of the images.
+        device: where both run.
+        precision: `fp32`, or `bf16` for autocast.
+        compile_model: compile both models.
+        threads: CPU threads, None for torch's choice.
+        memory_limit_mib: what a process may allocate beyond its interpreter and libraries.
+    """
+
+    build: Callable[[], nn.Module]
+    build_baseline: Callable[[], nn.Module] | None
+    input_shape: tuple[int, ...]
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "fp32"
+    compile_model: bool = False
+    threads: int | None = None
+    memory_limit_mib: int | None = None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Milliseconds of one phase: of each round the parts of the cell, and the whole of the baseline.
+
+    `dropped` says why the baseline was left out.
+    """
+
+    first_ms: float
+    cell: list[list[float]] = field(default_factory=list)
+    vanilla: list[float] = field(default_factory=list)
+    dropped: str | None = None
+
+    @property
+    def totals(self) -> list[float]:
+        """Milliseconds of each round of the cell."""
+        return [sum(parts) for parts in self.cell]
+
+
+def run_process(work: Work, budget_s: float, baseline_first: bool, with_bounds: bool) -> dict[str, Any]:
+    """Time both phases in this process; the result is plain data for JSON.
+
+    Args:
+        work: what is timed.
+        budget_s: seconds for warm-up and rounds.
+        baseline_first: build the baseline before the cell, which moves where both have their weights.
+        with_bounds: measure the ceilings of the device, and the traffic of a forward, too.
+    """
+    device = torch.device(work.device)
+    apply_threads(work.threads)
+    with memory_limit(device, work.memory_limit_mib):
+        torch.manual_seed(work.seed)
+        images = torch.randn(work.input_shape, generator=torch.Generator().manual_seed(work.seed)).to(device)
+        labels = torch.zeros(len(images), dtype=torch.int64, device=device)
+        builders = {"cell": work.build, "vanilla": work.build_baseline}
+        order = reversed(builders) if baseline_first else builders
+        models = {name: build() for name in order if (build := builders[name]) is not None}
+        watch = disturbance.Watch()
+        infer = _phase(_Contender.infer, models, images, labels, work, budget_s * INFER_SHARE, watch)
+        if infer.dropped:
+            models.pop("vanilla")
+        train = _phase(_Contender.train, models, images, labels, work, budget_s * (1 - INFER_SHARE), watch)
+        train = replace(train, dropped=infer.dropped or train.dropped)
+        drifts = [disturbance.drift(phase.vanilla or phase.totals) for phase in (infer, train)]
+        most = max((drift for drift in drifts if drift), key=lambda drift: max(drift, 1 / drift), default=None)
+        seen = disturbance.summary(watch.spans, torch.get_num_threads()) | ({"drift": most} if most else {})
+        bounds = _bounds(models["cell"], images, work, device) if with_bounds else {}
+    return {"infer": asdict(infer), "train": asdict(train), "seen": seen, "bounds": bounds}
+
+
+def _bounds(model: nn.Module, images: Tensor, work: Work, device: torch.device) -> dict[str, float | None]:
+    traffic = ceilings.forward_traffic_mib(model, images.cpu(), device, work.precision)
+    return {**ceilings.measure_ceilings(device, work.precision), "traffic_mib": traffic}
+
+
+def _phase(
+    run: Callable[["_Contender"], list[float]],
+    models: dict[str, nn.Module],
+    images: Tensor,
+    labels: Tensor,
+    work: Work,
+    budget_s: float,
+    watch: disturbance.Watch,
+) -> Phase:
+    # fresh copies for each phase: what a model caches in inference mode cannot be trained with
+    runs = {
+        name: partial(run, _Contender(model, images, labels, work.precision, work.compile_model))
+        for name, model in models.items()
+    }
+    return time_rounds(runs["cell"], runs.get("vanilla"), watch, budget_s=budget_s, compiled=work.compile_model)
+
+
+class _Contender:
+    """A copy of a model, ready to run on a batch."""
+
+    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, precision: str, compiled: bool) -> None:
+        self.model = copy.deepcopy(model).to(images.device)
+        self.network = cast(nn.Module, torch.compile(self.model)) if compiled else self.model
+        self.images, self.labels, self.precision = images, labels, precision
+        self.optimizer = make_optimizer(self.model, STILL)
+        self.hardware = hardware(images.device)
+
+    def infer(self) -> list[float]:
+        """Run one forward pass; returns its milliseconds."""
+        self.model.eval()
+        start = self.hardware.stamp()
+        with torch.inference_mode(), autocast(self.images.device, self.precision):
+            self.network(self.images)
+        return [self.hardware.elapsed_ms(start, self.hardware.stamp())]
+
+    def train(self) -> list[float]:
+        """Run one training step; returns the milliseconds of `TRAIN_PARTS`."""
+        self.model.train()
+        stamps = [self.hardware.stamp()]
+        with autocast(self.images.device, self.precision):
+            loss = F.cross_entropy(self.network(self.images), self.labels)
+        stamps.append(self.hardware.stamp())
+        self.optimizer.zero_grad()
+        loss.backward()
+        stamps.append(self.hardware.stamp())
+        nn.utils.clip_grad_norm_(self.model.parameters(), STILL.clip_norm)
+        self.optimizer.step()
+        stamps.append(self.hardware.stamp())
+        return [self.hardware.elapsed_ms(start, end) for start, end in pairwise(stamps)]
+
+
+def time_rounds(
+    cell: Run, vanilla: Run | None, watch: disturbance.Watch, *, budget_s: float, compiled: bool = False
+) -> Phase:
+    """Run one phase, see the top of this file; a baseline that runs out of memory is left out."""
+    started = time.perf_counter()
+    phase = Phase(first_ms=sum(cell()))
+    if vanilla is not None:
+        try:
+            vanilla()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            vanilla, phase = None, replace(phase, dropped=f"vanilla ran out of memory: {error}")
+    if compiled:
+        started = time.perf_counter()
+    _warm_up([cell] if vanilla is None else [cell, vanilla], started + budget_s * WARMUP_SHARE)
+    wanted = 1
+    with watch():
+        while len(phase.cell) < wanted or (time.perf_counter() < started + budget_s and len(phase.cell) < MAX_ROUNDS):
+            before = time.perf_counter()
+            phase.cell.append(cell())
+            if vanilla is not None:
+                phase.vanilla.append(sum(vanilla()))
+            if time.perf_counter() - before <= budget_s:
+                wanted = MIN_ROUNDS
+    return phase
+
+
+def _warm_up(runs: Sequence[Run], deadline: float) -> None:
+    started, rounds = time.perf_counter(), 0
+    while time.perf_counter() < deadline and (rounds < WARMUP_ROUNDS or time.perf_counter() < started + WARMUP_S):
+        for run in runs:
+            run()
+        rounds += 1
