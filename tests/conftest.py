@@ -118,11 +118,13 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"reduction": 3, "qkv_bias": False},
         {"reduction": 1, "qk_scale": 0.3},
         {"reduction": 2, "padding": "official"},
+        {"linear": True},
     ],
     "sep": [
         {"window": 3, "kind": "local"},
         {"window": (2, 3), "kind": "local", "lepe": True, "qkv_bias": False},
         {"window": 3, "kind": "local", "padding": "official"},
+        {"window": 3, "kind": "local", "padding": "official", "variant": "segmentation", "lepe": True},
         {"reduction": 2, "kind": "global"},
         {"reduction": 3, "kind": "global", "padding": "official"},
     ],

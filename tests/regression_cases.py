@@ -53,8 +53,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "maxvit_grid": ("maxvit", {"window": (2, 3), "kind": "grid"}),
     "maxvit_grid_published": ("maxvit", {"window": 3, "kind": "grid", "padding": "official"}),
     "pvt": ("pvt", {"reduction": 2}),
+    "pvt_linear": ("pvt", {"linear": True}),
     "sep_global": ("sep", {"reduction": 2, "kind": "global"}),
     "sep_local": ("sep", {"window": 3, "kind": "local"}),
+    "sep_local_segmentation": (
+        "sep",
+        {"window": 3, "kind": "local", "padding": "official", "variant": "segmentation"},
+    ),
     "sliding": ("sliding", {"kernel": 3}),
     "sliding_dilated": ("sliding", {"kernel": 3, "dilation": 2, "bias": False}),
     "swin": ("swin", {"window": 3}),

@@ -11,6 +11,7 @@ from attention_zoo.mechanisms.axial import Axial
 from attention_zoo.mechanisms.bra import BRA
 from attention_zoo.mechanisms.dat import DAT
 from attention_zoo.mechanisms.dat_oracle import bilinear_shares
+from attention_zoo.partitioned import PartitionAttention
 from attention_zoo.regions import to_heads
 from attention_zoo.registry import build
 
@@ -38,6 +39,8 @@ def as_read(attention, x, queries):
     """The map that the oracle attends on, with zeros around it where padding of the input is read."""
     if getattr(attention, "pad_rule", "mask") == "input" and getattr(attention, "pool", None) is None:
         cut = attention.partition(*x.shape[1:3])
+        if isinstance(attention, PartitionAttention) and not attention.pads_input(cut):
+            return x, queries
         row, col = queries // x.shape[2] + cut.top, queries % x.shape[2] + cut.left
         x = cut.pad(x)
         queries = row * x.shape[2] + col

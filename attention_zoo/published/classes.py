@@ -7,12 +7,15 @@ from torch import nn
 
 from attention_zoo.base import Attention
 from attention_zoo.hosts.pyramid import Pyramid
-from attention_zoo.published import biformer, crossformer, cswin, dat, maxvit, swin
+from attention_zoo.published import biformer, crossformer, cswin, dat, maxvit, pvt, swin
 from attention_zoo.published.places import MixerClass, ModelClass, Official, Place
 from attention_zoo.published.reader import MIXER_MOOT, MODEL_MOOT, Reader
 
 _FAMILIES = (biformer, crossformer, cswin, dat, maxvit, swin)
-MIXERS: dict[str, MixerClass] = {name: mixer for family in _FAMILIES for name, mixer in family.MIXERS.items()}
+_MIXERS_ALONE = (pvt,)
+MIXERS: dict[str, MixerClass] = {
+    name: mixer for family in (*_FAMILIES, *_MIXERS_ALONE) for name, mixer in family.MIXERS.items()
+}
 MODELS: dict[str, ModelClass] = {name: model for family in _FAMILIES for name, model in family.MODELS.items()}
 
 
