@@ -111,8 +111,19 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"kernel": 5, "dilation": 3, "lepe": True},  # most sequences are shorter than a window
         {"kernel": 7, "qkv_bias": False},  # clamped on most
     ],
-    "axial": [{}, {"lepe": True, "qkv_bias": False, "qk_scale": 0.3}],
-    "crisscross": [{}, {"lepe": True, "qkv_bias": False, "qk_scale": 0.3}],
+    "axial": [
+        {},
+        {"lepe": True, "qkv_bias": False, "qk_scale": 0.3},
+        {"layers": "sum", "head_dim": 5},
+        {"layers": "sequence", "qkv_bias": False},
+    ],
+    "axial_deeplab": [{}, {"axes": "height", "map_size": 5}, {"axes": "width", "map_size": (3, 12), "qkv_bias": True}],
+    "crisscross": [
+        {},
+        {"lepe": True, "qkv_bias": False, "qk_scale": 0.3},
+        {"recurrence": 2},
+        {"recurrence": 3, "qk_reduction": 3, "qk_scale": 1.0, "residual": True, "lepe": True},
+    ],
     "pvt": [
         {"reduction": 2},
         {"reduction": 3, "qkv_bias": False},
