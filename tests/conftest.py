@@ -110,6 +110,11 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"kernel": 3, "dilation": 2, "bias": False},
         {"kernel": 5, "dilation": 3, "lepe": True},  # most sequences are shorter than a window
         {"kernel": 7, "qkv_bias": False},  # clamped on most
+        {"kernel": (2, 5), "lepe": True},
+        {"kernel": (4, 3), "stride": (3, 2), "dilation": (1, 2), "bias": False},
+        {"kernel": 3, "stride": (1, 2), "causal": "width"},
+        {"kernel": (3, 4), "stride": 2, "dilation": 2, "causal": "both", "qk_scale": 0.3},
+        {"kernel": 3, "dilation": (2, 1), "padding": "official", "lepe": True},  # 5 rows are filled up to 6
     ],
     "axial": [
         {},

@@ -7,12 +7,12 @@ from torch import nn
 
 from attention_zoo.base import Attention
 from attention_zoo.hosts.pyramid import Pyramid
-from attention_zoo.published import axial, biformer, crisscross, crossformer, cswin, dat, maxvit, pvt, swin
+from attention_zoo.published import axial, biformer, crisscross, crossformer, cswin, dat, maxvit, natten, pvt, swin
 from attention_zoo.published.places import MixerClass, ModelClass, Official, Place
 from attention_zoo.published.reader import MIXER_MOOT, MODEL_MOOT, Reader
 
 _FAMILIES = (biformer, crossformer, cswin, dat, maxvit, swin)
-_MIXERS_ALONE = (axial, crisscross, pvt)
+_MIXERS_ALONE = (axial, crisscross, natten, pvt)
 MIXERS: dict[str, MixerClass] = {
     name: mixer for family in (*_FAMILIES, *_MIXERS_ALONE) for name, mixer in family.MIXERS.items()
 }
