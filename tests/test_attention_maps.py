@@ -8,7 +8,6 @@ import attention_zoo
 from attention_zoo import Attention, create_model
 from attention_zoo.attention_maps import mixer_inputs, read, routes
 from attention_zoo.mechanisms.axial import Axial
-from attention_zoo.mechanisms.bra import BRA
 from attention_zoo.mechanisms.dat import DAT
 from attention_zoo.mechanisms.dat_oracle import bilinear_shares
 from attention_zoo.partitioned import PartitionAttention
@@ -98,8 +97,6 @@ def test_only_keys_of_connectivity_have_a_weight(small, setting):
     attention, x, reading = made(small, setting)
     if isinstance(attention, Axial):
         pytest.skip("two softmaxes reach what neither reads directly")
-    if as_read(attention, x, QUERIES)[0] is not x and isinstance(attention, BRA):
-        pytest.skip("its routes follow from the padded map")
     allowed = attention.connectivity(x, QUERIES).expand_as(reading.tokens.flatten(3))
     assert not reading.tokens.flatten(3)[~allowed].any()
 
