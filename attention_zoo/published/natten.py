@@ -19,7 +19,7 @@ def _fields(read: Reader) -> dict[str, Any]:
     fields = qkv_fields(read)
     # a scale of 0 counts as none
     fields["qk_scale"] = fields["qk_scale"] or None
-    return fields | {"kernel": _sides(read["kernel_size"]), "dilation": _sides(read("dilation", 1))}
+    return fields | {"kernel": _sides(read["kernel_size"]), "dilation": _sides(read("dilation") or 1)}
 
 
 def _build(read: Reader) -> tuple[Sliding, Official]:
