@@ -144,6 +144,11 @@ class Attention(nn.Module):
         if not (x.shape[1] and x.shape[2]):
             raise ValueError(f"a map needs a token at least, got {x.shape[1]}x{x.shape[2]} (height x width)")
 
+    @property
+    def projections(self) -> list[tuple[Any, nn.Module]]:
+        """Layers that make q, k, v, and the one that ends it, a pair for each softmax; a host starts all of them."""
+        return [(self.qkv, self.proj)]
+
     def impl_on(self, height: int, width: int) -> str:
         """How `forward` computes on a map of this size: one of `impls`, or `reference`. It depends on nothing else."""
         return self.impls[0] if self.impl == "auto" else self.impl

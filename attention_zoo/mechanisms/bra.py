@@ -162,8 +162,8 @@ class BRA(RoutedAttention):
         return min(self.config.topk, cut.count)
 
     def pairs(self, x: Tensor, cut: Partition, queries: Places, keys: Places) -> Tensor:
-        """Allow the keys of the routed regions: (B, 1 or heads, Nq, Nk); depends on what x holds."""
-        _, routes = self.slow_routes(x, cut)
+        """Allow all tokens of the routed regions, also where keys are pooled: (B, 1 or heads, Nq, Nk); depends on x."""
+        _, routes = self.slow_routes(*self.enter(x))
         reads = torch.zeros(*routes.shape[:3], cut.count, dtype=torch.bool, device=x.device).scatter(3, routes, True)
         return reads[:, :, cut.locate(*queries)][..., cut.locate(*keys)]
 

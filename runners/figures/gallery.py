@@ -18,7 +18,7 @@ from attention_zoo.base import Attention, Example
 from attention_zoo.mechanisms.cswin import CSWin
 from attention_zoo.mechanisms.dat import DAT
 from attention_zoo.partitioned import PartitionAttention
-from attention_zoo.pooled import PooledAttention
+from attention_zoo.pooled import PooledAttention, SpatialReduction
 from attention_zoo.regions import coordinates
 from runners.figures.mechanisms import examples, legend
 
@@ -139,7 +139,7 @@ def blocks(attention: Attention, height: int, width: int) -> list[Tensor]:
 
     A block is a region, or for dilated ones all those that interleave.
     """
-    if isinstance(attention, PooledAttention) and attention.pool is not None:
+    if isinstance(attention, PooledAttention) and isinstance(attention.pool, SpatialReduction):
         cuts = [attention.pool.cut(height, width)]
     elif isinstance(attention, CSWin):
         cuts = [branch.stripes for branch in attention.branches(height, width)]
