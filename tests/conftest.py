@@ -112,7 +112,6 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"kernel": 7, "qkv_bias": False},  # clamped on most
         {"kernel": (2, 5), "lepe": True},
         {"kernel": (4, 3), "stride": (3, 2), "dilation": (1, 2), "bias": False},
-        {"kernel": 3, "stride": (1, 2), "causal": "width"},
         {"kernel": (3, 4), "stride": 2, "dilation": 2, "causal": "both", "qk_scale": 0.3},
         {"kernel": 3, "dilation": (2, 1), "padding": "official", "lepe": True},  # 5 rows are filled up to 6
     ],
@@ -122,12 +121,11 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"layers": "sum", "head_dim": 5},
         {"layers": "sequence", "qkv_bias": False},
     ],
-    "axial_deeplab": [{}, {"axes": "height", "map_size": 5}, {"axes": "width", "map_size": (3, 12), "qkv_bias": True}],
+    "axial_deeplab": [{}, {"axes": "width", "map_size": (3, 12), "qkv_bias": True}],
     "crisscross": [
         {},
         {"lepe": True, "qkv_bias": False, "qk_scale": 0.3},
-        {"recurrence": 2},
-        {"recurrence": 3, "qk_reduction": 3, "qk_scale": 1.0, "residual": True, "lepe": True},
+        {"recurrence": 2, "qk_reduction": 3, "qk_scale": 1.0, "residual": True, "lepe": True},
     ],
     "pvt": [
         {"reduction": 2},
