@@ -21,17 +21,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         ValueError: no results there, an unknown study, or SLURM does not answer.
     """
-    parser = verb_parser("cancel", "End the jobs that wait or run; what they recorded stays, retry goes on.", EXAMPLES)
+    parser = verb_parser(
+        "cancel", "End sweeps of this machine, and jobs that wait or run; what they recorded stays.", EXAMPLES
+    )
     parser.add_argument("--pending", action="store_true", help="only jobs that wait")
     options = parser.parse_args(argv)
 
-    from runners.jobs import slurm, submissions
+    from runners.jobs import local_sweeps, slurm, submissions
     from runners.jobs.outcomes import look
     from runners.store.files import StoreError
     from runners.store.store import open_store
 
     store = open_store(options.out, create=False)
-    cells_of(store, options.study)
+    sweeps = [] if options.pending else local_sweeps.alive(store, options.study)
+    if not sweeps:
+        cells_of(store, options.study)
+    for sweep in sweeps:
+        what = f"sweep of pid {sweep.pid} on {sweep.host}"
+        print(f"ended the {what}" if local_sweeps.end(sweep) else f"the {what} is not ours to end; end it there")
     jobs = look(store).jobs(options.study, pending_only=options.pending)
     try:
         for name, index in jobs:
@@ -39,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StoreError as error:
         print(f"warning: {error}; the jobs are cancelled, status may call them lost", file=sys.stderr)
     slurm.cancel(list(jobs.values()))
-    print(f"cancelled {count(len(jobs), 'job')}" if jobs else "no job waits or runs")
+    if jobs or not sweeps:
+        print(f"cancelled {count(len(jobs), 'job')}" if jobs else "no sweep runs here, and no job waits or runs")
     return 0
 
 

@@ -1,5 +1,6 @@
 """Remove what jobs that have ended leave behind: `python runners/clean.py --help`."""
 
+import contextlib
 import os
 import sys
 
@@ -35,15 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="name the files, remove nothing")
     options = parser.parse_args(argv)
 
+    from runners.jobs import submissions
+    from runners.store.files import remove
+    from runners.store.names import visible
     from runners.store.store import open_store
 
     store = open_store(options.out, create=False)
+    for file in submissions.foreign(store):
+        print(f"warning: {file} cannot be read as a submission of this folder; its files stay", file=sys.stderr)
     files = sorted(_removable(store, options.study))
     for file in files:
         if options.dry_run:
-            print(file)
+            print(visible(str(file)))
         else:
-            file.unlink(missing_ok=True)
+            remove(file, root=store.out)
     print(f"{'would remove' if options.dry_run else 'removed'} {count(len(files), 'file')} of jobs")
     return 0
 
@@ -52,6 +58,7 @@ def _removable(store: "Store", study: str | None) -> Iterator[Path]:
     """Logs, pickles and scripts of arrays all of whose cells are done and whose jobs have ended, and local ones."""
     from runners.jobs import submissions
     from runners.jobs.outcomes import look
+    from runners.store.files import StoreError, is_file_or_link, list_names
     from runners.table import load
 
     keys = cells_of(store, study)
@@ -63,7 +70,9 @@ def _removable(store: "Store", study: str | None) -> Iterator[Path]:
             yield from submissions.leftovers(store, submission)
     for key in keys:
         if key not in open_cells and store.holder(key) is None:
-            yield from store.log_folder(key).glob("*")
+            with contextlib.suppress(StoreError):  # behind a link, or just being made
+                logs = store.log_folder(key)
+                yield from (logs / name for name in list_names(str(logs)) if is_file_or_link(logs / name))
 
 
 if __name__ == "__main__":

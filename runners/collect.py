@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--table {path}: a table is .csv or .parquet")
 
     from runners.store.store import open_store
-    from runners.table import load
+    from runners.table import load, save
 
     store = open_store(options.out, create=False)
     keys = cells_of(store, options.study)
@@ -43,16 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = load(store.out)
     table = table[table["cell_key"].isin(keys)]
     try:
-        if path.suffix == ".csv":
-            table.to_csv(path, index=False)
-        else:
-            table.to_parquet(path, index=False)
+        save(table, path)
     except ImportError as error:
         raise ValueError(
             f"--table {path}: parquet needs pyarrow (pip install -e '.[parquet]'); or give a .csv"
         ) from error
-    except OSError as error:
-        raise ValueError(f"--table {path} cannot be written: {error.strerror or error}") from error
     counts = Counter(table["status"])
     found = ", ".join(f"{number} {status}" for status, number in counts.most_common())
     print(f"{count(len(table), 'row')} in {path}: {found}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runners.cli.options import Parser
+from runners.cli.program import run_program
 from runners.store.files import write_whole
 
 if TYPE_CHECKING:
@@ -114,4 +115,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ablations.values import resolution
-from runners.cli.options import Parser, reader
+from runners.cli.options import Once, Parser, reader
+from runners.cli.program import run_program
 from runners.pictures.photos import PHOTOGRAPHS, PROBES
 from runners.pictures.request import MOST_BLOCKS, MOST_HEADS, PictureRequest, prepare, select
 
@@ -97,17 +98,19 @@ def make_parser() -> Parser:
         help="scaled and cropped to this (default: the model's own)",
     )
     add("--query", metavar="Y,X", type=_place, help="pixel of the image as it is shown, from 0,0 (default: the middle)")
-    add("--stage", metavar="N[,N]", type=_numbers("stage"), default=(), help="stages (default: all)")
+    add("--stage", metavar="N[,N]", type=_numbers("stage"), action=Once, default=(), help="stages (default: all)")
     add(
         "--block",
         metavar="N[,N]",
         type=_numbers("block"),
+        action=Once,
         help=f"blocks of each stage, or all (default: at most {MOST_BLOCKS})",
     )
     add(
         "--head",
         metavar="N[,N]",
         type=_numbers("head"),
+        action=Once,
         help=f"heads, or all (default: the mean of all, and at most {MOST_HEADS})",
     )
     add(
@@ -177,4 +180,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

@@ -19,7 +19,7 @@ from runners.jobs.options import SlurmOptions
 from runners.jobs.outcomes import judge, look
 from runners.jobs.request import make_request, study_name
 from runners.jobs.slurm import JobState, SlurmError
-from runners.jobs.submissions import Request, Submission, TaskNote, Work
+from runners.jobs.submission import Request, Submission, TaskNote, Work
 from runners.store.files import StoreError
 from runners.store.store import Store, open_store
 

@@ -65,6 +65,16 @@ def axis(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     return reader(read)
 
 
+class Once(argparse.Action):
+    """Stores a list that is given by commas, and refuses a second one, of which argparse would drop the first."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, flag: str | None = None) -> None:
+        """Store the values, or end with an error that names the flag."""
+        if getattr(namespace, self.dest) is not self.default:
+            parser.error(f"{flag} is given twice; give all of its values at once, separated by commas")
+        setattr(namespace, self.dest, values)
+
+
 def add_flag(group: Any, argument: Argument, *, help: str = "", append: bool = False) -> None:
     """Declare an argument as a flag; what is not given stays None, or False for a switch."""
     flag, text = f"--{argument.name.replace('_', '-')}", help or argument.help
@@ -76,7 +86,7 @@ def add_flag(group: Any, argument: Argument, *, help: str = "", append: bool = F
         group.add_argument(flag, metavar=argument.metavar, type=reader(argument.parse), action="append", help=text)
     elif argument.several:
         name = argument.metavar
-        group.add_argument(flag, metavar=f"{name}[,{name}]", type=axis(argument.parse), help=text)
+        group.add_argument(flag, metavar=f"{name}[,{name}]", type=axis(argument.parse), action=Once, help=text)
     else:
         group.add_argument(flag, metavar=argument.metavar, type=reader(argument.parse), help=text)
 
@@ -121,24 +131,34 @@ def make_parser() -> Parser:
     run.add_argument(
         "--study", metavar="NAME", help="a declared study from ablations/; 'list' prints them; flags above override it"
     )
-    run.add_argument(
-        "--out", metavar="DIR", type=Path, default=Path("results/runs"), help="results folder (default: results/runs)"
-    )
+    add_results_folder(run)
     run.add_argument(
         "--dry-run", action="store_true", help="print the cells and an estimate; run nothing, write nothing"
     )
     for name, argument in arguments(RunOptions).items():
-        if name not in (*arguments(SlurmOptions), "name"):
+        if name not in arguments(SlurmOptions):
             add_flag(run, argument)
-    add_slurm_flags(parser, "name")
+    add_slurm_flags(parser)
     return parser
 
 
-def add_slurm_flags(parser: argparse.ArgumentParser, *more: str) -> None:
-    """Declare what a job asks of SLURM and how cells become jobs, after the options that `more` names."""
+def add_results_folder(group: Any) -> None:
+    """Declare the results folder that a command writes to."""
+    group.add_argument(
+        *("--results", "--out"),
+        dest="out",
+        metavar="DIR",
+        type=Path,
+        default=Path("results/runs"),
+        help="results folder (default: results/runs); both names mean the same",
+    )
+
+
+def add_slurm_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare what a job asks of SLURM and how cells become jobs."""
     group = parser.add_argument_group("jobs (--cluster slurm)")
-    for name in (*more, *arguments(SlurmOptions)):
-        add_flag(group, arguments(RunOptions)[name], append=name == "slurm")
+    for name, argument in arguments(SlurmOptions).items():
+        add_flag(group, argument, append=name == "slurm")
 
 
 def given(options: argparse.Namespace, cls: type) -> dict[str, Any]:
@@ -156,6 +176,9 @@ def read_command(argv: list[str]) -> argparse.Namespace:
             f"--regions {','.join(options.regions)} and --region-size {','.join(options.region_size)} "
             f"are two spellings of one thing; give --regions (per side) or --region-size (tokens per side)"
         )
+    fields_given = [name for name, _ in options.settings or ()]
+    if twice := next((name for name in fields_given if fields_given.count(name) > 1), None):
+        parser.error(f"--set {twice} is given twice; give all of its values at once, separated by commas")
     run = RunOptions(**given(options, RunOptions))
     for name in run.without_slurm():
         parser.error(f"--{name.replace('_', '-')} needs --cluster slurm, got --cluster {run.cluster}")

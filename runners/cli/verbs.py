@@ -3,10 +3,11 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from runners.cli.options import Parser
+from runners.cli.options import Parser, add_results_folder
+from runners.cli.program import run_program
+from runners.store.names import visible
 
 if TYPE_CHECKING:
     from runners.jobs.outcomes import Look
@@ -25,21 +26,23 @@ def verb_parser(name: str, description: str, examples: str) -> Parser:
     parser.add_argument(
         "study", metavar="STUDY", nargs="?", help="name that the sweep gave (default: the whole folder)"
     )
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, default=Path("results/runs"), help="results folder (default: results/runs)"
-    )
+    add_results_folder(parser)
     return parser
 
 
 def run_verb(name: str, main: Callable[[Sequence[str] | None], int]) -> NoReturn:
     """Run a verb as a program: 2 and one line for bad input, 130 after Ctrl-C."""
-    try:
-        raise SystemExit(main(None))
-    except ValueError as error:
-        print(f"{name}.py: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+
+    def run() -> int:
+        try:
+            return main(None)
+        except ValueError as error:
+            print(f"{name}.py: error: {visible(str(error))}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return 130
+
+    run_program(run)
 
 
 def cells_of(store: "Store", study: str | None) -> list[str]:
@@ -48,6 +51,8 @@ def cells_of(store: "Store", study: str | None) -> list[str]:
     Raises:
         ValueError: no cell belongs to it; the known studies are listed.
     """
+    if store.is_empty:
+        print(f"warning: {store.out / 'cells'} is a link, which is not followed: no cells", file=sys.stderr)
     keys = store.cell_keys()
     if study is None:
         return keys

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runners.cli.options import Parser
+from runners.cli.program import run_program
 from runners.figures import FIGURES, KINDS, draw
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -70,4 +71,4 @@ def _fail(message: str) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)
