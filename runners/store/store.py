@@ -283,7 +283,7 @@ def open_store(out: Path, *, create: bool) -> Store:
     if exists:
         content = parse_json(str(path))
         schema = content.get("schema") if isinstance(content, dict) else None
-        if schema is None:
+        if type(schema) is not int:
             raise StoreError(f'{path} cannot be read; it should say {{"schema": {SCHEMA}}}')
         if schema != SCHEMA:
             raise StoreError(
