@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -26,6 +28,7 @@ from runners.store.files import StoreError
 from runners.store.lease import acquire
 from runners.store.record import Record
 from runners.store.store import Store, open_store
+from runners.table import load
 
 ROOT = Path(__file__).parents[1]
 SWEEP = Sweep(attn="vanilla", seeds=3, measures=["flops"], resolution=32, threads=1)
@@ -248,3 +251,24 @@ def test_a_sweep_in_this_process_shows_its_progress_too(
     monkeypatch.setattr(Display, "step", step)
     run.run()
     assert 3 in shown
+
+
+def test_the_documented_command_merges_folders_and_copies_no_lease(store: Store, run: local.LocalRun) -> None:
+    text = (ROOT / "docs" / "sweeps.md").read_text()
+    (command,) = (line for line in text.splitlines() if line.startswith("rsync "))
+    if shutil.which("rsync") is None:
+        pytest.skip("no rsync here")
+    theirs = open_store(store.out.with_name("theirs"), create=True)
+    for one, seeds in ((store, (0, 1)), (theirs, (1, 2))):
+        for seed in seeds:
+            key = one.add_cell(SWEEP.plan.cells[seed], one.out.name, ["flops"])
+            one.write_record(key, flops(run, values={"gmacs": 1.0 if one is store else 2.0}))
+    theirs.write_progress(CELLS[2], {"step": 1})
+    with acquire(theirs.lease_path(CELLS[2])), local_sweeps.announced(theirs, None):
+        words = shlex.split(command.replace(" theirs/ mine/", f" {theirs.out}/ {store.out}/"))
+        subprocess.run(words, check=True)
+        assert store.holder(CELLS[2]) is None and local_sweeps.alive(store) == []
+    found = load(store.out).set_index("cell_key")
+    assert [found.loc[key, "gmacs"] for key in CELLS] == [1.0, 1.0, 2.0]
+    assert found.loc[CELLS[1], "study"] == "runs;theirs" and set(found["status"]) == {"ok"}
+    assert not [path.name for path in store.folder(CELLS[2]).iterdir() if path.name.startswith(("lease", "progress"))]
