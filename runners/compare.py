@@ -30,6 +30,7 @@ import pandas as pd
 
 from ablations.values import Argument
 from runners.cli.command import Parser, add_flag, command
+from runners.cli.program import run_program
 from runners.measures import MEASURES, NOT_FAILED, QUANTITIES, SPEED_UP, TRAINING_SPEED_UP, Quantity
 from runners.rows.selection import devices, read_rows
 from runners.rows.stats import Logarithm, mean_interval, median_interval, ratio_interval
@@ -302,4 +303,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ablations.values import Argument
 from runners.cli.command import RESULTS, Parser, add_flag, command
+from runners.cli.program import run_program
 from runners.store.files import write_whole
 
 if TYPE_CHECKING:
@@ -97,4 +98,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ablations.values import Argument
 from runners.cli.command import RESULTS, Parser, add_flag, command
+from runners.cli.program import run_program
 from runners.figures import FIGURES, KINDS, draw
 
 if TYPE_CHECKING:
@@ -71,4 +72,4 @@ def read_table(options: Namespace) -> "DataFrame":
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

@@ -73,8 +73,10 @@ def complexity_curve(ax: Axes, rows: DataFrame, quantity: Quantity, styles: Mapp
     style.limit(ax, rows["tokens"], log=True, axis="x")
     style.plain_ticks(ax, rows["tokens"])
     style.plain_log(ax.yaxis)
-    draw_guides(ax, float(rows["tokens"].min()), min(means), sorted(slopes))
     style.mark_failures(ax, marks)
+    if not means:
+        return
+    draw_guides(ax, float(rows["tokens"].min()), min(means), sorted(slopes))
     ax.legend(
         title="exponent (95% interval)",
         loc="upper left",
