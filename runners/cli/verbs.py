@@ -51,7 +51,7 @@ def cells_of(store: "Store", study: str | None) -> list[str]:
     Raises:
         ValueError: no cell belongs to it; the known studies are listed.
     """
-    if store.is_empty:
+    if store.is_linked:
         print(f"warning: {store.out / 'cells'} is a link, which is not followed: no cells", file=sys.stderr)
     keys = store.cell_keys()
     if study is None:
