@@ -28,7 +28,7 @@ def open_study(options: Namespace) -> tuple[Store, list[str]]:
         ValueError: no results there, or no cell belongs to the study; the known studies are listed.
     """
     store, study = open_store(options.out, create=False), options.study
-    if store.is_empty:
+    if store.is_linked:
         print(f"warning: {store.out / 'cells'} is a link, which is not followed: no cells", file=sys.stderr)
     keys = store.cell_keys()
     if study is None:

@@ -97,6 +97,19 @@ def is_file_or_link(path: Path) -> bool:
     return False
 
 
+def why_closed(folder: str) -> str | None:
+    """Why a folder cannot be looked into, None if it can, is missing or is something else."""
+    if os.path.islink(folder):
+        return f"{folder} is a link, which is not followed"
+    try:
+        os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return f"{folder} cannot be read: {error.strerror or error}"
+    return None
+
+
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[int]:
     """Open a regular file for reading; neither a link nor a pipe, at which reading would wait for ever.

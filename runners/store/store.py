@@ -40,6 +40,7 @@ from runners.store.files import (
     read_text,
     remove,
     touch,
+    why_closed,
     write_json,
     write_whole,
 )
@@ -62,8 +63,8 @@ class Store:
     """
 
     out: Path
-    is_empty: bool = field(default=False, compare=False)
-    """Its cells lie behind a link, and so are not here."""
+    is_linked: bool = field(default=False, compare=False)
+    """Its cells lie behind a link, and so are left alone."""
 
     def folder(self, key: str) -> Path:
         """Folder of a cell, for whoever writes there or removes something.
@@ -80,27 +81,18 @@ class Store:
     def problem(self, key: str) -> str | None:
         """Why a cell cannot be looked at, None if it can, or is just being made."""
         path = f"{self.out}/cells/{key}"
-        if os.path.islink(path):
-            return f"{path} is a link, which is not followed"
-        for folder in (path, f"{path}/records"):
-            try:
-                os.listdir(folder)
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-            except OSError as error:
-                return f"{folder} cannot be read: {error.strerror or error}"
-        return None
+        return why_closed(path) or why_closed(f"{path}/records")
 
-    def _is_linked(self, key: str) -> bool:
-        return self.is_empty or os.path.islink(f"{self.out}/cells/{key}")
+    def _is_hidden(self, key: str) -> bool:
+        return self.is_linked or os.path.islink(f"{self.out}/cells/{key}")
 
     def _names(self, key: str, kind: str) -> list[str]:
-        return [] if self._is_linked(key) else list_names(f"{self.out}/cells/{key}/{kind}")
+        return [] if self._is_hidden(key) else list_names(f"{self.out}/cells/{key}/{kind}")
 
     def holder(self, key: str) -> Held | None:
         """Who works on a cell, or died at it, None if nobody."""
         dead = None
-        if self._is_linked(key):
+        if self._is_hidden(key):
             return None
         for part in PARTS:
             path = f"{self.out}/cells/{key}/{_part('lease', part)}"
@@ -178,7 +170,7 @@ class Store:
 
     def read_cell(self, key: str) -> dict[str, Any] | None:
         """Fields of a cell that are not a `Cell`'s own defaults; None if its file is missing, damaged or another's."""
-        return None if self._is_linked(key) else fields_of(parse_json(f"{self.out}/cells/{key}/cell.json"), key)
+        return None if self._is_hidden(key) else fields_of(parse_json(f"{self.out}/cells/{key}/cell.json"), key)
 
     def label(self, key: str) -> str:
         """What a cell is called among people; its key if its file is missing or damaged."""
@@ -266,7 +258,7 @@ class Store:
 
     def read_progress(self, key: str, part: str = "") -> dict[str, Any]:
         """Return what `write_progress` said last, empty if nothing; what is of another type is left out."""
-        content = {} if self._is_linked(key) else read_json(self.out / "cells" / key / _part("progress", part)) or {}
+        content = {} if self._is_hidden(key) else read_json(self.out / "cells" / key / _part("progress", part)) or {}
         return sound_progress(content)
 
 
@@ -300,7 +292,7 @@ def open_store(out: Path, *, create: bool) -> Store:
             raise StoreError(f"results folder {out} cannot be written: {error.strerror or error}") from error
         if not exists:
             write_whole(path, json.dumps({"schema": SCHEMA}) + "\n")
-    return Store(out, is_empty=os.path.islink(out / "cells"))
+    return Store(out, is_linked=os.path.islink(out / "cells"))
 
 
 def _part(name: str, part: str) -> str:
