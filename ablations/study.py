@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from types import NoneType
 from typing import Any
 
 from ablations.values import Argument, argument_field, arguments, choice, integer, read_values, resolution
@@ -65,12 +66,24 @@ class Cell:
             if not isinstance(data[name], dict):
                 raise ValueError(f"cell {name} must be an object, got {data[name]!r}")
             values[name] = tuple(sorted(data[name].items()))
+        for name, value in values.items():
+            # None is the default of a number
+            kinds = {type(default)} if (default := getattr(cls, name)) is not None else {int, NoneType}
+            if type(value) not in kinds:
+                raise ValueError(f"cell {name} must be {' or '.join(k.__name__ for k in kinds)}, got {value!r}")
+        if not all(type(value) in (bool, int, float, str, NoneType) for _, value in values.get("settings", ())):
+            raise ValueError(f"settings of a cell are single values, got {data['settings']!r}")
         return cls(**values)
 
 
 def cell_key(cell: Cell) -> str:
     """Name of the cell's folder: 16 hex digits of the SHA-256 of what differs from the defaults."""
-    canonical = json.dumps(cell.to_dict(), sort_keys=True, separators=(",", ":"))
+    return key_of(cell.to_dict())
+
+
+def key_of(changed: Mapping[str, Any]) -> str:
+    """Key of the cell that `Cell.to_dict` gave, of a version with other fields too."""
+    canonical = json.dumps(changed, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
@@ -145,11 +158,13 @@ class Study:
         *,
         question: str = "",
         expectation: str = "",
-        measures: Iterable[str] = ("flops", "throughput", "memory", "accuracy"),
+        measures: Iterable[str] = (),
         slurm: Mapping[str, str | int] | Iterable[tuple[str, str]] = (),
         **values: Any,
     ) -> None:
         """Declare a study; `values` hold for all its cells: `seeds=3, resolution=[64, (96, 128)], batch_size=8`.
+
+        Without `measures` every measure that there is.
 
         Question and expectation are those of the module's docstring unless they are given: its first paragraph, and
         the one that begins with "Expect:" (`ablations.load_study` reads them).

@@ -8,6 +8,7 @@ from attention_zoo.config import AttentionConfig
 from attention_zoo.layouts import LAYOUTS, Layout
 from attention_zoo.mechanisms import (
     axial,
+    axial_deeplab,
     bra,
     crisscross,
     crossformer,
@@ -30,6 +31,7 @@ __all__ = [
     "Layout",
     "Macs",
     "axial",
+    "axial_deeplab",
     "bra",
     "create",
     "create_model",

@@ -140,9 +140,23 @@ class Attention(nn.Module):
         if x.dim() != 4 or x.shape[3] != self.dim:
             raise ValueError(
                 f"{type(self).__name__} mixes maps (B, H, W, C) of C={self.dim} channels, got shape {tuple(x.shape)}"
+                f"{self._advice(x)}"
             )
         if not (x.shape[1] and x.shape[2]):
             raise ValueError(f"a map needs a token at least, got {x.shape[1]}x{x.shape[2]} (height x width)")
+
+    @property
+    def projections(self) -> list[tuple[Any, nn.Module]]:
+        """Layers that make q, k, v, and the one that ends it, a pair for each softmax; a host starts all of them."""
+        return [(self.qkv, self.proj)]
+
+    def _advice(self, x: Tensor) -> str:
+        """How an input in one of the other common orders becomes a map."""
+        if x.dim() == 4 and x.shape[1] == self.dim:
+            return ": for (B, C, H, W) give x.permute(0, 2, 3, 1), and permute the result by (0, 3, 1, 2)"
+        if x.dim() == 3 and x.shape[2] == self.dim:
+            return ": for tokens (B, N, C) give x.unflatten(1, (height, width)), and take result.flatten(1, 2)"
+        return ""
 
     def impl_on(self, height: int, width: int) -> str:
         """How `forward` computes on a map of this size: one of `impls`, or `reference`. It depends on nothing else."""

@@ -41,14 +41,23 @@ class PartitionAttention(Attention):
         """
         return check_padding(self.cut(height, width), self.pad_rule)
 
+    def rule_on(self, cut: Partition) -> str:
+        """What becomes of the padding of this cut: `mask`, or zeros that are read, of the `input` or `projected`."""
+        return self.pad_rule
+
+    def pads_input(self, cut: Partition) -> bool:
+        """Whether the published code pads the input of this cut."""
+        return cut.is_padded and self.rule_on(cut) == "input"
+
     def enter(self, x: Tensor) -> tuple[Tensor, Partition]:
         """Map that is projected, and its cut: x itself, or x padded where the published code pads its input."""
         cut = self.partition(x.shape[1], x.shape[2])
-        return (cut.pad(x), cut.filled()) if self.pad_rule == "input" and cut.is_padded else (x, cut)
+        return (cut.pad(x), cut.filled()) if self.pads_input(cut) else (x, cut)
 
     def leave(self, y: Tensor, height: int, width: int) -> Tensor:
         """Take the map out of what `enter` padded."""
-        return self.partition(height, width).crop(y) if self.pad_rule == "input" else y
+        cut = self.partition(height, width)
+        return cut.crop(y) if self.pads_input(cut) else y
 
     def fast(self, x: Tensor) -> Tensor:
         """Mix tokens inside regions, for a mechanism that writes `cut` alone: (B, H, W, C) -> same."""
@@ -101,7 +110,7 @@ class PartitionAttention(Attention):
         if not self.reads_padding(cut):
             return super().weights(x, queries)
         inside = cut.inside(x.device) if queries is None else cut.inside(x.device)[queries]
-        if self.pad_rule == "input":
+        if self.pads_input(cut):
             return self.weights(cut.pad(x), inside)
         q, k, _ = self.project(x)
         places = padded_places(cut, x.device)
@@ -114,11 +123,11 @@ class PartitionAttention(Attention):
         cut = self.partition(x.shape[1], x.shape[2])
         if not self.reads_padding(cut):
             return super().values(x)
-        return self.values(cut.pad(x)) if self.pad_rule == "input" else surround(super().values(x), cut)
+        return self.values(cut.pad(x)) if self.pads_input(cut) else surround(super().values(x), cut)
 
     def reads_padding(self, cut: Partition) -> bool:
         """Whether some key is padding."""
-        return self.pad_rule in ("input", "projected") and cut.is_padded
+        return cut.is_padded and self.rule_on(cut) in ("input", "projected")
 
     def on_map(self, x: Tensor, weights: Tensor) -> Tensor:
         """Weights on the tokens of the map; those on padding that is read are left out."""
@@ -134,14 +143,14 @@ class PartitionAttention(Attention):
     def reference(self, x: Tensor) -> Tensor:
         """Slow oracle; where the published code pads its input, of the padded map."""
         cut = self.partition(x.shape[1], x.shape[2])
-        if self.pad_rule == "input" and cut.is_padded:
+        if self.pads_input(cut):
             return cut.crop(self.reference(cut.pad(x)))
         return super().reference(x)
 
     def macs(self, height: int, width: int) -> Macs:
         """Projections and LePE of the map, T keys for each of the R T tokens of the regions, and the bias's own."""
         cut = self.partition(height, width)
-        if self.pad_rule == "input" and cut.is_padded:
+        if self.pads_input(cut):
             return self.macs(*cut.padded_size)
         core = self.core_macs(cut.count * cut.tokens, cut.tokens)
         return self.shared_macs(height, width) + Macs(core=core, position=self.bias_macs(cut))

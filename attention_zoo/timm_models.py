@@ -18,7 +18,7 @@ from attention_zoo.layouts import STL
 from attention_zoo.models import create_model
 from attention_zoo.published.models import PUBLISHED, create_published
 from attention_zoo.published.places import Official
-from attention_zoo.published.weights import load_official
+from attention_zoo.published.weights import classes_in, is_ours, load_official, read_weights
 from attention_zoo.registry import names
 
 __all__: list[str] = []
@@ -65,10 +65,10 @@ def _pyramid(
 
 def _ours(published: str, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Put official weights under our names; what was saved here stays as it is."""
-    if any(name.startswith("downsamples.") for name in state):
+    if is_ours(state):
         return state
-    # as published, whatever the classes of the model at hand: timm drops a classifier that does not fit
-    whole = create_published(published)
+    # with its own classes, whatever those of the model at hand: timm drops a classifier that does not fit
+    whole = create_published(published, num_classes=classes_in(state))
     load_official(whole, Official(PUBLISHED[published].official), state)
     return whole.state_dict()
 
@@ -88,6 +88,11 @@ def _create(variant: str, pretrained: bool = False, **settings: Any) -> nn.Modul
                 f"{variant} has no pretrained weights to download; use pretrained=False, or read a file of them with "
                 "pretrained_cfg_overlay={'file': PATH}"
             )
+        if source.file and not source.state_dict:
+            # read as everywhere here: timm does not know all of our layouts
+            state = read_weights(source.file).state
+            read = {"file": None, "state_dict": state, "num_classes": classes_in(state)}
+            settings["pretrained_cfg_overlay"] = {**(settings.get("pretrained_cfg_overlay") or {}), **read}
     model: nn.Module = build_model_with_cfg(
         partial(_pyramid, variant),
         variant,

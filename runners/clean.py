@@ -1,5 +1,6 @@
 """Remove what jobs that have ended leave behind: `python runners/clean.py --help`."""
 
+import contextlib
 import sys
 
 if __name__ == "__main__":
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from runners.cli.command import command
+from runners.cli.program import run_program
 from runners.cli.verbs import open_study, verb_parser
 from runners.jobs.progress import count
 from runners.measures import DONE
@@ -27,13 +29,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="name the files, remove nothing")
     options = parser.parse_args(argv)
 
+    from runners.jobs import submissions
+    from runners.store.files import remove
+    from runners.store.names import visible
+
     store, keys = open_study(options)
+    for file in submissions.foreign(store):
+        print(f"warning: {file} cannot be read as a submission of this folder; its files stay", file=sys.stderr)
     files = sorted(_removable(store, keys, options.study))
     for file in files:
         if options.dry_run:
-            print(file)
+            print(visible(str(file)))
         else:
-            file.unlink(missing_ok=True)
+            remove(file, root=store.out)
     print(f"{'would remove' if options.dry_run else 'removed'} {count(len(files), 'file')} of jobs")
     return 0
 
@@ -42,6 +50,7 @@ def _removable(store: Store, keys: Sequence[str], study: str | None) -> Iterator
     """Logs, pickles and scripts of arrays all of whose cells are done and whose jobs have ended, and local ones."""
     from runners.jobs import submissions
     from runners.jobs.outcomes import look
+    from runners.store.files import StoreError, is_file_or_link, list_names
     from runners.table import load
 
     table = load(store.out)
@@ -52,8 +61,10 @@ def _removable(store: Store, keys: Sequence[str], study: str | None) -> Iterator
             yield from submissions.leftovers(store, submission)
     for key in keys:
         if key not in open_cells and store.holder(key) is None:
-            yield from store.log_folder(key).glob("*")
+            with contextlib.suppress(StoreError):  # behind a link, or just being made
+                logs = store.log_folder(key)
+                yield from (logs / name for name in list_names(str(logs)) if is_file_or_link(logs / name))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ablations.values import Argument
 from runners.cli.command import add_flag, command
+from runners.cli.program import run_program
 from runners.cli.verbs import open_study, try_look, verb_parser
 from runners.jobs.progress import count
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     if path.suffix not in (".csv", ".parquet"):
         parser.error(f"--table {path}: a table is .csv or .parquet")
 
-    from runners.table import load
+    from runners.table import load, save
 
     store, keys = open_study(options)
     _, problem = try_look(store)
@@ -38,19 +39,14 @@ def main(argv: Sequence[str]) -> int:
     table = load(store.out)
     table = table[table["cell_key"].isin(keys)]
     try:
-        if path.suffix == ".csv":
-            table.to_csv(path, index=False)
-        else:
-            table.to_parquet(path, index=False)
+        save(table, path)
     except ImportError as error:
         needed = "parquet needs pyarrow (pip install -e '.[parquet]'); or give a .csv"
         raise ValueError(f"--table {path}: {needed}") from error
-    except OSError as error:
-        raise ValueError(f"--table {path} cannot be written: {error.strerror or error}") from error
     counts = ", ".join(f"{number} {status}" for status, number in Counter(table["status"]).most_common())
     print(f"{count(len(table), 'row')} in {path}: {counts}")
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

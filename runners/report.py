@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ablations.values import Argument
 from runners.cli.command import RESULTS, Parser, add_flag, command
+from runners.cli.program import run_program
 from runners.measures import MARGIN
 from runners.store.files import write_whole
 
@@ -39,7 +40,7 @@ def read_command(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--format", choices=FORMATS, default="html", help=timm)
     add_flag(parser, Argument("out", Path, "FILE", "default: report.html; other formats: standard output"))
     add_flag(parser, Argument("mixed_devices", help="take rows of several devices, and keep them apart"))
-    margin = "points of acc1 within which accuracies are called equal, if the 95 % interval of their gap is"
+    margin = "points of acc1 within which accuracies are called equal, if the 95 %% interval of their gap is"
     add_flag(parser, Argument("margin", points, "POINTS", margin, default=str(MARGIN)), MARGIN)
     options = parser.parse_args(argv)
     if options.out is None and options.format == "html":
@@ -115,4 +116,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

@@ -7,11 +7,13 @@ if __name__ == "__main__":
     sys.path[0] = ""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ablations.values import Argument, choice
 from runners.cli.command import add_flag, command
 from runners.cli.options import add_slurm_flags, given
+from runners.cli.program import run_program
 from runners.cli.verbs import open_study, verb_parser
 from runners.jobs.options import SlurmOptions, minutes
 from runners.measures import CAN_RETRY, MEASURES, STATUSES
@@ -34,6 +36,8 @@ def main(argv: Sequence[str]) -> int:
     parser = verb_parser("retry", description, EXAMPLES)
     status = f"what to run again, of {', '.join(CAN_RETRY)}"
     add_flag(parser, Argument("status", choice(*CAN_RETRY), "S", status, True, ",".join(DEFAULT)), DEFAULT)
+    modules = "modules that may be imported, package.module:Class, of cells that name one"
+    add_flag(parser, Argument("attn", str, "A", modules, True), ())
     add_flag(parser, Argument("time", minutes, "MIN", "another limit per job, minutes or H:MM:SS"))
     add_slurm_flags(parser)
     options = parser.parse_args(argv)
@@ -50,27 +54,43 @@ def main(argv: Sequence[str]) -> int:
     look(store)  # what the dead left becomes records, by which the orders are chosen
     asked = SlurmOptions(**given(options, SlurmOptions))
     orders = list(_orders(store, options.study, options.status, asked, options.time))
+    known, left = _split(orders, options.attn)
+    for name in sorted(left):
+        text = f"cells of {name!r} stay as they are: only a file names this module; --attn {name} imports it"
+        print(f"warning: {text}", file=sys.stderr)
     if not orders:
         print(f"nothing that was submitted from {store.out} ended as {', '.join(options.status)}")
-    for order in orders:
+    for order in known:
         print_submission(launch(store, order, print), order.study, store.out)
-    return 0
+    return int(bool(left))
+
+
+def _split(orders: "Sequence[Order]", allowed: Sequence[str]) -> "tuple[list[Order], set[str]]":
+    """Orders without cells whose mechanism only a file names; importing it can run any code. Those names, too."""
+    names = {cell.attn for order in orders for cell, _ in order.cells.values()}
+    left = {name for name in names if ":" in name and name not in allowed}
+    found = []
+    for order in orders:
+        cells = {key: (cell, measures) for key, (cell, measures) in order.cells.items() if cell.attn not in left}
+        if cells:
+            found.append(replace(order, cells=cells))
+    return found, left
 
 
 def _orders(
     store: Store, study: str | None, statuses: Sequence[str], asked: SlurmOptions, time_min: float | None
 ) -> "Iterator[Order]":
     """One order per study: its cells that have such a status, and all measures that were ever asked of them."""
-    from ablations.study import Cell
     from runners.jobs import submissions
     from runners.jobs.launch import Order
     from runners.jobs.request import make_request
+    from runners.jobs.submission import Submission
     from runners.table import load
 
     table = load(store.out)
     columns = table[["status", *(f"{measure}_status" for measure in MEASURES)]]
     chosen = set(table.loc[columns.isin(list(statuses)).any(axis=1), "cell_key"])
-    latest: dict[str, submissions.Submission] = {}
+    latest: dict[str, Submission] = {}
     measures: dict[str, dict[str, dict[str, None]]] = {}
     for submission in submissions.read_all(store, study):
         latest[submission.study] = submission
@@ -78,9 +98,9 @@ def _orders(
             measures.setdefault(submission.study, {}).setdefault(key, {}).update(dict.fromkeys(names))
     for name, last in latest.items():
         cells = {
-            key: (Cell.from_dict(content), tuple(names))
+            key: (cell, tuple(measure for measure in names if measure in MEASURES))
             for key, names in measures[name].items()
-            if key in chosen and (content := store.read_cell(key))
+            if key in chosen and MEASURES.keys() & names.keys() and (cell := store.cell(key))
         }
         if cells:
             yield Order(
@@ -95,4 +115,4 @@ def _orders(
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

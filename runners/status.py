@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from runners.cli.command import command
+from runners.cli.program import run_program
 from runners.cli.verbs import open_study, try_look, verb_parser
 from runners.measures import DONE
 from runners.store.store import Store
@@ -64,12 +65,14 @@ def main(argv: Sequence[str]) -> int:
 def look_at(store: Store, keys: Sequence[str], *, everything: bool) -> "tuple[list[CellStatus], str]":
     """Look once: the cells, and the text that says it."""
     from runners.jobs.cell_status import render, statuses
+    from runners.jobs.local_sweeps import alive
 
     jobs, problem = try_look(store)
     lines = statuses(store, keys, jobs)
+    sweeps = [f"a sweep runs: pid {sweep.pid} on {sweep.host}" for sweep in alive(store)]
     text = render(lines, None if everything else SHOWN)
-    return lines, "\n".join([*([problem] if problem else []), *text])
+    return lines, "\n".join([*([problem] if problem else []), *sweeps, *text])
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

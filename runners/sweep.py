@@ -15,6 +15,7 @@ from ablations import Study, load_study, study_names
 from ablations.study import ARGUMENTS
 from runners.cli.command import command
 from runners.cli.options import SETTINGS, given, read_command
+from runners.cli.program import run_program
 from runners.jobs.options import RunOptions
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def run_here(sweep: "Sweep", store: "Store", options: RunOptions, arguments: Seq
     except KeyboardInterrupt:
         code = 130
     complete = run.is_complete()
-    print_results(store.out, sweep.rows(store))
+    print_results(store.out, sweep.rows(store), sweep.plan.cells)
     if not complete:
         again = shlex.join(argument for argument in arguments if argument != "--force")
         print(f"not complete; go on with: python runners/sweep.py {again}")
@@ -92,4 +93,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

@@ -7,6 +7,7 @@ does not know, from a newer version or from a user's measure, become further col
 
 import contextlib
 import gc
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -18,7 +19,9 @@ import pandas as pd
 from ablations.study import Cell, Scalar
 from runners.measures import depends_on_device, severity
 from runners.store.columns import COLUMNS, impl_today
-from runners.store.names import as_text
+from runners.store.csv import to_csv
+from runners.store.files import write_whole
+from runners.store.names import as_text, visible
 from runners.store.record import Record, RecordName
 from runners.store.store import Store, open_store
 
@@ -32,6 +35,10 @@ _PLAIN: dict[str, set[type]] = {
     "Float64": {float, int, NoneType},
 }
 _SETTINGS = ("impl", "regions", "region_size", "window")
+_OPEN = (*_SETTINGS, "topk", "topk_schedule", "threads")
+"""What a cell may leave open, and its records then tell."""
+_IDENTITY = {*_DEFAULTS, "attention", "resolution"} - {"attn", "defaults", *_OPEN}
+"""What a cell alone says, whatever its records say."""
 
 
 def load(folder: str | Path) -> pd.DataFrame:
@@ -56,6 +63,21 @@ def load(folder: str | Path) -> pd.DataFrame:
     return pd.DataFrame(data)
 
 
+def save(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as .csv or .parquet, whole or not at all.
+
+    Raises:
+        StoreError: the file cannot be written; one that was there before stays.
+        ImportError: parquet without pyarrow.
+    """
+    if path.suffix == ".csv":
+        write_whole(path, to_csv(table))
+    else:
+        content = io.BytesIO()
+        table.to_parquet(content, index=False)
+        write_whole(path, content.getvalue())
+
+
 @contextlib.contextmanager
 def _without_collector() -> Iterator[None]:
     """Spare the garbage collector hundreds of thousands of small objects, none of which is in a cycle."""
@@ -72,6 +94,8 @@ def _rows(store: Store, key: str) -> list[dict[str, Any]]:
     """All rows of a cell; none for a folder that is just being made."""
     cell = store.read_cell(key)
     names = store.record_names(key)
+    if not names and (problem := store.problem(key)):
+        return [{"cell_key": key, "status": "lost", "error_type": "UnreadableCell", "error_message": problem}]
     if cell is None and not names:
         return []
     lease = store.holder(key)
@@ -80,6 +104,7 @@ def _rows(store: Store, key: str) -> list[dict[str, Any]]:
     if lost:
         unmeasured = "lost"
     identity = {"cell_key": key, "study": ";".join(store.studies(key)), **_describe(cell)}
+    fixed = dict.fromkeys(_IDENTITY) | {name: value for name, value in identity.items() if name not in _OPEN}
     shared = _latest_shared(store, key, names)
     devices: dict[str | None, dict[str, RecordName]] = {}
     for name in names:  # sorted: the last attempt of the highest protocol comes last and stays
@@ -94,7 +119,8 @@ def _rows(store: Store, key: str) -> list[dict[str, Any]]:
     rows = []
     for device_id, measured in devices.items():
         records = shared + [store.read_record(key, name, samples=False) for name in measured.values()]
-        row = identity | _join(device_id, records) | _judge(_asked(wanted, device_id), unmeasured, records)
+        judged = _judge(_asked(wanted, device_id), unmeasured, records)
+        row = identity | _join(device_id, records) | fixed | judged
         if isinstance(row.get("impl"), str):
             row["impl"] = impl_today(row.get("attention"), row["impl"])
         if lost and row["status"] == "lost":
@@ -142,6 +168,9 @@ def _join(device_id: str | None, records: Sequence[Record]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for record in ordered:
         row |= record.values
+    codes = dict.fromkeys(str(code) for record in ordered if (code := record.values.get("attention_hash")))
+    if codes:
+        row["attention_hash"] = ";".join(codes)
     row |= _environment([record.environment for record in local])
     for record in records:
         row[f"{record.measure}_protocol"] = record.protocol
@@ -200,6 +229,8 @@ def _judge(wanted: Sequence[str], unmeasured: str, records: Sequence[Record]) ->
 
 def _array(values: Sequence[Any], dtype: Any) -> Any:
     """A nullable column; a value of another type is missing, so that one odd record costs one field only."""
+    if dtype == "string":
+        values = [visible(value) if type(value) is str else value for value in values]
     if set(map(type, values)) <= _PLAIN[dtype]:
         with contextlib.suppress(OverflowError):
             return pd.array(values, dtype=dtype)
@@ -208,7 +239,7 @@ def _array(values: Sequence[Any], dtype: Any) -> Any:
 
 def _fit(value: Any, dtype: str) -> Scalar | None:
     if dtype == "string":
-        return None if value is None else as_text(value)
+        return None if value is None else visible(as_text(value))
     if dtype == "boolean":
         return value if isinstance(value, bool) else None
     try:

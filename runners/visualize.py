@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ablations.values import Argument, resolution
 from runners.cli.command import Parser, add_flag, command
+from runners.cli.program import run_program
 from runners.pictures.photos import PHOTOGRAPHS, PROBES
 from runners.pictures.request import MOST_BLOCKS, MOST_HEADS, PictureRequest, prepare, select
 
@@ -137,4 +138,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

@@ -110,19 +110,35 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"kernel": 3, "dilation": 2, "bias": False},
         {"kernel": 5, "dilation": 3, "lepe": True},  # most sequences are shorter than a window
         {"kernel": 7, "qkv_bias": False},  # clamped on most
+        {"kernel": (2, 5), "lepe": True},
+        {"kernel": (4, 3), "stride": (3, 2), "dilation": (1, 2), "bias": False},
+        {"kernel": (3, 4), "stride": 2, "dilation": 2, "causal": "both", "qk_scale": 0.3},
+        {"kernel": 3, "dilation": (2, 1), "padding": "official", "lepe": True},  # 5 rows are filled up to 6
     ],
-    "axial": [{}, {"lepe": True, "qkv_bias": False, "qk_scale": 0.3}],
-    "crisscross": [{}, {"lepe": True, "qkv_bias": False, "qk_scale": 0.3}],
+    "axial": [
+        {},
+        {"lepe": True, "qkv_bias": False, "qk_scale": 0.3},
+        {"layers": "sum", "head_dim": 5},
+        {"layers": "sequence", "qkv_bias": False},
+    ],
+    "axial_deeplab": [{}, {"axes": "width", "map_size": (3, 12), "qkv_bias": True}],
+    "crisscross": [
+        {},
+        {"lepe": True, "qkv_bias": False, "qk_scale": 0.3},
+        {"recurrence": 2, "qk_reduction": 3, "qk_scale": 1.0, "residual": True, "lepe": True},
+    ],
     "pvt": [
         {"reduction": 2},
         {"reduction": 3, "qkv_bias": False},
         {"reduction": 1, "qk_scale": 0.3},
         {"reduction": 2, "padding": "official"},
+        {"linear": True},
     ],
     "sep": [
         {"window": 3, "kind": "local"},
         {"window": (2, 3), "kind": "local", "lepe": True, "qkv_bias": False},
         {"window": 3, "kind": "local", "padding": "official"},
+        {"window": 3, "kind": "local", "padding": "official", "variant": "segmentation", "lepe": True},
         {"reduction": 2, "kind": "global"},
         {"reduction": 3, "kind": "global", "padding": "official"},
     ],

@@ -5,21 +5,42 @@ from pathlib import Path
 
 import pytest
 
-from attention_zoo.published.cases import read_case
+from attention_zoo.parity import cases_below
+from attention_zoo.published.cases import FUNCTION, Case, read_case
+from attention_zoo.published.classes import MODELS
 
 ROOT = Path(__file__).parents[1]
-FOLDER = Path(os.environ.get("ZOO_GOLDEN") or ROOT.parent / "shared" / "golden")
-FILES = sorted(FOLDER.rglob("*.safetensors"))
-SKIPPED = f"no stored results in {FOLDER}; set ZOO_GOLDEN to their folder"
+SHARED = ROOT.parent / "shared"
+FOLDERS = [Path(folder) for folder in os.environ.get("ZOO_GOLDEN", "").split(os.pathsep) if folder] or [
+    SHARED / "golden",
+    SHARED / "golden2026",
+]
+FOLDER = FOLDERS[0]
+WITHOUT_A_MECHANISM = {"agent", "dbra", "focused", "linear", "mlla", "rmt", "slide", "ss2d", "transnext"}
+"""Families that the zoo has no mechanism of, so that parity names their cases and ends with 2."""
+
+PATHS = {
+    name: path
+    for folder in FOLDERS
+    for name, path in cases_below(folder).items()
+    if name.partition("/")[0] not in WITHOUT_A_MECHANISM
+}
+FILES = list(PATHS.values())
+HOLDING = sorted({path.parent for path in FILES})
+"""Folders that the files lie in."""
+
+SKIPPED = f"no stored results in {FOLDER}; set ZOO_GOLDEN to their folders"
 needs_golden = pytest.mark.skipif(not FILES, reason=SKIPPED)
 
 
 def path_of(name: str) -> Path:
-    return FOLDER / f"{name}.safetensors"
+    return PATHS[name]
 
 
-def name_of(path: Path) -> str:
-    return str(path.relative_to(FOLDER).with_suffix(""))
+def changes_the_map(case: Case) -> bool:
+    """Whether a token mixer of the published code gives another map than it takes, or other channels."""
+    is_mixer = case.kind not in {*MODELS, FUNCTION}
+    return is_mixer and case.tensors["input"].shape != case.tensors["output"].shape
 
 
 def listed() -> dict[str, list[str]]:
@@ -34,7 +55,7 @@ def kinds() -> dict[str, str]:
     """Published class of each case by its name; without the folder those of docs/parity.md, so that each skips."""
     if not FILES:
         return {name: row[0].strip("`") for name, row in listed().items()}
-    return {name_of(path): read_case(path, "").kind for path in FILES}
+    return {name: read_case(path, "").kind for name, path in PATHS.items()}
 
 
 CASES = kinds()

@@ -24,6 +24,10 @@ CONTENT_DECIDES = ("bra", "dat")  # what is read differs between images, so thes
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "axial": ("axial", {}),
+    "axial_deeplab": ("axial_deeplab", {"map_size": SIZE}),
+    "axial_deeplab_width": ("axial_deeplab", {"axes": "width", "map_size": 4, "qkv_bias": True}),
+    "axial_sequence": ("axial", {"layers": "sequence", "head_dim": 3}),
+    "axial_sum": ("axial", {"layers": "sum", "qkv_bias": False}),
     "bra": ("bra", {"regions": 2, "topk": 2}),
     "bra_head_routing": ("bra", {"region_size": 2, "topk": 3, "head_routing": True}),
     "bra_max_pooled_keys": ("bra", {"regions": 2, "topk": 3, "kv_pool": "max", "kv_ratio": 2}),
@@ -36,6 +40,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"regions": 2, "topk": 2, "soft_routing": True, "diff_routing": True, "param_routing": True},
     ),
     "crisscross": ("crisscross", {}),
+    "crisscross_published": ("crisscross", {"recurrence": 2, "qk_reduction": 2, "qk_scale": 1.0, "residual": True}),
     "crossformer_long": ("crossformer", {"group": 2, "interval": 2, "kind": "long"}),
     "crossformer_short": ("crossformer", {"group": 3, "kind": "short"}),
     "cswin": ("cswin", {"stripe": 2}),
@@ -53,10 +58,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "maxvit_grid": ("maxvit", {"window": (2, 3), "kind": "grid"}),
     "maxvit_grid_published": ("maxvit", {"window": 3, "kind": "grid", "padding": "official"}),
     "pvt": ("pvt", {"reduction": 2}),
+    "pvt_linear": ("pvt", {"linear": True}),
     "sep_global": ("sep", {"reduction": 2, "kind": "global"}),
     "sep_local": ("sep", {"window": 3, "kind": "local"}),
+    "sep_local_segmentation": (
+        "sep",
+        {"window": 3, "kind": "local", "padding": "official", "variant": "segmentation"},
+    ),
     "sliding": ("sliding", {"kernel": 3}),
+    "sliding_causal": ("sliding", {"kernel": (2, 3), "stride": (1, 2), "causal": "width", "bias": False}),
     "sliding_dilated": ("sliding", {"kernel": 3, "dilation": 2, "bias": False}),
+    "sliding_even": ("sliding", {"kernel": (4, 2)}),
+    "sliding_filled": ("sliding", {"kernel": 3, "dilation": 2, "padding": "official"}),
+    "sliding_strided": ("sliding", {"kernel": (3, 2), "stride": 2, "dilation": (1, 2)}),
     "swin": ("swin", {"window": 3}),
     "swin_shifted": ("swin", {"window": (2, 3), "shift": 1}),
     "vanilla": ("vanilla", {}),
@@ -97,11 +111,19 @@ def evaluate(attention: Attention, x: Tensor) -> dict[str, Tensor]:
     return {"output": y.detach(), "grad_input": gradient}
 
 
+def draw(key: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """A weight, or a statistic of a batch norm: a variance is positive."""
+    drawn = torch.randn(shape, generator=generator) * 0.4
+    if key.endswith("num_batches_tracked"):
+        return torch.ones(shape, dtype=torch.long)
+    return drawn.abs() + 0.5 if key.endswith("running_var") else drawn
+
+
 def write(name: str) -> None:
     attention = build(name, impl="reference")
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     # far from the initial weights, whose softmax is flat and whose tables of biases are all but 0
-    weights = {key: torch.randn(t.shape, generator=generator) * 0.4 for key, t in attention.state_dict().items()}
+    weights = {key: draw(key, t.shape, generator) for key, t in attention.state_dict().items()}
     attention.load_state_dict(weights)
     images = 2 if CASES[name][0] in CONTENT_DECIDES else 1
     x = torch.randn(images, *SIZE, DIM, generator=generator)

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from attention_zoo import create
+from attention_zoo import create, create_model
+from attention_zoo.mechanisms.axial import AxialConfig
+from attention_zoo.mechanisms.axial_deeplab import AxialDeepLabConfig
+from attention_zoo.mechanisms.crisscross import CrissCrossConfig
 
 SIZES = [(4, 6), (5, 3), (1, 4), (3, 1), (1, 1)]
 each_size = pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
@@ -104,6 +107,85 @@ def test_axials_reference_notices_a_rolled_vector(small, monkeypatch, part):
     assert not torch.allclose(expected, attention.reference(x), rtol=1e-9, atol=1e-10)
 
 
+def layer_by_token(x, qkv, proj, lines, scale):
+    """Axial attention with projections of its own, of heads whose widths the projections tell."""
+    q, k, v = (x @ qkv.weight.T + (0 if qkv.bias is None else qkv.bias)).chunk(3, dim=-1)
+    mixed = torch.zeros_like(v)
+    for line in lines:
+        for query in line:
+            for part in torch.arange(v.shape[1]).chunk(2):
+                powers = [((q[query, part] * k[key, part]).sum() * scale).exp() for key in line]
+                for key, power in zip(line, powers, strict=True):
+                    mixed[query, part] += power / sum(powers) * v[key, part]
+    return mixed @ proj.weight.T + proj.bias
+
+
+@each_size
+@pytest.mark.parametrize("config", [{}, {"qkv_bias": False}, {"head_dim": 5, "qk_scale": 0.3}], ids=str)
+@pytest.mark.parametrize("layers", ["sum", "sequence"])
+def test_a_layer_for_each_axis_by_token(small, size, layers, config):
+    height, width = size
+    attention, x = small("axial", height, width, layers=layers, **config)
+    rows = [[row * width + col for col in range(width)] for row in range(height)]
+    cols = [[row * width + col for row in range(height)] for col in range(width)]
+    scale = config.get("qk_scale", 6**-0.5)
+    tokens = x[1].reshape(-1, 12)
+    columns = layer_by_token(tokens, attention.qkv, attention.proj, cols, scale)
+    given = columns if layers == "sequence" else tokens
+    found = layer_by_token(given, attention.qkv_rows, attention.proj_rows, rows, scale)
+    expected = found if layers == "sequence" else found + columns
+    torch.testing.assert_close(attention(x)[1].reshape(-1, 12), expected)
+
+
+def test_macs_of_a_layer_for_each_axis(small):
+    attention, _ = small("axial", 1, 1, layers="sum", head_dim=5)
+    assert vars(attention.macs(6, 10)) == {
+        **dict.fromkeys(("routing", "position", "host"), 0),
+        "projection": 8 * 60 * 12 * 10,
+        "core": 2 * 60 * 16 * 10,
+    }
+
+
+def test_a_host_starts_the_layers_of_both_axes_alike():
+    model = create_model("small", attn="axial", layers="sequence", num_classes=3)
+    for mixer in model.mixers()[1]:
+        spreads = [qkv.weight[: 2 * mixer.qk_dim].std().item() * mixer.dim**0.5 for qkv, _ in mixer.projections]
+        assert len(spreads) == 2 and spreads == pytest.approx([1.05] * 2, rel=0.1)
+        assert not mixer.proj_rows.bias.any()
+
+
+@each_size
+@pytest.mark.parametrize("config", [{"qk_scale": 1.0}, {"qk_reduction": 3, "lepe": True}], ids=str)
+@pytest.mark.parametrize("residual", [False, True], ids=["projected", "residual"])
+def test_passes_of_crisscross_use_the_same_weights(small, output_by_token, size, config, residual):
+    attention, x = small("crisscross", *size, recurrence=2, residual=residual, **config)
+    scale = config.get("qk_scale", (attention.qk_dim // 2) ** -0.5)
+    proj = attention.proj
+    if residual:
+        # the loops end with a projection
+        attention.proj = torch.nn.Linear(12, 12).double()
+        attention.proj.load_state_dict({"weight": torch.eye(12), "bias": torch.zeros(12)})
+    expected = x[1]
+    for _ in range(2):
+        y = output_by_token(attention, expected, crosses(*size), scale=scale)
+        expected = expected + attention.gamma * y if residual else y
+    attention.proj = proj
+    torch.testing.assert_close(attention(x)[1], expected)
+
+
+def test_ccnets_residual_starts_as_the_identity():
+    attention = create("crisscross", dim=16, num_heads=1, residual=True, qk_reduction=8)
+    x = torch.randn(2, 3, 4, 16)
+    assert torch.equal(attention(x), x)
+    assert (attention.qk_dim, attention.gamma.shape) == (2, (1,))
+
+
+def test_macs_of_passes(small):
+    attention, _ = small("crisscross", 1, 1, recurrence=3, qk_reduction=3, residual=True)
+    macs = attention.macs(6, 10)
+    assert (macs.projection, macs.core) == (3 * 60 * 12 * (12 + 2 * 4), 3 * 60 * 16 * (12 + 4))
+
+
 @each_name
 def test_macs_are_the_closed_form(small, name):
     attention, _ = small(name, 1, 1)
@@ -119,3 +201,23 @@ def test_bad_values(name):
         create(name, dim=10, num_heads=4)
     with pytest.raises(ValueError, match=f"unknown field of {name} 'window'"):
         create(name, dim=12, num_heads=2, window=3)
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "message"),
+    [
+        (AxialConfig, {"head_dim": 4}, "head_dim .* needs layers=sum or sequence; got 4, layers=shared"),
+        (AxialConfig, {"head_dim": 0, "layers": "sum"}, "head_dim must be at least 1.* got 0"),
+        (AxialConfig, {"lepe": True, "layers": "sum"}, "lepe must be off, got lepe=True: with layers=sum"),
+        (CrissCrossConfig, {"recurrence": 0}, "recurrence must be at least 1, got 0"),
+        (CrissCrossConfig, {"qk_reduction": 0}, "qk_reduction must be at least 1, got 0"),
+        (AxialDeepLabConfig, {"map_size": (3, 0)}, r"map_size must be at least 1, got \(3, 0\)"),
+        (AxialDeepLabConfig, {"qk_scale": 0.3}, "qk_scale must be left out.* got 0.3"),
+        (AxialDeepLabConfig, {"lepe": True}, "lepe must be off, got lepe=True"),
+        (AxialDeepLabConfig, {"axes": "rows"}, "axes takes both[|]height[|]width; got 'rows'"),
+    ],
+    ids=str,
+)
+def test_bad_fields(config, values, message):
+    with pytest.raises(ValueError, match=message):
+        config(**values)

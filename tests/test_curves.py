@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from figure_rows import frame, growing, trained
+from sample_results import write_sample
 
 from runners.figures import KINDS, draw, show
 from runners.figures.__main__ import main
@@ -363,3 +364,23 @@ def test_the_sample_is_drawn_only_where_there_are_no_results(tmp_path):
 
     open_store(tmp_path / "runs", create=True).add_cell(Cell())
     assert len(results(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("kind", ["complexity", pytest.param("topk", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("column", "measure"), [("peak_infer_mib", "memory"), ("infer_latency_ms", "throughput")])
+def test_a_quantity_that_failed_everywhere_leaves_the_others(tmp_path, kind, column, measure):
+    write_sample(tmp_path, seeds=2)
+    rows = read_rows(tmp_path)
+    failed = rows.assign(**{column: pd.array([None] * len(rows), dtype="Float64"), f"{measure}_status": "oom"})
+    titles = {ax.get_title(loc="left") or ax.get_xlabel() for ax in draw(kind, failed).axes if ax.lines}
+    assert len(titles) > 1
+
+
+@pytest.mark.parametrize("kind", ["topk", *(pytest.param(k, marks=pytest.mark.slow) for k in ("complexity", "pareto"))])
+def test_tables_that_were_joined_are_drawn(tmp_path, kind):
+    write_sample(tmp_path, seeds=2)
+    rows = read_rows(tmp_path)
+    half = len(rows) // 2
+    parts = [part.reset_index(drop=True) for part in (rows.iloc[:half], rows.iloc[half:])]
+    joined, whole = (draw(kind, table) for table in (pd.concat(parts), rows))
+    assert [len(ax.lines) for ax in joined.axes] == [len(ax.lines) for ax in whole.axes]

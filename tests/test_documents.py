@@ -42,7 +42,7 @@ SWEEPS = [
     for command in programs(*(name for name in DOCUMENTS if name != "results/README.md"))
     if re.match(r"python runners/sweep\.py (?!.*(--cluster slurm|--attn \S*:))", command)
 ]
-SHORTENED = ["--steps", "2", "--batch-size", "4", "--threads", "1", "--seeds", "0"]
+SHORTENED = {"--steps": "2", "--batch-size": "4", "--threads": "1", "--seeds": "0"}
 
 
 def cells(document: str, first: str) -> dict[str, list[str]]:
@@ -114,7 +114,12 @@ def test_every_sweep_runs(command: str, tmp_path: Path) -> None:
         # one command that trains is enough
         measures = {None: "flops,accuracy", "flops,accuracy": "flops"}
         asked = arguments[arguments.index("--measure") + 1] if "--measure" in arguments else None
-        arguments += [*SHORTENED, "--measure", measures.get(asked, asked), "--out", str(tmp_path / "runs")]
+        changes = {**SHORTENED, "--measure": measures.get(asked, asked), "--results": str(tmp_path / "runs")}
+        for flag, value in changes.items():
+            if flag in arguments:
+                arguments[arguments.index(flag) + 1] = value
+            else:
+                arguments += [flag, value]
     done = subprocess.run(
         [sys.executable, "runners/sweep.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600
     )

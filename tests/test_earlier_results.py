@@ -30,7 +30,7 @@ ENDED, KILLED, WAITING = "f991da5a09accba5", "a014ff78d3e05627", "1c6bf956161896
 @pytest.fixture
 def folder(tmp_path):
     copy = tmp_path / "runs"
-    shutil.copytree(DATA, copy)
+    shutil.copytree(DATA, copy, symlinks=True)  # submitit left a link to a path of the machine that wrote it
     # a clone gives every file the time of today, and this one is the heartbeat of a process that is gone
     os.utime(copy / "cells" / KILLED / "lease.json", (0, 0))
     return copy

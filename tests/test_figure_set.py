@@ -13,7 +13,6 @@ from figure_rows import frame, growing, settings, trained
 from matplotlib.colors import to_rgb
 from matplotlib.text import Annotation, Text
 
-import attention_zoo
 from runners.figures import KINDS, draw, save
 from runners.figures.__main__ import main
 from runners.figures.choices import FORMATS, SIZES
@@ -60,7 +59,6 @@ of_every_figure = pytest.mark.parametrize(("kind", "table", "size"), CASES)
 
 
 def test_every_mechanism_has_a_colour_and_a_marker_that_no_other_has():
-    assert {*attention_zoo.names()} <= {*COLOURS} | {*attention_zoo.names()}
     colours, markers = zip(*COLOURS.values(), strict=True)
     assert len({*colours, *OTHERS}) == len(COLOURS) + len(OTHERS) >= 16
     assert len({*markers}) == len(COLOURS)

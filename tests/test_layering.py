@@ -48,7 +48,7 @@ def test_the_zoo_imports_torch_alone(path):
         "counting.py": {"fvcore"},
         "timm_models.py": {"timm"},
         "timm_run.py": {"timm"},
-        "weights.py": {"safetensors"},
+        "weights.py": {"safetensors", "numpy"},
         "cases.py": {"safetensors"},
     }
     assert packages(path) <= {"attention_zoo", "torch"} | more.get(path.name, set())

@@ -249,3 +249,61 @@ def test_owners_that_are_killed_are_succeeded_one_by_one(path, tmp_path):
     pids = log.read_text().split()
     assert pids[::2] == pids[1::2]
     assert sorted(pids[::2]) == sorted(str(process.pid) for process in processes)
+
+
+@pytest.mark.parametrize("owner", ["nobody", "another machine"])
+def test_a_time_in_the_future_is_no_heartbeat(path, owner):
+    write_owner(path, host="n7", boot_id="elsewhere")
+    if owner == "nobody":
+        path.write_text("")
+    let_age(path, -86400 * 365)
+    assert holder(path).state == "dead"
+    with acquire(path) as lease:
+        assert lease.is_mine()
+
+
+def test_a_clock_that_is_a_little_ahead_is_a_heartbeat(path):
+    write_owner(path, host="n7", boot_id="elsewhere")
+    let_age(path, -STALE_S / 2)
+    assert holder(path).state == "live"
+
+
+def test_a_claim_of_the_future_gives_way(path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    write_owner(path, started=0.0)
+    found = path.stat()
+    claim = path.with_name(f"{path.name}.{found.st_ino:x}-{found.st_mtime_ns:x}.claim")
+    claim.touch()
+    let_age(claim, -86400)
+    assert isinstance(acquire(path), Held)  # which removes the claim
+    with acquire(path) as lease:
+        assert lease.is_mine()
+
+
+def test_a_lock_that_is_not_given_back_is_not_waited_for_for_ever(path, monkeypatch):
+    monkeypatch.setattr(leases, "LOCK_S", 0.1)
+    with path.with_name("lease.json.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(StoreError, match=r"lease\.json: another process"):
+            acquire(path)
+    acquire(path).release()
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe", "deep", "infinite"])
+def test_a_lease_that_nobody_can_have_written_is_dead(path, tmp_path, kind):
+    if kind == "folder":
+        path.mkdir()
+        (path / "mine").write_text("kept")
+    elif kind == "link":
+        path.symlink_to(tmp_path / "nowhere")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        owner = '{"host": "h", "boot_id": "b", "pid_namespace": "p", "pid": Infinity, "started": 1}'
+        path.write_text("[" * 200_000 if kind == "deep" else owner)
+    os.utime(path, (0, 0), follow_symlinks=False)
+    assert holder(path).state == "dead"
+    with acquire(path) as lease:
+        assert lease.is_mine()
+    kept = [file.read_text() for file in tmp_path.rglob("mine")]
+    assert kept == (["kept"] if kind == "folder" else [])

@@ -47,7 +47,7 @@ def test_a_status_of_a_newer_version_is_a_failure_everywhere(tmp_path):
     store = open_store(tmp_path, create=True)
     key = store.add_cell(Cell(attn="bra"), measures=["accuracy"])
     path = store.write_record(key, Record(measure="accuracy", device_id="cpu", protocol=1, status="error"))
-    path.write_text(to_text(replace(store.records(key)[0], status="melted", error_message="why")))
+    path.write_text(to_text(replace(store.records(key)[0], status="melted", error_message="why"), key))
 
     rows = read_rows(tmp_path)
     assert rows["status"].tolist() == ["melted"]

@@ -137,7 +137,8 @@ def test_counters_by_hooks_see_every_projection(case):
     dim, tokens = attention.dim, 6 * 8
     # the whole layer is called for each map
     assert counted["qkv"] == (tokens + two_maps(attention, 6, 8)) * dim * attention.qkv.out_features
-    assert counted["proj"] == tokens * dim**2
+    # a published code without a projection at its end has none here either
+    assert counted["proj"] == (tokens * dim**2 if isinstance(attention.proj, nn.Linear) else 0)
 
 
 @each_name

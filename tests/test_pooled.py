@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from attention_zoo import create, create_model, pooled
 from attention_zoo.layouts import SMALL, STL
-from attention_zoo.mechanisms.pvt import PVTConfig
+from attention_zoo.mechanisms.pvt import PVT, PVTConfig
 from attention_zoo.mechanisms.sep import SepConfig
 
 POOLED = [("pvt", {}), ("sep", {"kind": "global"})]
@@ -159,6 +159,52 @@ def test_the_reference_notices_one_token_missing_from_a_patch(small, monkeypatch
     assert_noticed(attention, x, expected)
 
 
+def averaged_by_token(attention, image):
+    """Keys' map of one image, (49, C): averages of bins that may overlap, then convolution, norm and GELU."""
+    height, width, channels = image.shape
+    sr, norm = attention.pool.sr, attention.pool.norm
+    found = []
+    for i in range(7):
+        for j in range(7):
+            rows = range(i * height // 7, -(-(i + 1) * height // 7))
+            cols = range(j * width // 7, -(-(j + 1) * width // 7))
+            mean = sum(image[row, col] for row in rows for col in cols) / (len(rows) * len(cols))
+            y = F.layer_norm(sr.weight[:, :, 0, 0] @ mean + sr.bias, (channels,), norm.weight, norm.bias)
+            found.append(F.gelu(y))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (14, 21), (3, 8), (9, 16), (1, 1)], ids=str)
+def test_linear_attention_reads_averages(small, size):
+    attention, x = small("pvt", *size, linear=True)
+    expected = pooled_by_token(attention, x[1], averaged_by_token(attention, x[1]))
+    torch.testing.assert_close(attention(x)[1], expected)
+    assert attention.connectivity(x).all()
+
+
+def test_linear_attention_has_as_many_keys_on_every_map(small):
+    attention, _ = small("pvt", 1, 1, linear=True)
+    for tokens, size in ((96, (8, 12)), (30, (5, 6))):
+        macs = attention.macs(*size)
+        assert (macs.projection, macs.core) == (2 * tokens * 144 + 3 * 49 * 144, 2 * tokens * 49 * 12)
+        assert attention.geometry(*size) == {"pad_ratio": 0.0}
+    assert PVTConfig(linear=True).at(0, 0, STL).reduction is None
+    assert (PVT.core_exponent(PVTConfig(linear=True)), PVT.core_exponent(PVTConfig())) == (1, 2)
+
+
+def test_the_weight_of_an_average_lies_evenly_on_its_tokens(small):
+    attention, x = small("pvt", 10, 4, linear=True)
+    weights = attention.weights(x)
+    spread = torch.zeros(2, 2, 40, 10, 4, dtype=torch.float64)
+    for i in range(7):
+        for j in range(7):
+            rows = slice(i * 10 // 7, -(-(i + 1) * 10 // 7))
+            cols = slice(j * 4 // 7, -(-(j + 1) * 4 // 7))
+            share = weights[..., 7 * i + j, None, None]
+            spread[..., rows, cols] += share / (rows.stop - rows.start) / (cols.stop - cols.start)
+    torch.testing.assert_close(attention.on_map(x, weights), spread)
+
+
 @each_pooled
 def test_macs_are_the_closed_form(small, name, config):
     attention, _ = small(name, 1, 1, reduction=4, **config)
@@ -206,6 +252,26 @@ def test_the_published_windows_read_zeros_padded_before_the_projection(small, ou
     assert not torch.allclose(masked(x)[1], expected)
 
 
+@pytest.mark.parametrize(
+    ("size", "masks"), [((5, 7), True), ((6, 7), False), ((5, 6), False), ((6, 6), False)], ids=str
+)
+def test_twins_segmentation_masks_padding_where_both_sides_are_padded(small, size, masks):
+    config = {"window": 3, "kind": "local"}
+    attention, x = small("sep", *size, **config, padding="official", variant="segmentation")
+    same, _ = small("sep", *size, **config, **({} if masks else {"padding": "official"}))
+    other, _ = small("sep", *size, **config, **({"padding": "official"} if masks else {}))
+    torch.testing.assert_close(attention(x), same(x))
+    assert torch.allclose(attention(x), other(x)) == (size == (6, 6))
+    assert attention.macs(*size) == same.macs(*size)
+
+
+def test_the_output_projection_of_published_windows_leaves_padding_out(small):
+    attention, _ = small("sep", 1, 1, window=3, kind="local", padding="official", lepe=True)
+    macs = attention.macs(5, 7)
+    assert (macs.projection, macs.core) == ((3 * 54 + 35) * 144, 2 * 54 * 9 * 12)
+    assert macs.position == 54 * 12 * 25
+
+
 def test_macs_and_geometry_of_windows(small):
     attention, _ = small("sep", 1, 1, window=(2, 3), kind="local")
     macs = attention.macs(4, 9)
@@ -237,12 +303,14 @@ def test_a_pyramid_alternates_from_windows_to_the_reduced_map():
     ("config", "values", "message"),
     [
         (PVTConfig, {"reduction": 0}, "reduction must be at least 1, got 0"),
+        (PVTConfig, {"reduction": 2, "linear": True}, "reduction must be left out with linear=on.* got 2"),
         (PVTConfig, {"lepe": True}, "lepe must be off, got lepe=True: pvt pools the values"),
         (SepConfig, {"reduction": 0}, "reduction must be at least 1, got 0"),
         (SepConfig, {"window": 0}, "window must be at least 1, got 0"),
         (SepConfig, {"window": (3, -1)}, r"window must be at least 1, got \(3, -1\)"),
         (SepConfig, {"lepe": True, "kind": "global"}, "lepe must be off, got lepe=True: kind=global pools the values"),
         (SepConfig, {"pad_moment": "input"}, "pad_moment=input needs padding=official"),
+        (SepConfig, {"variant": "segmentation"}, "variant=segmentation needs padding=official.* got padding=mask"),
     ],
     ids=str,
 )

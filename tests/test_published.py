@@ -1,10 +1,12 @@
 """Published models: names, shapes, counts and MACs of the official ones, and their checkpoints."""
 
+import argparse
 import json
 import math
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,11 +16,13 @@ from timm.models.maxxvit import AttentionCl
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import attention_zoo.timm_models  # noqa: F401 -- registers the names
 from attention_zoo import create, create_model
 from attention_zoo.published.classes import counterpart, counterpart_model
 from attention_zoo.published.models import PUBLISHED
 from attention_zoo.published.places import Official
 from attention_zoo.published.weights import load_official, to_official
+from runners.cells.weights import load_model
 
 # models of other codes whose configuration the lists leave to the name
 HOSTS = {
@@ -112,6 +116,49 @@ def test_a_checkpoint_loads_and_comes_back(tiny, tmp_path, suffix):
         torch.testing.assert_close(loaded(images), model(images))
 
 
+def read_by_all(path, classes):
+    """Weights of biformer_tiny as each reader of files gives them: create_model, visualize.py and timm."""
+    timm_settings = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
+    yield create_model("biformer_tiny", num_classes=classes, checkpoint=path).state_dict()
+    yield load_model(str(path), arch="biformer_tiny").model.state_dict()
+    yield timm.create_model("zoo_biformer_tiny", num_classes=classes, **timm_settings).state_dict()
+
+
+LAYOUTS = {
+    "official": lambda ours, theirs: {"model": theirs},
+    "official alone": lambda ours, theirs: theirs,
+    "official under state_dict": lambda ours, theirs: {"state_dict": theirs, "epoch": 3},
+    "official of DDP": lambda ours, theirs: {"model": {f"module.{name}": tensor for name, tensor in theirs.items()}},
+    "ours alone": lambda ours, theirs: ours,
+    "ours of torch.compile and DDP": lambda ours, theirs: {f"module._orig_mod.{n}": t for n, t in ours.items()},
+    "ours of a trainer": lambda ours, theirs: {"state_dict": {f"model.{name}": t for name, t in ours.items()}},
+    "an average alone": lambda ours, theirs: {"model_ema": theirs},
+    "a training of BiFormer's main.py": lambda ours, theirs: {
+        "model": theirs,
+        "optimizer": {"state": {}, "param_groups": []},
+        "epoch": 1,
+        "args": argparse.Namespace(lr=1e-3, output=Path("runs"), seed=None),
+    },
+    "a training of timm's train.py": lambda ours, theirs: {
+        "epoch": 1,
+        "arch": "zoo_biformer_tiny",
+        "state_dict": ours,
+        "state_dict_ema": {name: torch.zeros_like(tensor) for name, tensor in ours.items()},
+        "args": argparse.Namespace(lr=1e-3),
+        "metric": np.float64(81.4),
+    },
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_all_readers_read_the_same_files(tiny, tmp_path, layout):
+    ours, path = tiny[0].state_dict(), tmp_path / "model.pth"
+    torch.save(LAYOUTS[layout](ours, tiny[1]), path)
+    for found in read_by_all(path, classes=10):
+        assert found.keys() == ours.keys()
+        assert all(torch.equal(tensor, ours[name]) for name, tensor in found.items())
+
+
 class Malicious:
     def __reduce__(self):
         return Path.touch, (Path("pwned"),)
@@ -123,9 +170,9 @@ def test_a_checkpoint_of_something_else_is_refused(tiny, tmp_path, monkeypatch, 
     path, state = tmp_path / "model.pth", dict(tiny[1])
     message = {
         "another model": "these are not the weights of this models.BiFormerSTL: unknown: .*pos_embed",
-        "no state": "holds no state dict, neither at the top nor under 'model'",
-        "no file": "cannot be read: FileNotFoundError",
-        "code": "cannot be read: UnpicklingError",
+        "no state": "holds no weights, neither at the top nor under model, state_dict",
+        "no file": "cannot be read: No such file",
+        "code": "is refused",
         "missing": "missing: head.bias",
         "unknown": "unknown: head.scale",
         "shape": "mis-shaped: head.weight 7x512 instead of 10x512",

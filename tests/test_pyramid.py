@@ -125,8 +125,8 @@ def test_schedules_of_several_fields_meet_in_a_stage():
 
 @pytest.mark.parametrize("lepe", ["on", "off"])
 def test_lepe_holds_for_the_full_stage_too(lepe):
-    # keys of these are no tokens, so there is no map of values to convolve
-    without = {"dat", "pvt", "sep"} if lepe == "on" else set()
+    # keys of these are no tokens, so there is no map of values to convolve; the first has a position term of its own
+    without = {"axial_deeplab", "dat", "pvt", "sep"} if lepe == "on" else set()
     for name in without:
         with pytest.raises(ValueError, match="lepe"):
             build(attn=name, lepe=lepe)
@@ -146,7 +146,7 @@ def test_lepe_holds_for_the_full_stage_too(lepe):
         ({"topk": "1-2-4-all"}, "topk takes an integer; got 'all'"),
         ({"topk": 0}, "topk must be at least 1, got 0"),
         ({"topks": 4}, "unknown field of bra 'topks'; did you mean 'topk'[?] known: .*regions"),
-        ({"attn": "swn"}, "unknown mechanism 'swn'; did you mean 'swin'[?] known: axial, bra, .*vanilla"),
+        ({"attn": "swn"}, "unknown mechanism 'swn'; did you mean 'swin'[?] known: axial, .*bra, .*vanilla"),
         ({"attn": "swin", "topk": 4}, "unknown field of swin 'topk'; .*known: .*window"),
         ({"layout": "smal"}, "unknown layout 'smal'; did you mean 'small'[?] known: biformer_base, .*small, stl"),
         ({"lepe": "on-on-on-full"}, "full belongs into the schedule of a field of the mechanism, not of LePE"),

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from ablations.study import cell_key
+from attention_zoo import resolve
 from runners import Sweep
 from runners.cli.options import read_command
+from runners.cli.screen import print_results
 from runners.jobs.options import RunOptions, SlurmOptions
+from runners.store.store import open_store
 from runners.sweep import make_sweep
 from runners.table import load
 
@@ -138,3 +141,18 @@ def test_rows_are_those_of_the_sweep_alone(tmp_path: Path) -> None:
     rows = Sweep(attn="swin", measures="flops").run(tmp_path, cluster="debug")
     assert list(rows["attention"]) == ["swin"]
     assert sorted(load(tmp_path)["attention"]) == ["swin", "vanilla"]
+
+
+def test_the_screen_shows_every_setting_that_was_swept(tmp_path, capsys):
+    sweep = Sweep(attn=["bra", "swin"], batch_size=[2, 4], measures=["flops"], **{"bra.lepe": ["on", "off"]})
+    store = open_store(tmp_path, create=True)
+    for cell in sweep.plan.cells:
+        store.add_cell(cell, None, sweep.measures, "cpu")
+    print_results(store.out, sweep.rows(store), sweep.plan.cells)
+    head, *lines = capsys.readouterr().out.splitlines()[:7]
+    at = {name: head.split().index(name) for name in ("attention", "lepe", "batch_size", "status")}
+    shown = {tuple(line.split()[at[name]] for name in ("attention", "lepe", "batch_size")) for line in lines}
+    lepe = "true" if resolve("swin").Config().lepe else "false"
+    both = {("bra", value, batch) for value in ("true", "false") for batch in ("2", "4")}
+    assert shown == both | {("swin", lepe, batch) for batch in ("2", "4")}
+    assert (tmp_path / "table.csv").exists()

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 
 from ablations.study import Cell, cell_key
 from runners.measures import RECORDED
-from runners.store.record import Record, RecordName
+from runners.store.record import MAX_VALUES, Record, RecordName, seal
 from runners.store.store import StoreError, open_store
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -44,6 +45,16 @@ def store(tmp_path):
     store = open_store(tmp_path / "hostile 'name' with spaces", create=True)
     store.add_cell(CELL, "topk", ["accuracy"])
     return store
+
+
+def unsealed(text: str, key: str | None = None) -> str:
+    """A record without its checksum, and without its cell unless that is named."""
+    head, rest = text.split("\n", 1)
+    content = json.loads(head.removeprefix('{"record": ').removesuffix(","))
+    del content["sha256"]
+    if key is None:
+        del content["cell_key"]
+    return f'{{"record": {json.dumps(content)},\n{rest}'
 
 
 def write_many(out: Path, writer: int, count: int) -> None:
@@ -119,15 +130,41 @@ def test_attempts_are_counted_for_each_protocol_device_and_measure(store):
     assert store.next_attempt(KEY, "memory", "cpu-any_1.0", 2) == 1
 
 
-def test_the_file_name_decides_what_a_record_is(store):
+def test_a_record_under_the_name_of_another_is_lost(store):
     path = store.write_record(KEY, FOUND)
     path.rename(path.with_name("memory.gpu.v3.a7.json"))
-    assert [record.name for record in store.records(KEY)] == [RecordName("memory", "gpu", 3, 7)]
+    (lost,) = store.records(KEY)
+    assert (lost.name, lost.status) == (RecordName("memory", "gpu", 3, 7), "lost")
+
+
+def test_a_record_of_another_cell_is_lost(store):
+    path = store.write_record(KEY, FOUND)
+    other = store.add_cell(Cell(seed=7))
+    shutil.copytree(path.parent, store.folder(other) / "records")
+    assert [record.status for record in store.records(other)] == ["lost"]
+    assert KEY in store.records(other)[0].error_message
+    assert store.records(KEY) == [FOUND]
+
+
+def test_a_flipped_bit_anywhere_is_noticed(store):
+    path = store.write_record(KEY, FOUND)
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        for samples in (False, True):
+            assert store.read_record(KEY, FOUND.name, samples=samples).status == "lost", whole[at - 20 : at + 20]
+
+
+def test_records_of_earlier_versions_have_no_checksum(store):
+    path = store.write_record(KEY, FOUND)
+    path.write_text(unsealed(path.read_text()))
+    assert '"sha256"' not in path.read_text() and KEY not in path.read_text()
+    assert store.records(KEY) == [FOUND]
 
 
 def test_fields_of_a_newer_version_are_ignored(store):
     path = store.write_record(KEY, FOUND)
-    path.write_text(path.read_text().replace('"measure"', '"colour": "blue", "measure"', 1))
+    path.write_text(seal(unsealed(path.read_text(), KEY).replace('"measure"', '"colour": "blue", "measure"', 1)))
     assert store.records(KEY) == [FOUND]
 
 
@@ -215,6 +252,12 @@ def test_a_record_cut_off_anywhere_is_lost_and_superseded(store):
         b'{"record": {},\n"environment": {},\n"samples": {}}\n',
         b'{"record": [],\n"environment": {},\n"samples": {}}\n',
         {"values": []},
+        {"values": {f"value_{number}": 1 for number in range(MAX_VALUES + 1)}},
+        {"values": {"nan": math.nan}},
+        {"command": None},
+        {"error_message": 5},
+        {"ended_at": "yesterday"},
+        {"started_at": "2030-01-02T03:04:05"},
         {"started_at": 5},
         {"ended_at": None},
         {"status": ["ok"]},
@@ -224,12 +267,12 @@ def test_a_record_cut_off_anywhere_is_lost_and_superseded(store):
 def test_a_damaged_record_is_lost_with_its_file_named(store, content):
     path = store.write_record(KEY, FOUND)
     if isinstance(content, dict):
-        # the same three lines, a field of another type
-        parts = json.loads(path.read_text())
+        # the same three lines and the right checksum, a field of another type
+        parts = json.loads(unsealed(path.read_text(), KEY))
         parts["environment"] = content.pop("environment", parts["environment"])
         parts["record"] |= content
         lines = (f'"{name}": {json.dumps(parts[name])}' for name in ("record", "environment", "samples"))
-        content = ("{" + ",\n".join(lines) + "}\n").encode()
+        content = seal("{" + ",\n".join(lines) + "}\n").encode()
     path.write_bytes(content)
     store.write_record(KEY, replace(FOUND, measure="memory"))
     lost, whole = store.records(KEY)
@@ -275,3 +318,13 @@ def test_a_short_write_leaves_no_half_record(store):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert os.listdir(store.folder(KEY) / "records") == []
+
+
+@pytest.mark.parametrize("line", ["record", "environment", "samples"])
+@pytest.mark.parametrize("deep", ["[" * 200_000 + "]" * 200_000, "[" * 200 + "]" * 200])
+def test_a_record_that_is_nested_too_deeply_is_lost(store, line, deep):
+    path = store.write_record(KEY, FOUND)
+    text = unsealed(path.read_text(), KEY)
+    inside = '"values": {' if line == "record" else f'"{line}": {{'
+    path.write_text(seal(text.replace(inside, f'{inside}"x": {deep}, ', 1)))
+    assert store.read_record(KEY, FOUND.name).status == "lost"

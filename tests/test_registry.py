@@ -245,3 +245,20 @@ def test_dashes_separate_stages_unless_they_belong_to_a_number():
     assert parse_values(SwinConfig, "window", "4x6-4-2-full") == [(4, 6), 4, 2, "full"]
     with pytest.raises(ValueError, match="topk takes an integer; got '1-'"):
         parse_values(BRAConfig, "topk", "1-")
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((2, 12, 5, 7), ["(B, H, W, C)", "C=12", "(2, 12, 5, 7)", "permute(0, 2, 3, 1)"]),
+        ((2, 35, 12), ["(B, H, W, C)", "C=12", "(2, 35, 12)", "unflatten"]),
+        ((35, 12), ["(B, H, W, C)", "(35, 12)"]),
+        ((2, 5, 7, 8), ["(B, H, W, C)", "C=12", "(2, 5, 7, 8)"]),
+    ],
+)
+@pytest.mark.parametrize("name", attention_zoo.names())
+def test_an_input_in_another_order_is_one_clear_error(name, shape, words):
+    attention = attention_zoo.create(name, dim=12, num_heads=2)
+    with pytest.raises(ValueError) as raised:
+        attention(torch.zeros(shape))
+    assert all(word in str(raised.value) for word in words)

@@ -2,11 +2,14 @@
 
 import contextlib
 import errno
+import hashlib
+import io
 import itertools
 import json
 import math
 import multiprocessing
 import os
+import pickle
 import signal
 import tempfile
 from pathlib import Path
@@ -18,6 +21,7 @@ from hypothesis import strategies as st
 from test_train import Stripes
 from torch import nn
 
+from runners.machine import environment
 from runners.measure import resume as checkpoint
 from runners.measure.accuracy import Diverged, Recipe, make_optimizer, train_and_evaluate
 from runners.measure.distributed import Group
@@ -318,7 +322,7 @@ class Small(Stripes):
 def test_a_file_that_cannot_be_read_is_a_warning(whole, tmp_path, capsys):
     (tmp_path / "state").mkdir()
     assert_same(run(tmp_path / "state"), whole, resumed=0)
-    assert "cannot be read (Is a directory): training starts anew" in capsys.readouterr().out
+    assert f"{tmp_path}/state cannot be read (it is no regular file): training starts anew" in capsys.readouterr().out
 
 
 def test_a_full_disk_loses_a_state_and_not_the_training(whole, tmp_path, monkeypatch, capsys):
@@ -431,3 +435,68 @@ def test_only_rank_0_writes_and_removes(tmp_path):
     assert path.exists()
     with second:
         assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
+
+
+def write_state(path, body, run_name="run", step=1):
+    header = {"run": run_name, "step": step, "sha256": hashlib.sha256(body).hexdigest()}
+    path.write_bytes(json.dumps(header).encode() + b"\n" + body)
+
+
+def bodies():
+    """Contents with the right checksum that are no state of the model below, each by its name."""
+    model = nn.Linear(2, 2)
+    training = Training(model, torch.optim.AdamW(model.parameters()), step=2, losses=[1.0, 0.5])
+    whole = checkpoint._state(training)
+    changes = {
+        "weights of another model": {"model": {"other": torch.zeros(1)}},
+        "another optimiser": {"optimizer": {"state": {}, "param_groups": []}},
+        "more steps than losses": {"step": 9},
+        "half a step": {"step": 1.5},
+        "no losses": {"losses": None},
+        "negative time": {"seconds": -1.0},
+        "another generator": {"generators": {"cpu": torch.zeros(3, dtype=torch.uint8)}},
+    }
+    found = {"no torch file": b"hello", "a plain pickle": pickle.dumps(object), "empty": b""}
+    for name, change in {**changes, "a list": None}.items():
+        buffer = io.BytesIO()
+        torch.save([1] if change is None else {**whole, **change}, buffer)
+        found[name] = buffer.getvalue()
+    return found
+
+
+@pytest.mark.parametrize("name", bodies())
+def test_a_state_that_cannot_be_loaded_is_a_warning_and_a_new_start(tmp_path, capsys, name):
+    write_state(tmp_path / "state", bodies()[name])
+    model = nn.Linear(2, 2)
+    training = Training(model, torch.optim.AdamW(model.parameters()))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
+    Checkpoint(tmp_path / "state", "run", every_s=NEVER).restore(training)
+    assert (training.step, training.seconds, training.losses, training.resumed) == (0, 0.0, [], 0)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert not training.optimizer.state_dict()["state"] and torch.equal(torch.get_rng_state(), random)
+    assert str(tmp_path / "state") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_state_is_a_file_and_nothing_else(tmp_path, capsys, kind):
+    path = tmp_path / "state"
+    {"link": lambda: path.symlink_to("/dev/zero"), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
+    model = nn.Linear(2, 2)
+    training = Training(model, torch.optim.AdamW(model.parameters()))
+    Checkpoint(path, "run", every_s=NEVER).restore(training)
+    assert training.step == 0 and str(path) in capsys.readouterr().out
+
+
+def test_a_run_does_not_go_on_with_other_code(whole, tmp_path, monkeypatch, capsys):
+    path, model = tmp_path / "state", nn.Linear(2, 2)
+    before = checkpoint.identify(model, steps=3)
+    assert checkpoint.identify(model, steps=3) == before != checkpoint.identify(model, steps=3, code="edited")
+    real = environment.code()
+    monkeypatch.setattr(environment, "code", lambda: {**real, "source_sha256": "0" * 64})
+    assert checkpoint.identify(model, steps=3) != before
+    write_state(path, bodies()["a list"], run_name=before)
+    Checkpoint(path, checkpoint.identify(model, steps=3), every_s=NEVER).restore(
+        Training(model, torch.optim.AdamW(model.parameters()))
+    )
+    assert "other code" in capsys.readouterr().out

@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from ablations.study import Cell, cell_key
 from runners.store.lease import acquire
-from runners.store.record import Record
+from runners.store.record import Record, to_text
 from runners.store.store import open_store
 from runners.table import load
 
@@ -63,8 +64,9 @@ def test_status_of_a_row(store, wanted, recorded, expected, lease):
     measures = {"a": "accuracy", "m": "memory"}
     store.add_cell(CELL, measures=[measures[letter] for letter in wanted])
     for letter, status in recorded.items():
-        path = store.write_record(KEY, record(measures[letter], **(FAILED | {"status": "error", "log_path": letter})))
-        path.write_text(path.read_text().replace('"error"', f'"{status}"', 1) if status != "lost" else "{")
+        found = record(measures[letter], **(FAILED | {"status": "error", "log_path": letter}))
+        path = store.write_record(KEY, found)
+        path.write_text(to_text(replace(found, status=status), KEY) if status != "lost" else "{")
     if expected in ("pending", "lost") and lease != "none":
         expected = {"live": "running", "dead": "lost"}[lease]
     held = acquire(store.lease_path(KEY)) if lease == "live" else None

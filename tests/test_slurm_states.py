@@ -3,6 +3,8 @@
 The programs squeue and sacct are replaced by ones that print what real ones printed; tests/slurm has the real ones.
 """
 
+import re
+import socket
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -14,12 +16,13 @@ import pytest
 
 from ablations.study import Cell, cell_key
 from runners.jobs import slurm, submissions
-from runners.jobs.launch import Order, check_shared, short_time
-from runners.jobs.options import SlurmOptions
-from runners.jobs.outcomes import judge, look
+from runners.jobs.launch import Order, check_shared, launch, short_time
+from runners.jobs.options import RunOptions, SlurmOptions
+from runners.jobs.outcomes import judge, look, reconcile
 from runners.jobs.request import make_request, study_name
 from runners.jobs.slurm import JobState, SlurmError
-from runners.jobs.submissions import Request, Submission, TaskNote, Work
+from runners.jobs.submission import Request, Submission, TaskNote, Work
+from runners.jobs.sweep import Sweep
 from runners.store.files import StoreError
 from runners.store.store import Store, open_store
 
@@ -317,3 +320,85 @@ def test_a_verb_without_results_is_one_line(verb: str, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "no results in" in done.stderr
+
+
+# --- what cannot be submitted
+
+
+@pytest.fixture
+def cluster(programs, tmp_path: Path) -> Store:
+    """An empty results folder, and a cluster of this machine that takes every job as job 8."""
+    programs(
+        squeue="",
+        sacct="",
+        sbatch="Submitted batch job 8",
+        scontrol=f"MaxArraySize = 1001\nNodeName=n1 NodeHostName={socket.gethostname()}",
+        sinfo="n1",
+        scancel="",
+    )
+    return open_store(tmp_path / "runs", create=True)
+
+
+def order(study: str = "study") -> Order:
+    cells = [Cell(attn="vanilla", seed=seed) for seed in range(2)]
+    return Order(study=study, cells={cell_key(cell): (cell, ("flops",)) for cell in cells}, request=Request())
+
+
+def test_arrays_that_are_switched_off_become_single_jobs(cluster: Store, programs) -> None:
+    hosts = f"NodeName=n1 NodeHostName={socket.gethostname()}"
+    shown = {"squeue": "", "sacct": "", "sbatch": "Submitted batch job 8", "sinfo": "n1", "scancel": ""}
+    programs(**shown, scontrol=f"MaxArraySize            = 0\n{hosts}")
+    assert slurm.max_array_size() == 1
+    submitted = launch(cluster, order(), print).submitted
+    assert [len(submission.tasks) for submission in submitted] == [1, 1]
+
+
+@pytest.mark.parametrize("failing", ["payload", "number"])
+def test_a_submission_that_could_not_be_made_leaves_nothing(
+    cluster: Store, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    cancelled: list[str] = []
+    real = submissions.write
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def write(store: Store, submission: Submission) -> None:
+        if submission.job:
+            raise StoreError("cannot write submission.json: No space left on device")
+        real(store, submission)
+
+    monkeypatch.setattr(slurm, "cancel", lambda jobs: cancelled.extend(jobs))
+    if failing == "payload":
+        monkeypatch.setattr("submitit.helpers.DelayedSubmission.dump", full)
+    else:
+        monkeypatch.setattr(submissions, "write", write)
+    with pytest.raises(StoreError, match="No space left on device"):
+        launch(cluster, order(), print)
+    assert [path.name for path in (cluster.out / "jobs").iterdir() if path.name.startswith(("study.", "."))] == []
+    assert cancelled == ([] if failing == "payload" else ["8"])
+    assert not (cluster.out / "jobs" / "studies" / "study.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "cluster_name", "refused"),
+    [("100%j", "slurm", "%"), ("5 % more", "slurm", "%"), ("100%j", "local", "%j"), ("5 % more", "local", "")],
+)
+def test_a_folder_whose_name_holds_a_number_for_logs(
+    tmp_path: Path, name: str, cluster_name: str, refused: str
+) -> None:
+    sweep, options = Sweep(attn="vanilla", measures=["flops"]), RunOptions(cluster=cluster_name)
+    if refused:
+        with pytest.raises(StoreError, match=f"{re.escape(name)}.*{refused} stands for a number"):
+            sweep.open(tmp_path / name, options)
+        assert not list(tmp_path.iterdir())
+    else:
+        assert sweep.open(tmp_path / name, options).out.is_dir()
+
+
+def test_a_submission_of_the_future_is_waited_for_no_longer(cluster: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runners.jobs.outcomes.SUBMIT_GRACE_S", 0.1)
+    when = "2999-01-01T00:00:00+00:00"
+    submissions.write(cluster, Submission(name="a.1", study="a", tasks=(), request=Request(), submitted_at=when))
+    reconcile(cluster)
+    assert submissions.read_all(cluster) == []

@@ -19,7 +19,15 @@ from runners.store.lease import holder
 from runners.table import load
 
 ROOT = Path(__file__).parents[1]
-QUICK = ["--topk", "1", "--steps", "2", "--threads", "1", "--batch-size", "4"]
+
+
+def quick(**changes: int) -> list[str]:
+    """Flags of a cell that takes seconds."""
+    values = {"topk": 1, "steps": 2, "threads": 1, "batch_size": 4, **changes}
+    return [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+QUICK = quick()
 MEASURES = ("accuracy", "flops", "memory", "throughput")
 
 
@@ -106,7 +114,7 @@ def test_another_topk_adds_a_row_and_force_an_attempt(finished: Path) -> None:
 def test_the_same_cell_twice_gives_the_same_accuracy(tmp_path: Path) -> None:
     accuracy = []
     for out in (tmp_path / "a", tmp_path / "b"):
-        done = sweep(out, *QUICK, "--steps", "12", "--measure", "accuracy", "--cluster", "debug")
+        done = sweep(out, *quick(steps=12), "--measure", "accuracy", "--cluster", "debug")
         assert done.returncode == 0, done.stdout + done.stderr
         accuracy.append(load(out)[["acc1", "val_loss", "train_loss"]])
     pd.testing.assert_frame_equal(*accuracy, check_exact=True)
@@ -163,7 +171,7 @@ def test_weights_that_cannot_be_written_cost_no_accuracy(
 
 @pytest.mark.slow
 def test_a_failed_measure_is_a_row_and_the_others_are_kept(tmp_path: Path) -> None:
-    limited = [*QUICK, "--batch-size", "256", "--measure", "flops,memory", "--memory-limit", "64"]
+    limited = [*quick(batch_size=256), "--measure", "flops,memory", "--memory-limit", "64"]
     done = sweep(tmp_path, *limited)
     assert done.returncode == 1
     (row,) = load(tmp_path).to_dict("records")
@@ -195,7 +203,7 @@ def test_a_killed_cell_is_a_row_and_nothing_is_lost(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_sweep_leaves_its_cell_running_and_its_successor_waits_for_it(tmp_path: Path) -> None:
-    arguments = [*QUICK, "--steps", "150", "--batch-size", "64", "--measure", "flops,accuracy"]
+    arguments = [*quick(steps=150, batch_size=64), "--measure", "flops,accuracy"]
     with start(tmp_path, *arguments) as first:
         wait_for(lambda: worker(tmp_path, "accuracy"))
         first.kill()

@@ -86,7 +86,8 @@ def test_a_value_of_another_type_is_missing_and_costs_nothing_else(store):
     }
     store.write_record(KEY, record(values={**odd, "acc5": 99.0, "regions": 7, "depths": [1, 1, 2, 1]}))
     row = only_row(store)
-    assert row[["acc1", "train_loss", "n_eval", "compile", "steps", "topk"]].isna().all()
+    assert row[["acc1", "train_loss", "n_eval", "topk"]].isna().all()
+    assert (row.compile, row.steps) == (False, 400)  # which the cell says
     assert (row.val_loss, row.acc5, row.regions, row.depths) == (math.inf, 99.0, "7", "1-1-2-1")
 
 

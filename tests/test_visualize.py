@@ -247,6 +247,37 @@ def test_an_image_is_turned_as_its_camera_says_and_cropped_in_the_middle(tmp_pat
     np.testing.assert_allclose(shown.input[0, :, 0, 0].numpy(), normal, rtol=1e-5)
 
 
+RAMP = np.linspace(0, 1, 32 * 32).reshape(32, 32)
+GREYS = {
+    "16 bits": (RAMP * 65535).astype(np.uint16),
+    "12 bits in 16": (RAMP * 4095).astype(np.uint16),
+    "16 bits in 32": (RAMP * 65535).astype(np.int32),
+    "32 bits": (RAMP * 2e9).astype(np.int32),
+    "8 bits in 32": (RAMP * 255).astype(np.int32),
+    "from 0 to 1": RAMP.astype(np.float32),
+    "from 0 to 255": (RAMP * 255).astype(np.float32),
+    "around 0": (RAMP * 8 - 4).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+@pytest.mark.parametrize("name", GREYS)
+def test_a_grey_ramp_stays_a_ramp(tmp_path, name, suffix):
+    if suffix == ".png" and GREYS[name].dtype != np.uint16:
+        pytest.skip("PNG has 16 bits at most")
+    Image.fromarray(GREYS[name]).save(tmp_path / f"grey{suffix}")
+    pixels = open_image(str(tmp_path / f"grey{suffix}")).at(32, 32).pixels
+    np.testing.assert_allclose(pixels, np.repeat(RAMP[..., None], 3, axis=2), atol=0.004)
+
+
+def test_a_grey_without_a_ramp_and_one_without_numbers(tmp_path):
+    Image.fromarray(np.full((32, 32), -7.0, np.float32)).save(tmp_path / "flat.tif")
+    assert open_image(str(tmp_path / "flat.tif")).at(32, 32).pixels.max() == 0
+    Image.fromarray(np.full((32, 32), np.nan, np.float32)).save(tmp_path / "nan.tif")
+    with pytest.raises(ValueError, match=r"nan\.tif cannot be read"):
+        open_image(str(tmp_path / "nan.tif"))
+
+
 def test_own_checkpoints_say_what_they_are(tmp_path):
     source = small_model(**CONFIG)
     save_checkpoint(tmp_path / "own.pt", source, "small", attn="bra", **CONFIG)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import FOLDER, needs_golden
+from golden import HOLDING, needs_golden
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -58,7 +58,7 @@ def test_every_mechanism_runs_without_kernels() -> None:
 @needs_golden
 def test_parity_holds_without_kernels() -> None:
     program = "from attention_zoo.parity import main; raise SystemExit(main(sys.argv[1:]))"
-    assert "0 failed, 0 could not be built" in run(program, str(FOLDER))
+    assert "0 failed, 0 could not be built" in run(program, *map(str, HOLDING))
 
 
 class Products(TorchDispatchMode):

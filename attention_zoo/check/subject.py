@@ -9,7 +9,6 @@ from torch import Tensor
 
 from attention_zoo.base import Attention
 from attention_zoo.config import AttentionConfig
-from attention_zoo.padding import PartitionConfig
 
 Size = tuple[int, int]
 Values = dict[str, Tensor]
@@ -71,7 +70,7 @@ class Subject:
     @property
     def reads_padding(self) -> bool:
         """Whether padded tokens are read like others, as some published code does."""
-        return isinstance(self.config, PartitionConfig) and self.config.pad_rule in ("input", "projected")
+        return getattr(self.config, "pad_rule", "mask") in ("input", "projected")
 
     def unpadded_size(self) -> Size:
         """Return a map that needs no padding.

@@ -87,7 +87,8 @@ class Pyramid(Backbone):
         """
         probe = self.layout.init == "probe"
         mixers = [mixer for mixers in self.mixers() for mixer in mixers]
-        own = {m for mixer in mixers for m in mixer.modules() if m not in (mixer.qkv, mixer.proj)}
+        layers = {m for mixer in mixers for pair in mixer.projections for m in pair}
+        own = {m for mixer in mixers for m in mixer.modules()} - layers
         for module in self.modules():
             if module in own:
                 continue
@@ -100,9 +101,10 @@ class Pyramid(Backbone):
         if probe:
             self.init_head()
             for mixer in mixers:
-                q_and_k, v = mixer.qkv.weight[: 2 * mixer.qk_dim], mixer.qkv.weight[2 * mixer.qk_dim :]
-                nn.init.trunc_normal_(q_and_k, std=1.05 * mixer.dim**-0.5)
-                nn.init.trunc_normal_(v, std=0.7 * mixer.dim**-0.5)
+                for qkv, _ in mixer.projections:
+                    q_and_k, v = qkv.weight[: 2 * mixer.qk_dim], qkv.weight[2 * mixer.qk_dim :]
+                    nn.init.trunc_normal_(q_and_k, std=1.05 * mixer.dim**-0.5)
+                    nn.init.trunc_normal_(v, std=0.7 * mixer.dim**-0.5)
                 if mixer.lepe is not None:
                     nn.init.zeros_(mixer.lepe.weight)
         for position in self.positions:

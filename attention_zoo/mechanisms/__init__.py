@@ -2,6 +2,7 @@
 
 from attention_zoo.mechanisms import (
     axial,
+    axial_deeplab,
     bra,
     crisscross,
     crossformer,
@@ -17,6 +18,7 @@ from attention_zoo.mechanisms import (
 
 __all__ = [
     "axial",
+    "axial_deeplab",
     "bra",
     "crisscross",
     "crossformer",

@@ -131,8 +131,7 @@ class BRA(RoutedAttention):
     def impl_on(self, height: int, width: int) -> str:
         """`dense` on maps where that is faster, unless a way is set.
 
-        Dense wastes products, but a gather copies every key once per region that reads it, and its problems are small.
-        The bounds are from timings on two CPU cores.
+        Dense wastes products, but a gather copies keys for each region. The bounds are from timings on two CPU cores.
         """
         tokens, cut = height * width, self.partition(height, width)
         is_small = tokens <= 64 or (tokens <= 1024 and self.topk(cut) >= 0.3 * cut.count)
@@ -162,8 +161,8 @@ class BRA(RoutedAttention):
         return min(self.config.topk, cut.count)
 
     def pairs(self, x: Tensor, cut: Partition, queries: Places, keys: Places) -> Tensor:
-        """Allow the keys of the routed regions: (B, 1 or heads, Nq, Nk); depends on what x holds."""
-        _, routes = self.slow_routes(x, cut)
+        """Allow all tokens of the routed regions, also where keys are pooled: (B, 1 or heads, Nq, Nk); depends on x."""
+        _, routes = self.slow_routes(*self.enter(x))
         reads = torch.zeros(*routes.shape[:3], cut.count, dtype=torch.bool, device=x.device).scatter(3, routes, True)
         return reads[:, :, cut.locate(*queries)][..., cut.locate(*keys)]
 
@@ -178,8 +177,8 @@ class BRA(RoutedAttention):
     def macs(self, height: int, width: int) -> Macs:
         """4 N C^2 + R^2 C + 2 N k (N / R) C with R = S^2 regions, and LePE (section 3.3 of the paper).
 
-        The paper writes 3 N C^2, leaving out the output projection, and counts the routing as 2 (S^2)^2 C, which is
-        in FLOPs; the others it counts in MACs. Pooled keys are fewer, embedded means cost 2 R C^2.
+        The paper leaves out the output projection, and counts the routing alone in FLOPs, as 2 (S^2)^2 C. Pooled keys
+        are fewer, embedded means cost 2 R C^2.
         """
         cut = self.partition(height, width)
         if self.pad_rule == "input" and cut.is_padded:

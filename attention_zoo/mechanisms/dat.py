@@ -28,7 +28,7 @@ from attention_zoo.base import Example, Macs, attend
 from attention_zoo.config import AttentionConfig
 from attention_zoo.dispatch import part_of
 from attention_zoo.layouts import Layout
-from attention_zoo.mechanisms.dat_oracle import SampledAttention
+from attention_zoo.mechanisms.dat_oracle import SampledAttention, bilinear_shares
 from attention_zoo.mechanisms.dat_position import (
     LOG_WIDTH,
     OffsetNetwork,
@@ -39,7 +39,7 @@ from attention_zoo.mechanisms.dat_position import (
     span,
     stretched,
 )
-from attention_zoo.regions import to_heads
+from attention_zoo.regions import coordinates, to_heads
 from attention_zoo.registry import register
 
 STRIDES = {"2022": (8, 4, 1, 1), "2023": (8, 4, 2, 1)}
@@ -262,17 +262,16 @@ class DAT(SampledAttention):
         return by(term, points, lines(self.config.variant, height, width, points, queries=True))
 
     def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Allow the tokens that a point of any group lies less than one token from: (B, 1, 1, N); depends on x."""
-        batch, height, width, _ = x.shape
+        """Allow the tokens that a point of any group lies less than one token from: (B, 1, 1, N); depends on x.
+
+        Without offsets all tokens that a pooled window holds.
+        """
+        _, height, width, _ = x.shape
         if not self.config.offsets:
-            return torch.ones(1, 1, 1, height * width, dtype=torch.bool, device=x.device)
-        points = self.points(part_of(self.qkv, x, 0, self.dim)).reshape(batch, -1, 2)
-        near = []
-        for axis, side in enumerate((height, width)):
-            place = (points[..., axis] + 1) / 2 * (side - 1)
-            near.append((place[..., None] - torch.arange(side, device=x.device)).abs() < 1)  # (B, groups * Ns, side)
-        rows, cols = (part.to(points.dtype) for part in near)
-        return (rows.mT @ cols > 0).reshape(batch, 1, 1, -1)
+            ends = zip(coordinates(height, width, x.device), self.samples(height, width), strict=True)
+            return torch.stack([place < count * self.stride for place, count in ends]).all(0)[None, None, None]
+        shares = bilinear_shares(self.places(x), height, width)  # (B, groups, Ns, H, W)
+        return (shares > 0).flatten(3).flatten(1, 2).any(1)[:, None, None]
 
     def geometry(self, height: int, width: int) -> dict[str, Any]:
         """Nothing is padded.

@@ -6,11 +6,13 @@ reads one key for each patch, made by the spatial reduction of PVT. The two alte
 Paper -> here:  k1 x k2 -> window,  sub-sampling s -> reduction (8-4-2-1 over the stages),  LSA / GSA -> kind.
 Departures: Twins adds a positional convolution (PEG) to each stage; here the host is the same for all. On a map that
 does not divide, padded tokens of windows are masked and zeros complete the patches. `padding="official"`: windows read
-zeros that are padded before the projection, and the last patches are left out; `pad_side` and `pad_moment` are about
-windows alone.
+zeros that are padded before the projection, and the last patches are left out. So do the detection code, and the
+segmentation code where rows or columns alone are padded: its mask selects the padding by `[-pad:]`, which is everything
+for a pad of 0, and so masks nothing (`variant`). The classification code refuses such maps. `pad_side`, `pad_moment`
+and `variant` are about windows alone.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, ClassVar, Literal, Self
 
@@ -36,6 +38,13 @@ class SepConfig(WindowConfig):
     kind: Literal["local", "global"] | None = field(
         default=None, metadata={"help": "windows or the reduced map; default: in turns, local first"}
     )
+    variant: Literal["detection", "segmentation"] = field(
+        default="detection",
+        metadata={
+            "help": "code whose windows padding=official follows: zeros that are read, or that are masked where rows "
+            "and columns are padded"
+        },
+    )
 
     period: ClassVar[int] = 2
 
@@ -43,9 +52,15 @@ class SepConfig(WindowConfig):
         """Reject values that no map could make right.
 
         Raises:
-            ValueError: a window or a reduction below 1, or LePE where values are pooled.
+            ValueError: a window or a reduction below 1, LePE where values are pooled, or a variant of a padding that
+                is not chosen.
         """
         super().__post_init__()
+        if self.variant == "segmentation" and self.pad_rule != "input":
+            raise ValueError(
+                f"variant=segmentation needs padding=official and no other pad_moment than input, got "
+                f"padding={self.padding}, pad_moment={self.pad_moment}"
+            )
         if self.reduction is not None and self.reduction < 1:
             raise ValueError(f"reduction must be at least 1, got {self.reduction}")
         if self.lepe and self.kind == "global":
@@ -97,7 +112,7 @@ class Sep(PooledAttention, PartitionAttention):
         x, windows = self.enter(x)
         qkv = self.qkv(x)  # (B, H, W, 3 C)
         y = softmax_in_regions(qkv, windows, self.num_heads, self.scale, None, self.pad_rule)
-        return self.leave(self.proj(self.add_lepe(y, qkv[..., 2 * self.dim :])), height, width)
+        return self.proj(self.leave(self.add_lepe(y, qkv[..., 2 * self.dim :]), height, width))
 
     @classmethod
     def core_exponent(cls, config: AttentionConfig) -> Fraction:
@@ -113,6 +128,11 @@ class Sep(PooledAttention, PartitionAttention):
         """Windows on a map, of no more tokens than it has, but for the published rule."""
         rows, cols = self.config.sides_on(height, width)
         return Partition.of_size(height, width, rows, cols, centred=self.config.is_centred)
+
+    def rule_on(self, cut: Partition) -> str:
+        """`mask` where the segmentation code masks: where both rows and columns are padded."""
+        lacks_both = cut.padded_size[0] > cut.height and cut.padded_size[1] > cut.width
+        return "mask" if self.config.variant == "segmentation" and lacks_both else self.pad_rule
 
     def connectivity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """Allow pairs of one window, or all tokens that a patch holds."""
@@ -139,8 +159,12 @@ class Sep(PooledAttention, PartitionAttention):
         return self._kind.reference(self, x)
 
     def macs(self, height: int, width: int) -> Macs:
-        """Closed form of this kind."""
-        return self._kind.macs(self, height, width)
+        """Closed form of this kind; the output projection leaves padding out."""
+        macs = self._kind.macs(self, height, width)
+        if self.pool is not None or not self.pads_input(self.partition(height, width)):
+            return macs
+        rows, cols = self.partition(height, width).padded_size
+        return replace(macs, projection=macs.projection - (rows * cols - height * width) * self.dim**2)
 
     def geometry(self, height: int, width: int) -> dict[str, Any]:
         """Window and padding, or the padding that completes the patches."""

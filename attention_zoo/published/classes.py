@@ -7,12 +7,15 @@ from torch import nn
 
 from attention_zoo.base import Attention
 from attention_zoo.hosts.pyramid import Pyramid
-from attention_zoo.published import biformer, crossformer, cswin, dat, maxvit, swin
+from attention_zoo.published import axial, biformer, crisscross, crossformer, cswin, dat, maxvit, natten, pvt, swin
 from attention_zoo.published.places import MixerClass, ModelClass, Official, Place
 from attention_zoo.published.reader import MIXER_MOOT, MODEL_MOOT, Reader
 
 _FAMILIES = (biformer, crossformer, cswin, dat, maxvit, swin)
-MIXERS: dict[str, MixerClass] = {name: mixer for family in _FAMILIES for name, mixer in family.MIXERS.items()}
+_MIXERS_ALONE = (axial, crisscross, natten, pvt)
+MIXERS: dict[str, MixerClass] = {
+    name: mixer for family in (*_FAMILIES, *_MIXERS_ALONE) for name, mixer in family.MIXERS.items()
+}
 MODELS: dict[str, ModelClass] = {name: model for family in _FAMILIES for name, model in family.MODELS.items()}
 
 
@@ -20,7 +23,8 @@ def counterpart(official: str, config: Mapping[str, Any]) -> tuple[Attention, Of
     """Build the counterpart of a published token mixer from {"ctor": arguments, "H": ..., "W": ...}, map in tokens.
 
     Raises:
-        ValueError: an unknown class, or arguments without a counterpart.
+        ValueError: an unknown class, or arguments without a counterpart; `NotAMixer` if with these the class changes
+            the map or its channels.
     """
     if official not in MIXERS:
         raise ValueError(f"no counterpart of {official!r}; known: {', '.join(sorted(MIXERS))}")

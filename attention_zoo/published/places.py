@@ -1,6 +1,6 @@
 """Where each tensor of a published class lives in the zoo's counterpart, and how one becomes the other."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,8 +75,11 @@ def same(module: nn.Module | None, official: str, ours: str, *, pointwise: bool 
             yield Place(*names)
 
 
-def joined(modules: list[Iterator[Place]]) -> Iterator[Place]:
-    """Several official modules, whose rows are stacked in one of the zoo's: given the places of each as if alone."""
+def joined(modules: list[Iterator[Place]], rows: Sequence[int] | None = None) -> Iterator[Place]:
+    """Several official modules, whose rows are stacked in one of the zoo's: given the places of each as if alone.
+
+    `rows` of each; by default all have as many.
+    """
     for places in zip(*modules, strict=True):
         first = places[0]
 
@@ -84,7 +87,8 @@ def joined(modules: list[Iterator[Place]]) -> Iterator[Place]:
             return torch.cat([first.to_ours([tensor]) for tensor in tensors])
 
         def to_official(tensor: Tensor, first: Place = first, count: int = len(places)) -> list[Tensor]:
-            return [official for rows in tensor.chunk(count) for official in first.to_official(rows)]
+            parts = tensor.chunk(count) if rows is None else tensor.split(list(rows))
+            return [official for part in parts for official in first.to_official(part)]
 
         yield Place(tuple(name for place in places for name in place.official), first.ours, to_ours, to_official)
 

@@ -28,6 +28,10 @@ MIXER_MOOT = MODEL_MOOT | {
 """Arguments that do not change the output of a token mixer cut out of its block."""
 
 
+class NotAMixer(ValueError):
+    """Arguments by which a published class changes the size of the map or its channels, which no token mixer does."""
+
+
 class Reader:
     """Arguments of an official constructor: `read(name, default)` is an optional one, `read[name]` a required one.
 

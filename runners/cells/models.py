@@ -10,7 +10,8 @@ import torch
 from ablations.study import Cell
 from attention_zoo import LAYOUTS, create_model, resolve
 from attention_zoo.hosts.pyramid import Pyramid
-from runners.cells.registered import code_hash, is_registered_here, unpack
+from runners.cells.registered import unpack
+from runners.cells.source import code_of
 
 
 def build_model(cell: Cell, num_classes: int = 10) -> Pyramid:
@@ -88,8 +89,7 @@ def _describe(
         columns["topk_schedule"] = topk
     elif topk is not None:
         columns["topk"] = topk
-    if is_registered_here(attn):
-        columns["attention_hash"] = code_hash(resolve(attn))
+    columns["attention_hash"] = code_of(attn).hash
     return Description(columns, tuple(model.notes()), 3 * model.macs(height, width).total)
 
 

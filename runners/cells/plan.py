@@ -198,7 +198,7 @@ def command_for(cell: Cell, measures: Iterable[str]) -> str:
     for name, value in cell.settings:
         is_short = name in SHORT_FLAGS and value is not False
         parts.append(as_flag(name if is_short else f"{cell.attn}.{name}", [as_text(value)]))
-    side = LAYOUTS[cell.layout].resolution_px
+    side = LAYOUTS[cell.layout].resolution_px if cell.layout in LAYOUTS else None
     if (cell.height_px, cell.width_px) != (side, side):
         parts.append(as_flag("resolution", [f"{cell.height_px}x{cell.width_px}"]))
     for field in fields(Cell):

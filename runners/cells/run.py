@@ -21,6 +21,7 @@ from attention_zoo.hosts.pyramid import Pyramid
 from runners.cells.models import build_baseline, build_model, build_packed, counted_cell, describe, first_core_macs
 from runners.cells.plan import command_for
 from runners.cells.registered import is_registered_here, pack
+from runners.cells.source import code_of
 from runners.cells.weights import save_checkpoint
 from runners.data.loading import make_data
 from runners.machine.environment import apply_threads, device_id, environment, memory_limit, pick_device
@@ -145,8 +146,8 @@ def follow(out: Path, cells: Mapping[str, Cell], device: str, group: Group) -> N
             print(traceback.format_exc(), flush=True)
 
 
-def blank_record(job: Job, measure: str, place: Place) -> Record:
-    """Everything of a record that is known before its measure has run."""
+def blank_record(job: Job, measure: str, place: Place, *, described: bool = True) -> Record:
+    """Everything of a record that is known before its measure has run; `described` imports the mechanism for it."""
     now = _now()
     return Record(
         measure=measure,
@@ -155,7 +156,7 @@ def blank_record(job: Job, measure: str, place: Place) -> Record:
         status="ok",
         attempt=job.attempts[measure],
         values={
-            **describe(job.cell).columns,
+            **(describe(job.cell).columns if described else {}),
             "threads": job.cell.threads or place.environment.get("threads"),
             "deterministic": place.environment.get("deterministic"),
         },
@@ -268,6 +269,7 @@ def _train(run: _Run, progress: train.Progress | None) -> Found:
             compile_model=cell.compile,
             progress=progress,
             state_path=run.store.state_path(run.job.key, run.place.device_id),
+            code=code_of(cell.attn).hash,
             group=run.group,
         )
     return values | (_keep_weights(run, model) if run.job.save_weights else {}), samples

@@ -10,7 +10,6 @@ Other files hold weights without a name, ours or the published codes': they need
 
 import io
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,17 +21,15 @@ from attention_zoo import LAYOUTS, create_model
 from attention_zoo.hosts.pyramid import Pyramid
 from attention_zoo.published.models import PUBLISHED
 from attention_zoo.published.places import Official
-from attention_zoo.published.weights import load_official
+from attention_zoo.published.weights import classes_in, load_weights, read_weights
 from attention_zoo.registry import suggest
-from runners.store.files import write_whole
+from runners.store.files import StoreError, write_whole
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 FORMAT = "attention_zoo"
 """Key of the file under which it says what it holds."""
 SEED = 0
 """Of the weights of a model that is given by name."""
-LISTED = 3
-"""Names of weights that a message shows of each kind."""
 
 NAMES = sorted({*LAYOUTS, *PUBLISHED})
 """Layouts and published models."""
@@ -69,6 +66,10 @@ def save_checkpoint(
         StoreError: the file cannot be written; one that was there before stays.
     """
     content = io.BytesIO()
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
     torch.save({"model": model.state_dict(), FORMAT: {"arch": arch, "attn": attn, "config": config}}, content)
     write_whole(Path(path), content.getvalue())
 
@@ -120,10 +121,10 @@ def _load_file(path: Path, arch: str | None, attn: str | None, config: dict[str,
         identity = Identity(arch, attn, config)
     else:
         identity = _agreed(path, written, arch, attn, config)
-    head = state.get("head.weight")
-    model = _build(identity, num_classes=len(head) if head is not None and head.dim() == 2 else 0)
+    model = _build(identity, num_classes=classes_in(state))
+    published = PUBLISHED.get(identity.arch)
     try:
-        _load(model, identity, state)
+        load_weights(model, state, Official(published.official) if published else None)
     except ValueError as error:
         raise ValueError(f"{path} is no checkpoint of {identity}: {error}") from error
     return Model(model.eval(), f"{identity} (weights of {path.name})")
@@ -146,31 +147,16 @@ def _agreed(path: Path, written: Identity, arch: str | None, attn: str | None, c
 def read_checkpoint(path: Path) -> tuple[State, Identity | None]:
     """Read the weights in a file, and what they are of if it says so; runs no code of the file.
 
-    Weights lie at the top, or under `model` or `state_dict`.
+    `attention_zoo.published.weights.read_weights` says where the weights may lie.
 
     Raises:
         ValueError: it cannot be read, or holds no weights.
     """
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ValueError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"checkpoint {path} is refused: it is no torch file, or holds more than tensors") from error
-    except Exception as error:
-        raise ValueError(f"checkpoint {path} cannot be read: {type(error).__name__}, it may be cut off") from error
-    state = content
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            state = content[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"checkpoint {path} holds no weights, neither at the top nor under model or state_dict")
-    return state, _identity(path, content.get(FORMAT))
+        state, rest = read_weights(path)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {error}") from error
+    return state, _identity(path, rest.get(FORMAT))
 
 
 def _identity(path: Path, written: Any) -> Identity | None:
@@ -180,28 +166,3 @@ def _identity(path: Path, written: Any) -> Identity | None:
     if not isinstance(arch, str) or not isinstance(attn, (str, type(None))) or not isinstance(config, dict):
         raise ValueError(f"checkpoint {path} has an entry {FORMAT!r} that save_checkpoint did not write")
     return Identity(arch, attn, config)
-
-
-def _load(model: Pyramid, identity: Identity, state: State) -> None:
-    """Load weights under our names or, of a published model, under the official ones.
-
-    Raises:
-        ValueError: they are of another model.
-    """
-    own = model.state_dict()
-    if identity.arch in PUBLISHED and not any(name.startswith("downsamples.") for name in state):
-        load_official(model, Official(PUBLISHED[identity.arch].official), state)
-        return
-    wrong = {
-        "unknown": sorted(state.keys() - own.keys()),
-        "missing": sorted(own.keys() - state.keys()),
-        "of another shape": sorted(n for n in own.keys() & state.keys() if own[n].shape != state[n].shape),
-    }
-    if any(wrong.values()):
-        raise ValueError("; ".join(f"{kind}: {_some(names)}" for kind, names in wrong.items() if names))
-    model.load_state_dict(state, strict=True)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more

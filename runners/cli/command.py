@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ablations.values import Argument
+from runners.store.names import visible
 
 RESULTS = Path("results/runs")
 """Results folder of a command that is told no other."""
@@ -41,7 +42,7 @@ def command(prog: str) -> Callable[[Main], Callable[..., int]]:
             try:
                 return main(sys.argv[1:] if argv is None else argv)
             except ValueError as error:
-                print(f"{prog}: error: {error}", file=sys.stderr)
+                print(f"{prog}: error: {visible(str(error))}", file=sys.stderr)
                 return 2
             except KeyboardInterrupt:
                 return 130
@@ -75,6 +76,16 @@ def axis(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     return read
 
 
+class Once(argparse.Action):
+    """Stores a list that is given by commas, and refuses a second one, of which argparse would drop the first."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, flag: str | None = None) -> None:
+        """Store the values, or end with an error that names the flag."""
+        if getattr(namespace, self.dest) is not self.default:
+            parser.error(f"{flag} is given twice; give all of its values at once, separated by commas")
+        setattr(namespace, self.dest, values)
+
+
 def add_flag(group: Any, argument: Argument, value: Any = None, *, append: bool = False) -> None:
     """Declare an argument as a flag; what is not given is `value`, or False for a switch."""
     flag, text = f"--{argument.name.replace('_', '-')}", argument.help
@@ -88,12 +99,19 @@ def add_flag(group: Any, argument: Argument, value: Any = None, *, append: bool 
         flag,
         metavar=f"{argument.metavar}[,{argument.metavar}]" if several else argument.metavar,
         type=reader(axis(argument.parse) if several else argument.parse),
-        action="append" if append else "store",
+        action="append" if append else Once if several else "store",
         default=value,
         help=text,
     )
 
 
-def add_out(group: Any) -> None:
+def add_results_folder(group: Any) -> None:
     """Declare the results folder."""
-    add_flag(group, Argument("out", Path, "DIR", "results folder", default=str(RESULTS)), RESULTS)
+    group.add_argument(
+        *("--results", "--out"),
+        dest="out",
+        metavar="DIR",
+        type=Path,
+        default=RESULTS,
+        help=f"results folder (default: {RESULTS}); both names mean the same",
+    )

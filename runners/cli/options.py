@@ -8,7 +8,7 @@ from typing import Any
 
 from ablations.study import ARGUMENTS
 from ablations.values import Argument, arguments, choice, per_stage
-from runners.cli.command import Parser, add_flag, add_out, axis
+from runners.cli.command import Parser, add_flag, add_results_folder, axis
 from runners.jobs.options import RunOptions, SlurmOptions
 from runners.measures import MEASURES
 
@@ -61,20 +61,20 @@ def make_parser() -> Parser:
     add_flag(run, Argument("measure", choice(*MEASURES), "M", f"of {', '.join(MEASURES)}", True, "all"))
     study = "a declared study from ablations/; 'list' prints them; flags above override it"
     add_flag(run, Argument("study", str, "NAME", study))
-    add_out(run)
+    add_results_folder(run)
     add_flag(run, Argument("dry_run", help="print the cells and an estimate; run nothing, write nothing"))
     for name, argument in arguments(RunOptions).items():
-        if name not in (*arguments(SlurmOptions), "name"):
+        if name not in arguments(SlurmOptions):
             add_flag(run, argument)
-    add_slurm_flags(parser, "name")
+    add_slurm_flags(parser)
     return parser
 
 
-def add_slurm_flags(parser: argparse.ArgumentParser, *more: str) -> None:
-    """Declare what a job asks of SLURM and how cells become jobs, after the options that `more` names."""
+def add_slurm_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare what a job asks of SLURM and how cells become jobs."""
     group = parser.add_argument_group("jobs (--cluster slurm)")
-    for name in (*more, *arguments(SlurmOptions)):
-        add_flag(group, arguments(RunOptions)[name], append=name == "slurm")
+    for name, argument in arguments(SlurmOptions).items():
+        add_flag(group, argument, append=name == "slurm")
 
 
 def given(options: argparse.Namespace, cls: type) -> dict[str, Any]:
@@ -92,6 +92,9 @@ def read_command(argv: Sequence[str]) -> argparse.Namespace:
             f"--regions {','.join(options.regions)} and --region-size {','.join(options.region_size)} "
             f"are two spellings of one thing; give --regions (per side) or --region-size (tokens per side)"
         )
+    fields_given = [name for name, _ in options.set or ()]
+    if twice := next((name for name in fields_given if fields_given.count(name) > 1), None):
+        parser.error(f"--set {twice} is given twice; give all of its values at once, separated by commas")
     run = RunOptions(**given(options, RunOptions))
     for name in run.without_slurm():
         parser.error(f"--{name.replace('_', '-')} needs --cluster slurm, got --cluster {run.cluster}")

@@ -1,21 +1,27 @@
 """The plan before a sweep, and the table after it, as text."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from ablations.study import cell_key
+from ablations.study import Cell, cell_key
 from runners.cells.plan import Plan, estimate_seconds
 from runners.jobs.progress import count, format_seconds
-from runners.store.names import cell_name
+from runners.store.files import list_names
+from runners.store.names import as_text, cell_name
 from runners.store.store import Store
-from runners.table import load
+from runners.table import load, save
 
 COLUMNS = (
     *("attention", "topk", "topk_schedule", "regions", "window", "resolution", "seed"),
     *("acc1", "gmacs", "params_m", "peak_infer_mib", "peak_train_mib"),
     *("infer_samples_per_sec", "vs_vanilla", "train_step_ms", "disturbed", "status"),
 )
+
+CONDITIONS = ("layout", "data", "steps", "batch_size", "precision", "compile", "threads", "device_id")
+"""Columns that are shown where they differ."""
 
 
 def print_plan(plan: Plan, measures: tuple[str, ...]) -> None:
@@ -34,18 +40,43 @@ def print_unkept(store: Store, plan: Plan) -> None:
     """Say of how many cells the accuracy was measured without keeping the weights, which no later run has."""
     keys = [cell_key(cell) for cell in plan.cells]
     trained = [key for key in keys if any(name.measure == "accuracy" for name in store.record_names(key))]
-    if lacking := sum(not any(store.folder(key).glob("weights.*.pth")) for key in trained):
+    files = {key: list_names(str(store.folder(key))) for key in trained}
+    if lacking := sum(not any(name.startswith("weights.") for name in files[key]) for key in trained):
         print(f"{count(lacking, 'cell')} trained before without --save-weights; --force trains them again")
 
 
-def print_results(out: Path, rows: pd.DataFrame) -> None:
-    """Print rows and where they are; `table.csv` holds every column of every row of the folder."""
-    load(out).to_csv(out / "table.csv", index=False)
-    lacking = {column for column in COLUMNS if not rows[column].notna().any()}
+def print_results(out: Path, rows: pd.DataFrame, cells: Sequence[Cell]) -> None:
+    """Print rows, with all that differs between their cells; `table.csv` holds every column of every row of the folder.
+
+    Raises:
+        StoreError: the table cannot be written.
+    """
+    rows, swept = _with_swept(rows, cells)
+    before = COLUMNS.index("seed")
+    columns = [*COLUMNS[:before], *swept, *COLUMNS[before:]]
+    lacking = {column for column in columns if not rows[column].notna().any()}
     if not rows["disturbed"].fillna(False).any():
         lacking.add("disturbed")
-    shown = rows[[column for column in COLUMNS if column not in lacking]]
+    shown = rows[[column for column in columns if column not in lacking]]
     print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
     for data, ceiling in rows.groupby("data")["ceiling_percent"].max().dropna().items():
         print(f"acc1 on {data}: {ceiling:.1f} is what a model gets that sees the objects but cannot relate them")
+    save(load(out), out / "table.csv")
     print(f"table: {out / 'table.csv'}; in Python: runners.table.load({str(out)!r})")
+
+
+def _with_swept(rows: pd.DataFrame, cells: Sequence[Cell]) -> tuple[pd.DataFrame, list[str]]:
+    """Rows with a column for each setting of a mechanism that differs between its cells; all columns that differ."""
+    fields = {cell_key(cell): {**dict(cell.defaults), **dict(cell.settings)} for cell in cells}
+    found: dict[str, dict[str, set[str]]] = {}
+    for cell in cells:
+        for name, value in fields[cell_key(cell)].items():
+            found.setdefault(name, {}).setdefault(cell.attn, set()).add(as_text(value))
+    settings = [name for name, values in found.items() if any(len(texts) > 1 for texts in values.values())]
+    settings = sorted(name for name in settings if name not in COLUMNS)
+    chosen: dict[str, Any] = {
+        name: [as_text(fields[key][name]) if name in fields.get(key, {}) else None for key in rows["cell_key"]]
+        for name in settings
+    }
+    conditions = [name for name in CONDITIONS if rows[name].nunique(dropna=False) > 1]
+    return rows.assign(**chosen), [*settings, *conditions]

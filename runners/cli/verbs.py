@@ -1,9 +1,10 @@
 """What status, collect, retry, cancel and clean share: their command line, and the study they are about."""
 
+import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from runners.cli.command import Parser, add_out
+from runners.cli.command import Parser, add_results_folder
 from runners.store.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ def verb_parser(name: str, description: str, examples: str) -> Parser:
     parser.add_argument(
         "study", metavar="STUDY", nargs="?", help="name that the sweep gave (default: the whole folder)"
     )
-    add_out(parser)
+    add_results_folder(parser)
     return parser
 
 
@@ -27,6 +28,8 @@ def open_study(options: Namespace) -> tuple[Store, list[str]]:
         ValueError: no results there, or no cell belongs to the study; the known studies are listed.
     """
     store, study = open_store(options.out, create=False), options.study
+    if store.is_linked:
+        print(f"warning: {store.out / 'cells'} is a link, which is not followed: no cells", file=sys.stderr)
     keys = store.cell_keys()
     if study is None:
         return store, keys

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ablations.values import Argument, choice
 from runners.cli.command import RESULTS, Parser, add_flag, command
+from runners.cli.program import run_program
 from runners.figures import FIGURES, KINDS, draw, save
 from runners.figures.choices import FORMATS, SIZES, Refused
 
@@ -92,4 +93,4 @@ def read_table(options: Namespace) -> "DataFrame":
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_program(main)

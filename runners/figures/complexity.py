@@ -99,7 +99,7 @@ def complexity_curve(sheet: Sheet, ax: Axes, rows: DataFrame, quantity: Quantity
         draw_intervals(ax, [(x, point.mean, point) for x, point in found.items()], look)
         hollow = set(unsteady.loc[unsteady["line"] == line, "tokens"])
         draw_disturbed(ax, [(x, point.mean) for x, point in found.items() if x in hollow], look)
-    if quantity is FIRST_CORE_MACS:
+    if quantity is FIRST_CORE_MACS and means:
         _draw_guides(sheet, ax, rows, min(point.mean for point in means))
     lasts = {line: (max(found), found[max(found)].mean) for line, found in points.items()}
     name_lines(sheet, ax, lasts, styles, lambda own: spell_fits([fit_points(points[line]) for line in own]))
@@ -149,7 +149,7 @@ def _draw_guides(sheet: Sheet, ax: Axes, rows: DataFrame, y: float) -> None:
         ys = y * (xs / x) ** float(slope)
         ax.plot(xs[[0, -1]], ys[[0, -1]], color=GUIDE, ls=(0, (4, 3)), lw=0.7, zorder=1.5, label="_guide")
         along = [(float(xs[i]), float(ys[i])) for i in (18, 16, 14, 12, 10, 8)]
-        sheet.tag(Tag(ax, (power(slope),), along, GUIDE, rank=5, is_on_line=True))
+        sheet.tag(Tag(ax, (power(slope),), along, GUIDE, rank=5, is_on_line=True, is_math=True))
 
 
 def power(slope: Fraction) -> str:

@@ -45,7 +45,8 @@ def check(frame: DataFrame, columns: Sequence[str], by_device: bool) -> DataFram
         raise ValueError(f"the table lacks {'columns' if missing[1:] else 'column'} {', '.join(missing)}")
     if frame.empty:
         raise ValueError("the table has no rows: nothing to draw")
-    rows = frame[frame["device_id"].notna()]
+    # tables that were joined have one index twice
+    rows = frame[frame["device_id"].notna()].reset_index(drop=True)
     if len(rows) < 2:
         raise ValueError(f"a figure compares rows, and the table has {len(rows)} that a device has measured")
     devices = selection.devices(rows)

@@ -20,7 +20,7 @@ from attention_zoo.base import Attention, Example
 from attention_zoo.mechanisms.cswin import CSWin
 from attention_zoo.mechanisms.dat import DAT
 from attention_zoo.partitioned import PartitionAttention
-from attention_zoo.pooled import PooledAttention
+from attention_zoo.pooled import PooledAttention, SpatialReduction
 from attention_zoo.regions import coordinates
 from runners.figures.choices import SIZES, Refused
 from runners.figures.mechanisms import examples
@@ -33,6 +33,9 @@ QUERY = (4, 5)
 """Row and column of its query: on the photographed tower, off the middle of the map."""
 
 DIM, HEADS, SEED = 96, 2, 0
+
+KEY_ENTRIES, KEY_ROW = 6, 0.15
+"""What the key explains, and the height of a row of it, inches."""
 
 PANEL, GAP = 1.12, 0.1
 """Width of a panel, about, and what lies between two; inches."""
@@ -151,7 +154,7 @@ def blocks(attention: Attention, height: int, width: int) -> list[Tensor]:
 
     A block is a region, or for dilated ones all those that interleave.
     """
-    if isinstance(attention, PooledAttention) and attention.pool is not None:
+    if isinstance(attention, PooledAttention) and isinstance(attention.pool, SpatialReduction):
         cuts = [attention.pool.cut(height, width)]
     elif isinstance(attention, CSWin):
         cuts = [branch.stripes for branch in attention.branches(height, width)]
@@ -192,17 +195,17 @@ def connectivity_gallery(
     panels = gallery_panels(attn)
     shown = shown_names(dict.fromkeys(panel.name for panel in panels), names or {})
     columns = round(width / PANEL)
-    rows = -(-(len(panels) + 2) // columns)
+    rows, key = -(-(len(panels) + 1) // columns), KEY_ROW * -(-KEY_ENTRIES // columns)
     caption = textwrap.wrap(CAPTION, int(width * LETTERS_PER_INCH)) if has_caption else []
     inside = width / columns - GAP
     head, foot = 0.3, 0.06 + len(caption) * CAPTION_PT * 1.45 / 72
-    height = rows * (head + inside * HEIGHT / WIDTH) + (rows - 1) * GAP + foot + 0.06
+    height = rows * (head + inside * HEIGHT / WIDTH) + (rows - 1) * GAP + key + foot + 0.1
     figure = Figure(figsize=(width, height))
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     figure.subplots_adjust(
         left=GAP / 2 / width,
         right=1 - GAP / 2 / width,
-        bottom=(foot + 0.06) / height,
+        bottom=(foot + key + 0.1) / height,
         top=1 - head / height,
         wspace=GAP / inside,
         hspace=(head + GAP) / (inside * HEIGHT / WIDTH),
@@ -212,11 +215,11 @@ def connectivity_gallery(
     x = features(image)
     for ax, panel in zip(axes, panels, strict=False):
         draw_panel(ax, panel, panel.title(shown[panel.name]), x, query)
-    photo, legend, *empty = axes[len(panels) :]
+    photo, *empty = axes[len(panels) :]
     photo.imshow(image.numpy(), extent=(-0.5, WIDTH - 0.5, HEIGHT - 0.5, -0.5))
     _describe(photo, "photograph", "", "what dat and bra see")
     _mark(photo, query)
-    draw_legend(legend)
+    draw_legend(figure, columns, (0, foot / height))
     for ax in empty:
         ax.set_axis_off()
     return figure
@@ -266,11 +269,10 @@ def _describe(ax: Axes, title: str, share: str, line: str) -> None:
     ax.text(0, 1.03, line, transform=ax.transAxes, fontsize=5.8, va="bottom")
 
 
-def draw_legend(ax: Axes) -> None:
-    """Explain the marks and shades of the gallery, in the place of a panel."""
+def draw_legend(figure: Figure, columns: int, corner: tuple[float, float]) -> None:
+    """Explain the marks and shades of the gallery in rows below it, from a corner on."""
     edge: dict[str, Any] = {"edgecolor": BORDER, "linewidth": 0.5}
-    ax.set_axis_off()
-    ax.legend(
+    figure.legend(
         handles=[
             Line2D([], [], **QUERY_MARK),
             Patch(facecolor=READ, label="key it reads", **edge),
@@ -279,11 +281,13 @@ def draw_legend(ax: Axes) -> None:
             Line2D([], [], color=BORDER, linewidth=0.8, label="region or patch"),
             Line2D([], [], markersize=3, label="sampled point", **POINT_MARK),
         ],
-        loc="center left",
-        bbox_to_anchor=(-0.05, 0.5),
+        loc="lower left",
+        bbox_to_anchor=corner,
+        ncols=columns,
         fontsize=6,
         frameon=False,
         handlelength=1.2,
         handletextpad=0.5,
-        borderpad=0,
+        columnspacing=1.2,
+        borderpad=0.3,
     )

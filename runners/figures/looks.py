@@ -21,10 +21,11 @@ COLOURS = {
     "sliding": ("#7E7EFC", "p"),
     "pvt": ("#2A5454", "h"),
     "sep": ("#540054", "*"),
+    "axial_deeplab": ("#00D27E", "d"),
 }
 """Mechanisms in the order of lists, each with a colour and a marker of its own."""
 
-OTHERS = ("#002A7E", "#0000FC", "#00D27E", "#A82A7E")
+OTHERS = ("#002A7E", "#0000FC", "#A82A7E", "#2A54D2")
 """Colours of all other mechanisms, chosen by the name, so that rows around it change nothing."""
 
 MARKERS = tuple(marker for _, marker in COLOURS.values())

@@ -45,6 +45,7 @@ class Tag:
         rank: the lowest is placed first.
         transform: coordinates of the points; those of the data if None.
         is_on_line: it stands on the points themselves, and interrupts the line that it names.
+        is_math: it is written in matplotlib's mathematics; names are not, whatever they hold.
         farthest: largest distance from a point, points of print.
     """
 
@@ -55,6 +56,7 @@ class Tag:
     rank: int = 1
     transform: Transform | None = None
     is_on_line: bool = False
+    is_math: bool = False
     farthest: float = REACHES_PT[-1]
 
 
@@ -84,7 +86,7 @@ class Room:
         """Write a tag where that is cheapest; False if there is no place for it."""
         transform = tag.transform or self.ax.transData
         anchors = np.asarray(transform.transform(np.asarray(tag.at, dtype=float)))
-        extents = [self._extent(text) for text in tag.texts]
+        extents = [self._extent(text, tag.is_math) for text in tag.texts]
         found = [
             (cost + (SHORTER_ON_LINE if tag.is_on_line else SHORTER) * form + index, form, index, offset)
             for form, extent in enumerate(extents)
@@ -100,8 +102,8 @@ class Room:
         )
         return True
 
-    def _extent(self, text: str) -> tuple[float, float]:
-        label = self.ax.text(0, 0, text, fontsize=FONT_PT, linespacing=1.05)
+    def _extent(self, text: str, is_math: bool) -> tuple[float, float]:
+        label = self.ax.text(0, 0, text, fontsize=FONT_PT, linespacing=1.05, parse_math=is_math)
         box = label.get_window_extent()
         label.remove()
         return box.width, box.height
@@ -148,6 +150,7 @@ class Room:
             fontsize=FONT_PT,
             color=tag.ink,
             linespacing=1.05,
+            parse_math=tag.is_math,
             zorder=5,
             arrowprops=leader if gap / self.scale > LEADER_PT else None,
             bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.4},

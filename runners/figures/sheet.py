@@ -18,6 +18,8 @@ from runners.figures.mechanisms import legend
 from runners.figures.placing import Tag, name_end, place, spread
 
 RC: Any = {
+    # names come from strangers' tables
+    "text.parse_math": False,
     "font.size": 7,
     "axes.titlesize": 7,
     "axes.labelsize": 7,

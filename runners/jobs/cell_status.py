@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from runners.jobs.outcomes import Look
 from runners.jobs.progress import count, format_seconds
 from runners.measures import DONE, severity
+from runners.store.names import visible
 from runners.store.store import Store
 from runners.table import load
 
@@ -71,16 +72,22 @@ def _cell_status(store: Store, key: str, row: Mapping[Any, Any], job: _Job | Non
     status, detail, left = _status(store, key, str(row["status"]), job), "", 0.0
     if status == "running":
         progress = {**store.read_progress(key, "timing"), **store.read_progress(key)}
-        step, steps = progress.get("step"), progress.get("steps")
+        step, steps = progress.get("step", 0), progress.get("steps", 0)
         detail = str(progress.get("measure", "starting")) + (f", step {step}/{steps}" if steps else "")
-        left = 1 - step / steps if steps and step else 1.0
+        left = 1 - min(step, steps) / steps if steps else 1.0
     elif status == "pending":
         left = 1.0
     elif status not in DONE:
         message = row["error_message"]
         detail = str(message).splitlines()[0] if isinstance(message, str) and message else ""
-    shown = job.text if job and status in ("running", "pending") else ""
-    return CellStatus(store.label(key), status, shown, detail, left, _seconds(store, key) if status == "ok" else 0.0)
+    shown = ""
+    if status in ("running", "pending"):
+        lease = store.holder(key)
+        local = f"pid {lease.pid} on {lease.host}" if lease and lease.state == "live" else ""
+        shown = job.text if job else local
+    return CellStatus(
+        visible(store.label(key)), status, shown, detail, left, _seconds(store, key) if status == "ok" else 0.0
+    )
 
 
 def _status(store: Store, key: str, recorded: str, job: _Job | None) -> str:
@@ -99,8 +106,14 @@ def _seconds(store: Store, key: str) -> float:
     """Time that the latest record of each measure of a cell took."""
     latest = {name.measure: name for name in store.record_names(key)}
     records = [store.read_record(key, name, samples=False) for name in latest.values()]
-    times = [(datetime.fromisoformat(r.ended_at), datetime.fromisoformat(r.started_at)) for r in records if r.ended_at]
-    return sum((ended - started).total_seconds() for ended, started in times)
+    times = [
+        (datetime.fromisoformat(r.ended_at), datetime.fromisoformat(r.started_at))
+        for r in records
+        if r.ended_at and r.started_at
+    ]
+    # a clock may have been set between the two, or be ahead
+    now = datetime.now(UTC)
+    return sum((ended - started).total_seconds() for ended, started in times if started <= ended <= now)
 
 
 def _eta(lines: Sequence[CellStatus]) -> str:

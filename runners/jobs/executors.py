@@ -24,6 +24,8 @@ from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment, cle
 if TYPE_CHECKING:
     from runners.cells.run import Job
 
+PLACEHOLDERS = ("%j", "%t", "%A", "%a")
+"""What submitit replaces by numbers, anywhere in a path."""
 NEVER_MIN = 60 * 24 * 365.0
 # submitit takes a preemption in a job of up to 20 minutes for a time limit; runners/jobs/task.py tells them apart
 NO_TIMEOUT_LIMIT = 10**9
@@ -77,9 +79,15 @@ def _payload(job: "Job", visible_gpus: str | None, mechanism: Path | None) -> No
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus
     from runners.cells.registered import take
     from runners.cells.run import run_job
+    from runners.store.files import is_gone
 
     take(mechanism)
-    run_job(job, JobEnvironment().paths.stdout)
+    try:
+        run_job(job, JobEnvironment().paths.stdout)
+    finally:
+        if is_gone(job.out):
+            # submitit would make the folder anew for its result
+            os._exit(1)
 
 
 def start_array(

@@ -6,21 +6,22 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ablations.study import Cell
 from runners.cells.plan import estimate_seconds
+from runners.cells.source import code_of
 from runners.jobs import slurm, submissions
 from runners.jobs.executors import start_array
 from runners.jobs.outcomes import Look, look, reconcile
 from runners.jobs.pending import Pending, pending
 from runners.jobs.slurm import SlurmError
-from runners.jobs.submissions import Request, Submission, Work
+from runners.jobs.submission import Request, Submission, Work
 from runners.jobs.task import ArrayTask, signal_delay_s
 from runners.measures import MEASURES
-from runners.store.files import StoreError, read_json, write_json
+from runners.store.files import StoreError, make_folder, read_json, remove, write_json
 from runners.store.lease import Lease, acquire
 from runners.store.store import Store
 
@@ -51,6 +52,7 @@ class Outcome:
 
     submitted: list[Submission] = field(default_factory=list)
     done: int = 0
+    changed: int = 0
     under_way: int = 0
     failed: Counter[str] = field(default_factory=Counter)
 
@@ -63,6 +65,7 @@ def launch(store: Store, order: Order, say: Callable[[str], None]) -> Outcome:
             other cells. One line that says what to do.
     """
     slurm.require()
+    check_plain(store.out)
     if warning := short_time(order):
         say(warning)
     cpus = max((cell.threads or 0 for cell, _ in order.cells.values()), default=0) or None
@@ -70,16 +73,32 @@ def launch(store: Store, order: Order, say: Callable[[str], None]) -> Outcome:
     check_shared(store.out, slurm.node_hosts(order.request.options.get("partition")))
     largest = slurm.max_array_size()
     with _alone(store, say):
-        _check_study(store, order)
+        is_new = _check_study(store, order)
         reconcile(store)
         outcome, missing = _missing(store, order, look(store))
         arrays = list(_arrays(order, missing, largest))
         after: str | None = None
-        for part, threads, tasks in arrays:
-            submission = _submit(store, order, part, threads, tasks, after if order.request.max_parallel else None)
-            outcome.submitted.append(submission)
-            after = submission.job
+        try:
+            for part, threads, tasks in arrays:
+                submission = _submit(store, order, part, threads, tasks, after if order.request.max_parallel else None)
+                outcome.submitted.append(submission)
+                after = submission.job
+        except ValueError:
+            if is_new and not outcome.submitted:
+                remove(_study_path(store, order.study), root=store.out)
+            raise
     return outcome
+
+
+def check_plain(out: Path, signs: Sequence[str] = ("%",)) -> None:
+    """Refuse a results folder with signs that SLURM, or submitit, replaces by numbers in the names of logs.
+
+    Raises:
+        StoreError: its path has one.
+    """
+    path = os.path.abspath(out)
+    if found := [sign for sign in signs if sign in path]:
+        raise StoreError(f"results folder {path}: {found[0]} stands for a number in names of logs; give another --out")
 
 
 def short_time(order: Order) -> str | None:
@@ -124,7 +143,7 @@ def check_shared(out: Path, hosts: set[str], here: str | None = None) -> None:
 def _alone(store: Store, say: Callable[[str], None]) -> Iterator[None]:
     """Hold the submitters' lease of a results folder, after whoever has it."""
     folder = submissions.jobs_folder(store)
-    folder.mkdir(exist_ok=True)
+    make_folder(store.out, folder)
     deadline, said = time.monotonic() + WAIT_S, False
     while not isinstance(lease := acquire(folder / "lease.json"), Lease):
         if time.monotonic() > deadline:
@@ -137,19 +156,25 @@ def _alone(store: Store, say: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _check_study(store: Store, order: Order) -> None:
-    """Remember the cells and measures of a study, or refuse others under its name."""
-    path = submissions.jobs_folder(store) / "studies" / f"{order.study}.json"
+def _study_path(store: Store, study: str) -> Path:
+    return submissions.jobs_folder(store) / "studies" / f"{study}.json"
+
+
+def _check_study(store: Store, order: Order) -> bool:
+    """Remember the cells and measures of a study, or refuse others under its name; whether it is a new one."""
+    path = _study_path(store, order.study)
     asked = {key: sorted(measures) for key, (_, measures) in order.cells.items()}
     known = read_json(path)
     if known is None:
-        write_json(path, {"cells": asked})
+        write_json(path, {"cells": asked}, root=store.out)
     elif not order.retry and known.get("cells") != asked:
-        before = known.get("cells") or {}
+        before = known.get("cells")
+        before = before if isinstance(before, dict) else {}
         raise StoreError(
             f"study {order.study!r} exists in {store.out} with other settings: it has {len(before)} cells, of these "
             f"{len(asked)} it has {len(asked.keys() & before.keys())}; give another --name or --out"
         )
+    return known is None
 
 
 def _missing(store: Store, order: Order, jobs: Look) -> tuple[Outcome, dict[str, tuple[Cell, tuple[str, ...]]]]:
@@ -164,6 +189,7 @@ def _missing(store: Store, order: Order, jobs: Look) -> tuple[Outcome, dict[str,
         outcome.failed.update(record.status for record in state.failed)
         outcome.under_way += bool(running & set(state.run))
         outcome.done += not state.run and not state.failed
+        outcome.changed += bool(state.changed)
         if to_submit := tuple(measure for measure in state.run if measure not in running):
             if order.force and not running:
                 store.forget_states(key)
@@ -190,8 +216,9 @@ def _pending(store: Store, order: Order, key: str, measures: tuple[str, ...], de
 
     Where no job has run yet only a node can tell; a job that finds nothing to do ends at once.
     """
+    code = code_of(order.cells[key][0].attn)
     states = (
-        pending(store, key, measures, device_id, retry=order.retry, force=order.force)
+        pending(store, key, measures, device_id, retry=order.retry, force=order.force, code=code)
         for device_id in sorted(devices) or [""]
     )
     return min(states, key=lambda state: len(state.run))
@@ -236,24 +263,40 @@ def _submit(
         code=code(),
         submitted_at=submissions.now(),
     )
-    submissions.write(store, submission)
-    options = order.request.sbatch_options(threads, exclusive=part == "timing")
+    try:
+        submissions.write(store, submission)
+        submission = replace(submission, job=_start(store, order, submission, threads, after))
+        submissions.write(store, submission)
+    except (RuntimeError, OSError, ValueError) as error:
+        _take_back(store, submission)
+        if isinstance(error, RuntimeError):
+            raise SlurmError(f"sbatch refuses: {' '.join(str(error).split())}") from error
+        if isinstance(error, OSError):
+            raise StoreError(f"cannot submit to {store.out}: {error.strerror or error}") from error
+        raise
+    return submission
+
+
+def _start(store: Store, order: Order, submission: Submission, threads: int | None, after: str | None) -> str:
+    """Hand a submission to sbatch; return the number of its job."""
+    options = order.request.sbatch_options(threads, exclusive=submission.part == "timing")
     if after:  # the limit holds for all arrays of a study together
         options["dependency"] = f"afterany:{after}"
-    folder = submissions.folder(store, submission.name).absolute()
-    try:
-        job = start_array(
-            ArrayTask(Path(os.path.abspath(store.out)), submission.name),
-            len(tasks),
-            folder,
-            name=submission.name,
-            options=options,
-            signal_delay_s=signal_delay_s(order.request.time_min),
-            max_parallel=order.request.max_parallel,
-        )
-    except RuntimeError as error:
-        submissions.withdraw(store, submission)
-        raise SlurmError(f"sbatch refuses: {' '.join(str(error).split())}") from error
-    submission = replace(submission, job=job)
-    submissions.write(store, submission)
-    return submission
+    return start_array(
+        ArrayTask(Path(os.path.abspath(store.out)), submission.name),
+        len(submission.tasks),
+        submissions.folder(store, submission.name).absolute(),
+        name=submission.name,
+        options=options,
+        signal_delay_s=signal_delay_s(order.request.time_min),
+        max_parallel=order.request.max_parallel,
+    )
+
+
+def _take_back(store: Store, submission: Submission) -> None:
+    """Leave nothing of a submission that could not be made or noted: neither files nor a job."""
+    jobs = {submission.job} - {None}
+    with contextlib.suppress(SlurmError):
+        jobs |= {state.job.partition("_")[0] for state in slurm.poll([submission.name], submission.time).values()}
+        slurm.cancel(sorted(filter(None, jobs)))
+    submissions.withdraw(store, submission)

@@ -15,23 +15,23 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from ablations.study import Cell, cell_key
-from runners.cells.models import describe
 from runners.cells.plan import Plan, Spelling, estimate_seconds
 from runners.cells.registered import offered
 from runners.cells.run import Job, blank_record, place, run_job
+from runners.cells.source import code_of
 from runners.jobs.executors import Running, start_local
+from runners.jobs.follow import POLL_S, Follower, Todo
+from runners.jobs.local_sweeps import announced
 from runners.jobs.options import RunOptions
 from runners.jobs.pending import Pending, pending
-from runners.jobs.progress import Display, format_seconds
+from runners.jobs.progress import Display, count, format_seconds
 from runners.machine.environment import device_id, pick_device
 from runners.machine.failures import oom_kills
-from runners.measures import MEASURES
+from runners.store.files import StoreError, check_inside, is_gone, make_folder
 from runners.store.lease import Lease, acquire, holder
 from runners.store.names import cell_name
-from runners.store.record import RecordName
 from runners.store.store import Store
 
-POLL_S = 0.2
 LOG_TAIL_LINES = 4
 
 
@@ -62,15 +62,22 @@ class LocalRun:
         todo = self._enter_cells()
         if not todo:
             return
-        estimates = [estimate_seconds(cell, measures) for cell, measures in todo]
+        estimates = [estimate_seconds(item.cell, item.measures) for item in todo]
         self._say(f"{len(todo)} cells to run, about {format_seconds(sum(estimates))}; results in {self.store.out}")
         try:
-            with _sigterm_as_interrupt(), Display(self.console, estimates) as display:
-                for index, (cell, measures) in enumerate(todo):
-                    display.begin(index, cell_name(cell))
-                    self._run_cell(cell, measures, display)
+            announcement = announced(self.store, self.study)
+            with _sigterm_as_interrupt(), announcement, Display(self.console, estimates) as display:
+                for index in range(len(todo)):
+                    # what another process works on comes last: it may be done by then
+                    free = (i for i, item in enumerate(todo) if not self._is_held(item.key))
+                    item = todo.pop(next(free, 0))
+                    display.begin(index, cell_name(item.cell))
+                    try:
+                        self._run_cell(item, display)
+                    except StoreError as error:
+                        self._skip(error)
                 display.finish()
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C, or a reader of the output that has gone: a job does not outlive its sweep
             # a second Ctrl-C must not interrupt the cleaning up, which takes a second
             with _handler(signal.SIGINT, signal.SIG_IGN):
                 if self._running and self._job:
@@ -90,66 +97,89 @@ class LocalRun:
         return device_id(self.device, cell.threads)
 
     def _pending(self, cell: Cell, *, retry: tuple[str, ...] = (), force: bool = False) -> Pending:
-        """What of a cell is to be measured; a mechanism that was registered anew is measured anew."""
-        code = describe(cell).columns.get("attention_hash")
+        """What of a cell is to be measured; a mechanism whose code has changed is measured anew."""
+        code = code_of(cell.attn)
         device = self._device_id(cell)
         return pending(self.store, cell_key(cell), self.measures, device, retry=retry, force=force, code=code)
 
-    def _enter_cells(self) -> list[tuple[Cell, tuple[str, ...]]]:
+    def _skip(self, error: StoreError) -> None:
+        """Go on with the other cells after one that cannot be written; there are none if the whole folder is gone."""
+        if is_gone(self.store.out):
+            raise error
+        self._say(f"error: {error}")
+
+    def _is_held(self, key: str) -> bool:
+        lease = self.store.holder(key)
+        return lease is not None and lease.state != "dead"
+
+    def _enter_cells(self) -> list[Todo]:
         """Enter all cells into the store; say which are done, which failed before, and how to retry those."""
-        todo, failed, done = [], Counter[str](), 0
+        todo, failed, done, changed = list[Todo](), Counter[str](), 0, 0
         for cell in self.plan.cells:
             device, options = self._device_id(cell), self.options
-            key = self.store.add_cell(cell, self.study, self.measures, device)
-            if options.force:
-                self.store.forget_states(key)
+            try:
+                key = self.store.add_cell(cell, self.study, self.measures, device)
+                if options.force:
+                    self.store.forget_states(key)
+            except StoreError as error:
+                self._skip(error)
+                continue
+            # before it is decided what to measure: what appears after it is another process's, and need not be again
+            names = frozenset(self.store.record_names(key))
             state = self._pending(cell, retry=options.retry, force=options.force)
             failed.update(record.status for record in state.failed)
             done += not state.run and not state.failed
+            changed += bool(state.changed)
             if state.run:
-                todo.append((cell, state.run))
+                todo.append(Todo(cell, key, state.run, names))
         again = self.spell("force", ["on"])
         if done:
             self._say(f"skipped {done} of {len(self.plan.cells)} cells, they are done; {again} measures them again")
-        for status, count in sorted(failed.items()):
-            what = "measure" if count == 1 else "measures"
+        if changed:
+            self._say(f"{count(changed, 'cell')} measured before the code of the mechanism changed: measured again")
+        for status, number in sorted(failed.items()):
             retry = self.spell("retry", [status])
-            self._say(f"skipped {count} {what} that ended as {status}; {retry} runs them again")
+            self._say(f"skipped {count(number, 'measure')} that ended as {status}; {retry} runs them again")
         return todo
 
-    def _run_cell(self, cell: Cell, measures: tuple[str, ...], display: Display) -> None:
-        """Run a cell's measures, in further jobs if one dies; each measure once."""
-        follower = _Follower(self.store, cell_key(cell), display)
+    def _run_cell(self, item: Todo, display: Display) -> None:
+        """Run a cell's measures, in further jobs if one dies; each measure once, whoever measures it."""
+        cell, device = item.cell, self._device_id(item.cell)
+        follower = Follower(self.store, item, device, display)
         while True:
             follower.wait_for_others()
-            measures = tuple(measure for measure in measures if measure not in follower.recorded)
+            measures = [measure for measure in item.measures if measure not in follower.recorded]
             if not measures:
                 return
-            device = self._device_id(cell)
             job = Job(
                 out=self.store.out,
                 key=follower.key,
                 cell=cell,
-                attempts={m: self.store.next_attempt(follower.key, m, device, MEASURES[m].protocol) for m in measures},
+                # of the records that the follower has seen: one that appears now takes the number, and the job sees it
+                attempts={m: follower.next_attempt(m) for m in measures},
                 device=self.options.device,
                 memory_limit_mib=self.options.memory_limit,
                 patience_s=self.options.patience,
                 save_weights=self.options.save_weights,
             )
             if self.options.cluster == "debug":
-                run_job(job)
+                with follower.in_background():
+                    run_job(job)
                 follower.show_new()
             else:
                 self._run_job(job, follower)
 
-    def _run_job(self, job: Job, follower: "_Follower") -> None:
+    def _run_job(self, job: Job, follower: Follower) -> None:
         """Start a job and follow it to its end; if it dies, the measure it was at becomes a record."""
         kills = oom_kills() or 0
         self.store.write_progress(job.key, {})
         with offered(job.cell.attn) as mechanism:
-            self._job, self._running = job, start_local(job, self.store.log_folder(job.key), mechanism)
+            logs = self.store.log_folder(job.key)
+            make_folder(self.store.out, logs)
+            self._job, self._running = job, start_local(job, logs, mechanism)
             in_time = self._wait(self._running, follower)
         log, self._running = self._running.log, None
+        check_inside(self.store.out, logs)
         follower.show_new()
         missing = [measure for measure in job.attempts if measure not in follower.recorded]
         lease = holder(self.store.lease_path(job.key))
@@ -172,7 +202,7 @@ class LocalRun:
         self._free_lease(job.key)
         follower.show_new()
 
-    def _wait(self, running: Running, follower: "_Follower") -> bool:
+    def _wait(self, running: Running, follower: Follower) -> bool:
         """Show what a job does until it has ended; False if it was ended at its time limit."""
         deadline = time.monotonic() + 60 * (self.options.time or math.inf)
         while not running.is_done():
@@ -185,40 +215,10 @@ class LocalRun:
 
     def _free_lease(self, key: str) -> None:
         """Remove the lease that a dead job left."""
-        lease = acquire(self.store.lease_path(key))
-        if isinstance(lease, Lease):
-            lease.release()
-
-
-class _Follower:
-    """Shows what happens to one cell: its progress, and the records that appear, whoever writes them."""
-
-    def __init__(self, store: Store, key: str, display: Display) -> None:
-        self.store, self.key, self.display = store, key, display
-        self.recorded: set[str] = set()
-        self._seen: set[RecordName] = set(store.record_names(key))
-
-    def show_new(self) -> None:
-        new = set(self.store.record_names(self.key)) - self._seen
-        for name in sorted(new, key=lambda name: list(MEASURES).index(name.measure)):
-            self.display.found(self.store.read_record(self.key, name, samples=False))
-            self.recorded.add(name.measure)
-        self._seen |= new
-
-    def poll(self) -> None:
-        self.display.step(self.store.read_progress(self.key))
-        self.show_new()
-
-    def wait_for_others(self) -> None:
-        """Wait while another live process works on the cell; what it records counts as done here."""
-        said = False
-        while (lease := holder(self.store.lease_path(self.key))) and lease.state != "dead":
-            if not said and lease.state == "live":
-                self.display.say(f"      pid {lease.pid} on {lease.host} works on this cell; waiting for it")
-                said = True
-            self.poll()
-            time.sleep(POLL_S)
-        self.show_new()
+        with contextlib.suppress(StoreError):  # the folder may be gone, and the lease with it
+            lease = acquire(self.store.lease_path(key))
+            if isinstance(lease, Lease):
+                lease.release()
 
 
 def _tail(log: Path) -> str:

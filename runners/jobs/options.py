@@ -153,12 +153,16 @@ class RunOptions(SlurmOptions):
     )
     force: bool = _switch("force", "run everything again as a further attempt; older ones stay on disk")
     name: str | None = _option(
-        None, "name", _name, "N", "name of the study in status, retry, ... (default: from the cells)"
+        None,
+        "name",
+        _name,
+        "N",
+        "name of the study in status, cancel, ... (default: of --study, or of the cells)",
     )
 
     def without_slurm(self) -> list[str]:
         """Options that are given although they mean something to `cluster="slurm"` alone."""
-        names = ["name", *(field.name for field in fields(SlurmOptions))] if self.cluster != "slurm" else []
+        names = [field.name for field in fields(SlurmOptions)] if self.cluster != "slurm" else []
         values = {name: getattr(self, name) for name in names}
         return [name for name, value in values.items() if not (value is None or value is False or value == ())]
 

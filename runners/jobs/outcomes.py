@@ -5,6 +5,7 @@ the cell, so that two who look at once write it once.
 """
 
 import functools
+import os
 import re
 import sys
 import time
@@ -16,8 +17,8 @@ from typing import NamedTuple
 from ablations.study import Cell
 from runners.jobs import slurm, submissions
 from runners.jobs.slurm import JobState, Task
-from runners.jobs.submissions import Submission, TaskNote, Work
-from runners.store.files import StoreError
+from runners.jobs.submission import Submission, TaskNote, Work
+from runners.store.files import StoreError, opened
 from runners.store.lease import Lease, acquire
 from runners.store.store import Store
 
@@ -101,7 +102,8 @@ def reconcile(store: Store) -> None:
     for submission in submissions.read_all(store):
         if submission.job is not None:
             continue
-        deadline = submission.time.timestamp() + SUBMIT_GRACE_S
+        # a submission of the future has waited long enough, too
+        deadline = min(submission.time.timestamp(), time.time()) + SUBMIT_GRACE_S
         while not (known := _number(store, submission)) and time.time() < deadline:
             time.sleep(1)
         if known:
@@ -166,7 +168,7 @@ class _EndedTask:
 
     def _unrecorded(self, work: Work) -> list[str]:
         """Measures of a cell that the task was to make and that nobody has recorded."""
-        if self.note is None:
+        if self.note is None or work.key not in self.note.attempts:
             return list(work.measures)
         device_id = self.note.device_ids[work.key]
         return [
@@ -180,21 +182,22 @@ class _EndedTask:
         progress, fate = self.store.read_progress(key, self.submission.part), self.fate
         current, message = str(progress.get("measure")), fate.message
         is_here = self.note and current in measures and progress.get("slurm_job") == self.note.job
-        if self.note and is_here and fate.status != "lost":
-            self._record(self.note, key, current)
+        cell = self.store.cell(key)
+        if self.note and cell and is_here and fate.status != "lost":
+            self._record(self.note, key, cell, current)
             measures.remove(current)
             message = f"the job ended in {current} as {fate.status}, before it came to {', '.join(measures)}"
         if measures and key not in self.under_way:
             log = str(self.log) if self.log else None
             self.store.write_lost(key, {"error_type": fate.error_type, "error_message": message, "log_path": log})
 
-    def _record(self, note: TaskNote, key: str, measure: str) -> None:
+    def _record(self, note: TaskNote, key: str, cell: Cell, measure: str) -> None:
         from runners.cells.run import Job, Place, blank_record  # torch, which a look that finds nothing does without
 
-        cell = Cell.from_dict(self.store.read_cell(key) or {})
         job = Job(out=self.store.out, key=key, cell=cell, attempts=note.attempts[key])
+        place = Place(note.device_ids[key], note.environment)
         record = replace(
-            blank_record(job, measure, Place(note.device_ids[key], note.environment)),
+            blank_record(job, measure, place, described=_is_safe_to_describe(cell)),
             status=self.fate.status,
             started_at=note.started_at,
             error_type=self.fate.error_type,
@@ -202,6 +205,19 @@ class _EndedTask:
             log_path=str(self.log) if self.log else None,
         )
         self.store.write_record(key, record)
+
+
+def _is_safe_to_describe(cell: Cell) -> bool:
+    """Whether a cell can be described without importing a module that only a file names."""
+    from runners.cells.models import describe
+
+    if ":" in cell.attn:
+        return False
+    try:
+        describe(cell)
+    except (ValueError, TypeError):  # of another version, or of nobody's
+        return False
+    return True
 
 
 def judge(state: JobState | None, log: Path | None, *, cancelled: bool = False) -> Fate:
@@ -235,10 +251,9 @@ def _end_of(log: Path | None) -> str:
     if log is None:
         return ""
     try:
-        with log.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - LOG_BYTES))
-            text = file.read().decode(errors="replace")
-    except OSError:
+        with opened(str(log)) as descriptor:
+            os.lseek(descriptor, max(0, os.fstat(descriptor).st_size - LOG_BYTES), os.SEEK_SET)
+            text = os.read(descriptor, LOG_BYTES).decode(errors="replace")
+    except (OSError, ValueError):
         return ""
     return text[max(0, text.rfind("Starting with JobEnvironment")) :]

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from runners.cells.source import Code
 from runners.measures import DONE, MEASURES, depends_on_device
 from runners.store.record import Record
 from runners.store.store import Store
@@ -10,10 +11,11 @@ from runners.store.store import Store
 
 @dataclass(frozen=True)
 class Pending:
-    """Measures to run, and the records that stand in the way of running others again."""
+    """Measures to run, those of them that were measured with other code, and records that failed and stay."""
 
     run: tuple[str, ...]
     failed: tuple[Record, ...]
+    changed: tuple[str, ...] = ()
 
 
 def latest(store: Store, key: str, measure: str, device_id: str) -> Record | None:
@@ -37,18 +39,20 @@ def pending(
     *,
     retry: Collection[str] = (),
     force: bool = False,
-    code: str | None = None,
+    code: Code | None = None,
 ) -> Pending:
-    """Split measures into those to run and those that failed; a damaged record counts as none.
+    """Split measures into those to run and those that failed; a record that is damaged or of other code counts as none.
 
-    `code` is the hash of a mechanism that this process registered: a record of another one counts as none, too.
+    `code` is that of the mechanism today, None if nobody can tell.
     """
-    run, failed = [], []
+    run, failed, changed = [], [], []
     for measure in measures:
         record = latest(store, key, measure, device_id)
-        is_stale = record is not None and code is not None and record.values.get("attention_hash") != code
-        if force or record is None or is_stale or record.status == "lost" or record.status in retry:
+        if record is not None and record.status != "lost" and code and code.differs(record):
+            changed.append(measure)
+            run.append(measure)
+        elif force or record is None or record.status == "lost" or record.status in retry:
             run.append(measure)
         elif record.status not in DONE:
             failed.append(record)
-    return Pending(tuple(run), tuple(failed))
+    return Pending(tuple(run), tuple(failed), tuple(changed))

@@ -11,10 +11,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from runners.measures import MEASURES
+from runners.store.names import visible
 from runners.store.record import Record
 
 if TYPE_CHECKING:
     from runners.jobs.launch import Outcome
+
+
+QUIET_S = 30.0
+"""How long a log file may stay without a line while a cell runs."""
 
 
 def format_seconds(seconds: float) -> str:
@@ -37,7 +42,7 @@ class Display:
         self._estimates = estimates
         self._index = 0
         self._fraction = 0.0
-        self._started = time.monotonic()
+        self._started = self._said = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.completed:.0f}/{task.total:.0f} cells"),
             BarColumn(bar_width=24),
@@ -74,7 +79,8 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._said = time.monotonic()
+        self.console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, index: int, label: str) -> None:
         """Turn to a cell, counted from 0."""
@@ -93,6 +99,9 @@ class Display:
             parts.append(f"loss {float(progress['loss']):.3f}")
         parts.append(f"ETA {format_seconds(self.seconds_left())}")
         self._update(description=", ".join(parts), completed=self._index)
+        is_live = self.console.is_terminal or self.console.is_jupyter
+        if not is_live and time.monotonic() - self._said >= QUIET_S:
+            self.say(f"      {', '.join(parts)}")
 
     def seconds_left(self) -> float:
         """Estimate of what is left, scaled by how long the finished part took against its own estimate."""
@@ -132,9 +141,11 @@ def print_submission(outcome: "Outcome", study: str, out: Path) -> None:
     """Print what went to SLURM, what did not and why, and what to type next."""
     if outcome.done:
         print(f"skipped {count(outcome.done, 'cell')} that are done; --force measures them again")
+    if outcome.changed:
+        print(f"{count(outcome.changed, 'cell')} measured before the code of the mechanism changed: measured again")
     if outcome.under_way:
         print(f"skipped {count(outcome.under_way, 'cell')} that jobs are to measure or are measuring")
-    where = f" --out {shlex.quote(str(out))}"
+    where = f" --results {shlex.quote(str(out))}"
     for status, number in sorted(outcome.failed.items()):
         shown = count(number, "measure")
         print(f"skipped {shown} that ended as {status}: python runners/retry.py --status {status}{where}")

@@ -7,9 +7,19 @@ from dataclasses import fields, replace
 from typing import Any
 
 from runners.jobs.options import SlurmOptions, minutes
-from runners.jobs.submissions import Request
+from runners.jobs.submission import Request
 
 MAX_MIN = 60 * 24 * 365
+
+HARMLESS = {
+    *("partition", "account", "qos", "constraint", "mem", "mem-per-cpu", "mem-per-gpu", "mem-bind", "tmp", "nodelist"),
+    *("exclude", "reservation", "licenses", "comment", "nice", "priority", "hint", "begin", "deadline"),
+    *("gres", "gres-flags", "gpus", "gpus-per-task", "gpu-bind", "gpu-freq", "cpu-freq", "tres-per-task", "contiguous"),
+    *("sockets-per-node", "cores-per-socket", "threads-per-core", "ntasks-per-core", "ntasks-per-socket", "core-spec"),
+    *("exclusive", "oversubscribe", "overcommit", "spread-job", "switches", "time-min", "mail-type", "dependency"),
+    *("distribution", "prefer", "power", "profile", "acctg-freq", "delay-boot", "hold", "wckey"),
+}
+"""Options of sbatch that say where and when a job runs, not what: `retry` takes them from a file."""
 
 NUMBERS = {field.name for field in fields(Request)} - {"options", "exclusive"}
 """Fields of a request that are numbers; everything else is text for sbatch."""
@@ -25,9 +35,15 @@ def make_request(
     """Join what is asked now, else what was asked `before`, else the study's own defaults.
 
     Raises:
-        ValueError: a study's default is malformed, or a time limit is over a year.
+        ValueError: a study's default is malformed, a time limit is over a year, or what was asked before may make jobs
+            run something and is not asked for now.
     """
     options: dict[str, str] = dict(before.options) if before else {}
+    for name in options.keys() - HARMLESS - dict(asked.slurm).keys():
+        raise ValueError(
+            f"the submission on disk asks sbatch for {name}={options[name]}, which may decide what a job runs; give "
+            f"--slurm {name}={options[name]} to ask for it again"
+        )
     numbers: dict[str, Any] = {}
     for name, value in () if before else defaults:
         number = "time_min" if name == "time" else name.replace("-", "_")

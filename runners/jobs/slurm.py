@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 TIMEOUT_S = 60.0
 NAMES_PER_CALL = 100
@@ -82,7 +82,7 @@ def _squeue(names: str) -> dict[Task, JobState]:
 
 def _sacct(names: str, since: datetime) -> dict[Task, JobState]:
     """What accounting says, nothing where there is none."""
-    start = (since - CLOCK_SLACK).astimezone().strftime("%Y-%m-%dT%H:%M:%S")
+    start = (min(since, datetime.now(UTC)) - CLOCK_SLACK).astimezone().strftime("%Y-%m-%dT%H:%M:%S")
     fields = "--format=JobID,JobName,State,ExitCode,Reason,NodeList"
     try:
         lines = run("sacct", f"--name={names}", f"--starttime={start}", "--noheader", "--parsable2", fields)
@@ -161,9 +161,9 @@ def _known_partitions(message: str) -> str:
 
 
 def max_array_size() -> int:
-    """How many tasks an array may have."""
+    """How many tasks a submission may have: one, which needs no array, where a cluster has switched arrays off."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", run("scontrol", "show", "config"), re.MULTILINE)
-    return int(found[1]) if found else DEFAULT_ARRAY_SIZE
+    return max(1, int(found[1])) if found else DEFAULT_ARRAY_SIZE
 
 
 def node_hosts(partition: str | None) -> set[str]:

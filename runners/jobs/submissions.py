@@ -11,114 +11,19 @@ The name is unique and SLURM answers by name, so a submitter that is killed betw
 nothing: whoever comes next asks SLURM whether the name is known, and withdraws the submission if it is not.
 """
 
+import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from runners.store.files import list_names, read_json, touch, write_json
+from runners.jobs.submission import Request, Submission, TaskNote, Work, check, is_sound
+from runners.store.files import check_inside, is_file_or_link, list_names, read_json, remove, touch, write_json
 from runners.store.store import Store
 
 FILE = "submission.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What an array asks of SLURM: options of sbatch by their long names, and how it goes on after a time limit.
-
-    `time_min` is the limit of one run in minutes, `max_requeues` None stands for as long as a run gets further.
-    """
-
-    options: Mapping[str, str] = field(default_factory=dict)
-    time_min: int = 60
-    nodes: int = 1
-    gpus_per_node: int | None = None
-    cpus_per_task: int | None = None
-    max_parallel: int | None = None
-    cells_per_job: int = 1
-    max_requeues: int | None = None
-    exclusive: bool = False
-
-    @property
-    def world_size(self) -> int:
-        """Processes of a job: one per GPU, or one per node."""
-        return self.nodes * (self.gpus_per_node or 1)
-
-    @property
-    def target(self) -> tuple[str | int | None, ...]:
-        """What decides on which kind of device a job runs."""
-        chosen = (self.options.get(name) for name in ("partition", "constraint", "nodelist", "gres", "gpus"))
-        return *chosen, self.gpus_per_node
-
-    def sbatch_options(self, cpus: int | None = None, *, exclusive: bool = False) -> dict[str, str | int]:
-        """All that sbatch is told beside names and files."""
-        numbers = {
-            "time": self.time_min,
-            "nodes": self.nodes,
-            "ntasks-per-node": self.world_size // self.nodes,
-            "gpus-per-node": self.gpus_per_node,
-            "cpus-per-task": self.cpus_per_task or cpus,
-            "exclusive": "" if exclusive else None,
-        }
-        return {**self.options, **{name: value for name, value in numbers.items() if value is not None}}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """Measures of one cell that a task is to make."""
-
-    key: str
-    measures: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Submission:
-    """One array; task i does `tasks[i]`, one cell after another.
-
-    `code` is `environment.code` of the process that submitted, `job` the number that SLURM gave, None until it did.
-    """
-
-    name: str
-    study: str
-    tasks: tuple[tuple[Work, ...], ...]
-    request: Request
-    part: str = ""
-    device: str = "auto"
-    memory_limit_mib: int | None = None
-    patience_s: float = 60.0
-    save_weights: bool = False
-    retry: tuple[str, ...] = ()
-    force: bool = False
-    code: Mapping[str, Any] = field(default_factory=dict)
-    submitted_at: str = ""
-    job: str | None = None
-
-    @property
-    def time(self) -> datetime:
-        """When it was submitted."""
-        return datetime.fromisoformat(self.submitted_at)
-
-    @property
-    def measures(self) -> dict[str, tuple[str, ...]]:
-        """Measures by cell."""
-        return {work.key: work.measures for task in self.tasks for work in task}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskNote:
-    """What a task says when it begins: where it runs, and the number that the record of each measure will get."""
-
-    job: str
-    restarts: int
-    environment: Mapping[str, Any]
-    device_ids: Mapping[str, str]
-    attempts: Mapping[str, Mapping[str, int]]
-    protocols: Mapping[str, int]
-    started_at: str
 
 
 def new_name(study: str) -> str:
@@ -137,8 +42,14 @@ def jobs_folder(store: Store) -> Path:
 
 
 def folder(store: Store, name: str) -> Path:
-    """Where the files of a submission are."""
-    return jobs_folder(store) / name
+    """Where the files of a submission are.
+
+    Raises:
+        StoreError: the results folder is gone, or the folder would be reached through a link.
+    """
+    place = jobs_folder(store) / name
+    check_inside(store.out, place)
+    return place
 
 
 def write(store: Store, submission: Submission) -> None:
@@ -147,22 +58,24 @@ def write(store: Store, submission: Submission) -> None:
     Raises:
         StoreError: it cannot be written.
     """
-    write_json(folder(store, submission.name) / FILE, asdict(submission))
+    write_json(folder(store, submission.name) / FILE, asdict(submission), root=store.out)
 
 
 def read(store: Store, name: str) -> Submission | None:
-    """Read a submission; None if it was withdrawn or cleaned, or if a newer version has written it."""
-    content = read_json(folder(store, name) / FILE)
+    """Read a submission; None if it was withdrawn or cleaned, is of a newer version, or says what none can say."""
     try:
+        content = read_json(folder(store, name) / FILE)
         if content is None:
             return None
         tasks = tuple(
             tuple(Work(key=work["key"], measures=tuple(work["measures"])) for work in task) for task in content["tasks"]
         )
         request = Request(**content["request"])
-        return Submission(**{**content, "tasks": tasks, "request": request, "retry": tuple(content["retry"])})
-    except (TypeError, KeyError):
+        submission = Submission(**{**content, "tasks": tasks, "request": request, "retry": tuple(content["retry"])})
+        check(submission, name)
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
+    return submission
 
 
 def read_all(store: Store, study: str | None = None) -> list[Submission]:
@@ -172,10 +85,18 @@ def read_all(store: Store, study: str | None = None) -> list[Submission]:
     return sorted(chosen, key=lambda submission: (submission.submitted_at, submission.name))
 
 
+def foreign(store: Store) -> list[Path]:
+    """Submissions that are not read: of a newer version, damaged, or not written in this folder."""
+    names = list_names(str(jobs_folder(store)))
+    files = (jobs_folder(store) / name / FILE for name in names if read(store, name) is None)
+    return [file for file in files if os.path.lexists(file)]
+
+
 def withdraw(store: Store, submission: Submission) -> None:
     """Take back a submission that SLURM never got; should its job turn up after all, it finds nothing to do."""
     hidden = jobs_folder(store) / f".{submission.name}"
-    os.replace(folder(store, submission.name), hidden)
+    with contextlib.suppress(FileNotFoundError):  # nothing was written
+        os.replace(folder(store, submission.name), hidden)
     shutil.rmtree(hidden, ignore_errors=True)
 
 
@@ -185,16 +106,19 @@ def write_note(store: Store, name: str, index: int, note: TaskNote) -> None:
     Raises:
         StoreError: it cannot be written.
     """
-    write_json(folder(store, name) / f"task-{index}.json", asdict(note))
+    write_json(folder(store, name) / f"task-{index}.json", asdict(note), root=store.out)
 
 
 def read_note(store: Store, name: str, index: int) -> TaskNote | None:
     """What a task said when it began, None if it has not."""
-    content = read_json(folder(store, name) / f"task-{index}.json")
     try:
-        return TaskNote(**content) if content else None
-    except TypeError:
+        content = read_json(folder(store, name) / f"task-{index}.json")
+        note = TaskNote(**content) if content else None
+        if note and not is_sound(note):
+            return None
+    except (ValueError, TypeError, AttributeError):
         return None
+    return note
 
 
 def note_cancel(store: Store, name: str, index: int) -> None:
@@ -203,7 +127,7 @@ def note_cancel(store: Store, name: str, index: int) -> None:
     Raises:
         StoreError: it cannot be written.
     """
-    touch(folder(store, name) / f"cancelled-{index}")
+    touch(folder(store, name) / f"cancelled-{index}", root=store.out)
 
 
 def was_cancelled(store: Store, name: str, index: int) -> bool:
@@ -215,9 +139,9 @@ def settle(store: Store, name: str, index: int, *, settled: bool = True) -> None
     """Note that what became of a task's cells is on record, or that the task has begun again."""
     path = folder(store, name) / f"settled-{index}"
     if settled:
-        touch(path)
+        touch(path, root=store.out)
     else:
-        path.unlink(missing_ok=True)
+        remove(path, root=store.out)
 
 
 def unsettled(store: Store, submission: Submission) -> list[int]:
@@ -228,14 +152,13 @@ def unsettled(store: Store, submission: Submission) -> list[int]:
 
 def log_path(store: Store, submission: Submission, index: int) -> Path | None:
     """Log of a task's first process, None if it has written none."""
-    pattern = f"*_{index}_0_log.out" if len(submission.tasks) > 1 else "*_0_log.out"
-    return next(iter(sorted(folder(store, submission.name).glob(pattern))), None)
+    place = folder(store, submission.name)
+    end = f"_{index}_0_log.out" if len(submission.tasks) > 1 else "_0_log.out"
+    return next((place / name for name in sorted(list_names(str(place))) if name.endswith(end)), None)
 
 
 def leftovers(store: Store, submission: Submission) -> list[Path]:
     """Files of a submission that nobody needs once its jobs have ended and its cells are done."""
-    return [
-        path
-        for path in folder(store, submission.name).iterdir()
-        if path.name != FILE and not path.name.startswith(("task-", "settled-"))
-    ]
+    place = folder(store, submission.name)
+    names = [name for name in list_names(str(place)) if name != FILE and not name.startswith(("task-", "settled-"))]
+    return [place / name for name in names if is_file_or_link(place / name)]

@@ -17,7 +17,8 @@ from ablations.values import choice, read_values
 from attention_zoo.registry import suggest
 from runners.cells.plan import Spelling, as_keyword, make_plan
 from runners.cells.registered import is_registered_here
-from runners.jobs.launch import Order, Outcome, launch
+from runners.jobs.executors import PLACEHOLDERS
+from runners.jobs.launch import Order, Outcome, check_plain, launch
 from runners.jobs.local import LocalRun
 from runners.jobs.options import RunOptions
 from runners.jobs.progress import print_submission
@@ -50,7 +51,7 @@ class Sweep:
             ValueError: a value is unknown or does not fit; the message names argument, value and what is allowed.
         """
         self.study = load_study(study) if isinstance(study, str) else study
-        asked = measures or (self.study.measures if self.study else tuple(MEASURES))
+        asked = measures or (self.study and self.study.measures) or tuple(MEASURES)
         chosen = read_values("measures", asked, choice(*MEASURES))
         self.measures = tuple(measure for measure in MEASURES if measure in chosen)
         self.spell = spell
@@ -86,6 +87,10 @@ class Sweep:
             ValueError: they cannot.
         """
         self.check(options)
+        if options.cluster == "local":
+            check_plain(out, PLACEHOLDERS)
+        elif options.cluster == "slurm":
+            check_plain(out)
         return open_store(out, create=True)
 
     def check(self, options: RunOptions) -> None:
@@ -110,7 +115,8 @@ class Sweep:
 
     def local(self, store: Store, options: RunOptions) -> LocalRun:
         """Return the run of what is missing on this machine."""
-        return LocalRun(self.plan, store, self.measures, self.study.name if self.study else None, options, self.spell)
+        study = options.name or (self.study.name if self.study else None)
+        return LocalRun(self.plan, store, self.measures, study, options, self.spell)
 
     def submit(self, store: Store, options: RunOptions) -> tuple[Outcome, str]:
         """Hand what is missing to SLURM; return what came of it and the name of the study.

@@ -4,6 +4,7 @@ SLURM runs a job again after a preemption, a failed node or `scontrol requeue`; 
 time limit is near. A further run does what is left: records on disk stay, and a training goes on from its saved state.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -13,9 +14,9 @@ from typing import Any
 
 from ablations.study import Cell
 from runners.jobs import slurm, submissions
-from runners.jobs.submissions import Submission, TaskNote, Work
+from runners.jobs.submission import Submission, TaskNote, Work
 from runners.measures import MEASURES
-from runners.store.files import StoreError
+from runners.store.files import StoreError, list_names
 from runners.store.store import Store, open_store
 
 # SLURM sends the signal up to a minute early, and reads clocks of its own
@@ -57,7 +58,10 @@ class ArrayTask:
         from runners.jobs.executors import export_distributed
         from runners.measure.distributed import setup
 
-        cells = {work.key: Cell.from_dict(store.read_cell(work.key) or {}) for work in works}
+        cells = {work.key: cell for work in works if (cell := store.cell(work.key))}
+        for work in works:
+            if work.key not in cells:
+                print(f"error: {store.out}/cells/{work.key}/cell.json cannot be read; sweep again", flush=True)
         if submission.request.world_size > 1:
             export_distributed()
         with setup(submission.request.world_size) as group:
@@ -109,7 +113,8 @@ def run_tasks(store: Store, submission: Submission, cells: Mapping[str, Cell], g
     more = _circumstances(submission)
     submissions.settle(store, submission.name, index, settled=False)
     note = _begin(store, submission, index, cells, more)
-    waiting, deadline = list(submission.tasks[index]), time.monotonic() + PATIENCE_S
+    waiting = [work for work in submission.tasks[index] if work.key in cells]
+    deadline = time.monotonic() + PATIENCE_S
     failed: StoreError | None = None
     while waiting:
         held = []
@@ -152,6 +157,7 @@ def _begin(
     store: Store, submission: Submission, index: int, cells: Mapping[str, Cell], more: Mapping[str, Any]
 ) -> TaskNote:
     """Settle which attempts this task makes, in the first of its runs on a kind of device, and say so."""
+    from runners.cells.source import code_of
     from runners.jobs.pending import pending
     from runners.machine.environment import device_id, environment, pick_device
 
@@ -160,6 +166,8 @@ def _begin(
     before = submissions.read_note(store, submission.name, index)
     attempts: dict[str, Mapping[str, int]] = {}
     for work in submission.tasks[index]:
+        if work.key not in cells:
+            continue
         here = device_ids[work.key]
         try:
             store.add_cell(cells[work.key], submission.study, work.measures, here)
@@ -168,7 +176,12 @@ def _begin(
         if before and before.device_ids.get(work.key) == here:
             attempts[work.key] = before.attempts[work.key]
             continue
-        todo = pending(store, work.key, work.measures, here, retry=submission.retry, force=submission.force).run
+        again: dict[str, Any] = {
+            "retry": submission.retry,
+            "force": submission.force,
+            "code": code_of(cells[work.key].attn),
+        }
+        todo = pending(store, work.key, work.measures, here, **again).run
         attempts[work.key] = {m: store.next_attempt(work.key, m, here, MEASURES[m].protocol) for m in todo}
     note = TaskNote(
         job=job_number(),
@@ -212,9 +225,11 @@ def _traces(store: Store, works: tuple[Work, ...]) -> dict[str, float]:
     """Files by which a run shows that it got further: records, and saved states with their times."""
     found = {}
     for work in works:
-        for pattern in ("records/*.json", "training.*"):
-            for path in store.folder(work.key).glob(pattern):
-                found[str(path)] = path.stat().st_mtime
+        cell = store.folder(work.key)
+        files = [cell / name for name in list_names(str(cell)) if name.startswith("training.")]
+        for path in [*files, *(cell / "records" / name for name in list_names(str(cell / "records")))]:
+            with contextlib.suppress(FileNotFoundError):  # replaced at this moment
+                found[str(path)] = path.lstat().st_mtime
     return found
 
 

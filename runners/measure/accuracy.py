@@ -214,13 +214,15 @@ def train_and_evaluate(
     recipe: Recipe = RECIPE,
     progress: Progress | None = None,
     state_path: Path | None = None,
+    code: str | None = None,
     checkpoint_every_s: float = 30.0,
     group: Group = ALONE,
 ) -> tuple[dict[str, float | int | str | None], dict[str, list[float]]]:
     """Train a freshly initialised model and return the accuracy columns of its row, and the loss of every step.
 
     `train_loss` is the mean over the last 5 % of the steps, at least one; `ceiling_percent` may be None. With
-    `state_path` the run goes on from that file, if a process that died has left it, and the file is gone at the end.
+    `state_path` the run goes on from that file, if a process that died has left it, and the file is gone at the end;
+    not from one of other `code`, a hash of what this program does not contain.
     Several processes call this within `group.joined`, each with the same arguments and its own `group`.
 
     Raises:
@@ -244,6 +246,7 @@ def train_and_evaluate(
             precision=precision,
             compile_model=compile_model,
             world_size=group.world_size,
+            code=code,
         )
         checkpoint = Checkpoint(state_path, run, every_s=checkpoint_every_s, group=group)
         checkpoint.restore(training)

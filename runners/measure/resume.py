@@ -2,14 +2,15 @@
 
 One file: a line of JSON (the run, the step, SHA-256 of the rest), then what torch.save writes, read with weights_only.
 The checksum is our own, for torch loads flipped bits without a word. A file appears whole or not at all. One that is
-damaged or of another run is a warning and a start from step 0: that gives the same result, only later. So is a state
-that cannot be written a warning.
+damaged, of another run or of other code is a warning and a start from step 0: that gives the same result, only later,
+and no row is half of one code and half of another. So is a state that cannot be written a warning.
 
 While a `Checkpoint` is open, SIGTERM and SIGUSR2, with which schedulers announce a preemption or a time limit, wait for
 the end of the step: its state is saved first, then they do what they did before.
 """
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
@@ -24,9 +25,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from runners.machine import environment
 from runners.measure.distributed import ALONE, Group
-from runners.store.files import StoreError, write_whole
+from runners.store.files import StoreError, opened, write_whole
 
+HEADER_BYTES = 1 << 12
 NOTICES = (signal.SIGTERM, signal.SIGUSR2)
 
 
@@ -46,9 +49,10 @@ class Training:
 
 
 def identify(model: nn.Module, **settings: Any) -> str:
-    """Name a run: hash of its settings, of the shapes of its model and of torch's version."""
+    """Name a run: hash of its settings, of the shapes of its model, of torch's version and of this program's source."""
     shapes = [(name, list(tensor.shape), str(tensor.dtype)) for name, tensor in model.state_dict().items()]
-    text = json.dumps({**settings, "torch": str(torch.__version__), "model": shapes}, sort_keys=True)
+    source = environment.code()["source_sha256"]
+    text = json.dumps({**settings, "torch": str(torch.__version__), "source": source, "model": shapes}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -106,14 +110,15 @@ class Checkpoint:
         content = self.group.broadcast(None if self.group.rank else self._read())
         if content is None:
             return
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        training.model.load_state_dict(state["model"])
-        training.optimizer.load_state_dict(state["optimizer"])
-        training.step, training.seconds = state["step"], state["seconds"]
-        training.losses = state["losses"].tolist()
-        training.resumed = state["resumed"] + 1
-        for kind, generator in state["generators"].items():
-            _generators(torch.device(kind)).set_rng_state(generator)
+        fresh = copy.deepcopy(_state(training))
+        try:
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            _check(state)
+            _apply(training, state)
+            training.resumed += 1
+        except Exception as error:  # whatever torch makes of the wrong tensors
+            _apply(training, fresh)
+            self._say(f"is no state of this model ({type(error).__name__}): training starts anew")
 
     def remove(self) -> None:
         """Delete the file, and what a process that was killed while saving has left of one."""
@@ -125,21 +130,22 @@ class Checkpoint:
     def _read(self) -> bytes | None:
         """What torch.save wrote, None if there is nothing that this run can go on from."""
         try:
-            with open(self.path, "rb") as file:
-                first, content = file.readline(), file.read()
-            header = json.loads(first)
-            run, sha256 = header["run"], header["sha256"]
+            with opened(str(self.path)) as descriptor, open(descriptor, "rb", closefd=False) as file:
+                first, content = file.readline(HEADER_BYTES), file.read()
         except FileNotFoundError:
             return None
-        except OSError as error:
-            self._say(f"cannot be read ({error.strerror or error}): training starts anew")
+        except (OSError, ValueError) as error:
+            self._say(f"cannot be read ({getattr(error, 'strerror', None) or error}): training starts anew")
             return None
-        except (ValueError, TypeError, KeyError):
+        try:
+            header = json.loads(first)
+            run, sha256 = header["run"], header["sha256"]
+        except (ValueError, TypeError, KeyError, RecursionError):
             run = sha256 = None
         if sha256 != hashlib.sha256(content).hexdigest():
             self._say("is damaged: training starts anew")
         elif run != self.run:
-            self._say("is of a run with other settings: training starts anew")
+            self._say("is of a run with other settings or other code: training starts anew")
         else:
             return content
         return None
@@ -173,6 +179,28 @@ def _state(training: Training) -> dict[str, Any]:
         # the next step draws from its own seed; these are for a mechanism that draws in evaluation
         "generators": {kind: _generators(torch.device(kind)).get_rng_state() for kind in {"cpu", device.type}},
     }
+
+
+def _check(state: dict[str, Any]) -> None:
+    """Refuse a state that no run between two steps can have.
+
+    Raises:
+        ValueError, TypeError, KeyError: its numbers do not fit together.
+    """
+    counts = state["step"], state["resumed"], len(state["losses"])
+    if {*map(type, counts)} != {int} or counts[0] != counts[2] or min(counts) < 0:
+        raise ValueError(f"step {state['step']!r} of a state after {counts[2]} steps")
+    if not state["seconds"] >= 0:
+        raise ValueError(f"{state['seconds']!r} seconds")
+
+
+def _apply(training: Training, state: dict[str, Any]) -> None:
+    training.model.load_state_dict(state["model"])
+    training.optimizer.load_state_dict(state["optimizer"])
+    training.step, training.seconds = state["step"], state["seconds"]
+    training.losses, training.resumed = state["losses"].tolist(), state["resumed"]
+    for kind, generator in state["generators"].items():
+        _generators(torch.device(kind)).set_rng_state(generator)
 
 
 def _generators(device: torch.device) -> Any:

@@ -76,7 +76,7 @@ def open_image(name: str) -> Source:
     try:
         with Image.open(name) as file:
             # turned as the camera says, and read whole, so that damage shows here
-            photograph = ImageOps.exif_transpose(file).convert("RGB")
+            photograph = _in_colour(ImageOps.exif_transpose(file))
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is no image that Pillow can read") from error
     except FileNotFoundError as error:
@@ -87,3 +87,32 @@ def open_image(name: str) -> Source:
         reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(f"{name} cannot be read: {reason}") from error
     return Source(photograph, Path(name).name)
+
+
+def _in_colour(image: "Image") -> "Image":
+    """Convert an image to 8-bit RGB; Pillow alone would clip a grey of more bits at 255.
+
+    Raises:
+        ValueError: its greys are not finite.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if image.mode.partition(";")[0] not in ("I", "F"):
+        return image.convert("RGB")
+    grey = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(grey).all():
+        raise ValueError("its greys are not all finite")
+    low, high = _range(image.mode, float(grey.min()), float(grey.max()))
+    scaled = 255 * (grey - low) / max(high - low, 1e-300)
+    return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _range(mode: str, low: float, high: float) -> tuple[float, float]:
+    """Values of black and white: 0 and the largest of the fewest bits that hold the image, else its own extremes."""
+    whites = [float(2**bits - 1) for bits in (8, 10, 12, 14, 16)]
+    if mode == "F":
+        whites.insert(0, 1.0)
+    if low >= 0 and high <= whites[-1]:
+        return 0.0, next(white for white in whites if high <= white)
+    return low, high

@@ -14,6 +14,7 @@ from runners.measures import QUANTITIES
 from runners.rows import selection
 from runners.rows.ranking import Group, Standing, groups
 from runners.rows.stats import Interval
+from runners.store import csv
 
 _LATEX = {
     **{char: f"\\{char}" for char in "&%$#_{}"},
@@ -49,7 +50,7 @@ def escape_markdown(text: str) -> str:
 
 def to_csv(rows: pd.DataFrame) -> str:
     """Every row and column as it is; `read_rows` reads it back."""
-    return selection.as_read(rows).to_csv(index=False)
+    return csv.to_csv(selection.as_read(rows))
 
 
 def to_markdown(rows: pd.DataFrame) -> str:
@@ -141,7 +142,7 @@ def to_timm(rows: pd.DataFrame) -> str:
     if table.empty:
         raise ValueError("timm's columns are throughput and MACs, and no row has any; sweep with --measure throughput")
     order = next(name for name in measured if name in table)
-    return table.sort_values(order, ascending=False, kind="stable").to_csv(index=False)
+    return csv.to_csv(table.sort_values(order, ascending=False, kind="stable"))
 
 
 def _timm_names(rows: pd.DataFrame) -> pd.Series:

@@ -39,6 +39,7 @@ FILTERS = ("study", "attention", "layout", "resolution", "data", "precision", "d
 _SYMBOLS = {
     **{"o": "circle", "s": "square", "D": "diamond", "P": "cross", "X": "x", "p": "pentagon", "h": "hexagon"},
     **{"*": "star", "^": "triangle-up", "v": "triangle-down", "<": "triangle-left", ">": "triangle-right"},
+    "d": "diamond-tall",
 }
 """matplotlib's markers in plotly's words, so that a mechanism looks the same in figures and charts."""
 

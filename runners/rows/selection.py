@@ -11,6 +11,7 @@ import pandas as pd
 
 from runners.measures import depends_on_device
 from runners.store.columns import COLUMNS, impl_today
+from runners.store.csv import read_csv
 from runners.store.names import configuration_name
 from runners.table import load
 
@@ -51,11 +52,8 @@ def read_rows(path: Path, study: str | None = None) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    # a header of its own pass, since pandas refuses dtypes of columns that are not there
     try:
-        header = pd.read_csv(path, nrows=0)
-        dtypes = {name: COLUMNS[name].dtype for name in header if name in COLUMNS}
-        rows = pd.read_csv(path, dtype=dtypes)
+        rows = read_csv(path, {name: column.dtype for name, column in COLUMNS.items()})
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is no results folder and cannot be read as a CSV table: {reason}") from error

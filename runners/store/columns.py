@@ -29,7 +29,7 @@ COLUMNS = {
     "cell_key": Column("string", "", "folder of the cell: hash of its configuration"),
     "study": Column("string", "", "studies that the cell belongs to, joined by ;"),
     "attention": Column("string", "", "mechanism"),
-    "attention_hash": Column("string", "", "hash of the code of a mechanism that a notebook or a script registered"),
+    "attention_hash": Column("string", "", "hash of the code of the mechanism, joined by ; where the measures differ"),
     "impl": Column("string", "", "implementation of the mechanism that ran"),
     "layout": Column("string", "", "host network"),
     "depths": Column("string", "", "blocks of each stage, joined by -"),

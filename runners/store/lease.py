@@ -3,8 +3,9 @@
 A lease is a small file, created with O_EXCL, that names its owner: machine, pid and the pid's start time.
 On the owner's own machine the process table decides whether it lives, so `kill -9` frees a lease at once and
 a reused pid does not hold it. From any other machine the owner counts as live while its heartbeat, the file's
-modification time, is younger than `STALE_S`. A dead lease is taken over under a lock (flock) on a side file. Where
-the file system has no locks, whoever creates the one claim file that this dead lease can have takes it over.
+modification time, is younger than `STALE_S`; a time as far in the future is no heartbeat. A dead lease is taken over
+under a lock (flock) on a side file. Where the file system has no locks, whoever creates the one claim file that this
+dead lease can have takes it over.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -22,13 +24,18 @@ from typing import Literal
 
 import psutil
 
-from runners.store.files import StoreError
+from runners.store.files import StoreError, opened
+from runners.store.strict_json import parse
 
 HEARTBEAT_S = 15.0
 # several heartbeats, plus what the clocks of two nodes and the attribute cache of NFS may add
 STALE_S = 120.0
 # a file that names no owner is just being written, or its writer died between creating and writing it
 GRACE_S = 5.0
+# whoever holds the lock beside a lease does so for milliseconds
+LOCK_S = 60.0
+# an owner is written in some hundred bytes
+OWNER_BYTES = 1 << 16
 # psutil derives a start time from the system clock, which may be corrected between two readings
 START_TOLERANCE_S = 2.0
 
@@ -37,7 +44,10 @@ State = Literal["live", "dead", "unknown"]
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """Who holds a lease; `unknown`, a file younger than `GRACE_S` that names no owner yet, counts as held."""
+    """Who holds a lease; `heartbeat_age_s` is how far its time lies from now, in the past or in the future.
+
+    `unknown` counts as held: a file younger than `GRACE_S` that names no owner yet, or one that we may not read.
+    """
 
     state: State
     host: str
@@ -87,7 +97,7 @@ class Lease:
         if self._released.is_set() or os.getpid() != self._pid:
             return False
         try:
-            return os.path.samestat(os.fstat(self._descriptor), os.stat(self.path))
+            return os.path.samestat(os.fstat(self._descriptor), os.lstat(self.path))
         except OSError:
             return False
 
@@ -129,7 +139,7 @@ def _acquire(path: Path) -> Lease | Held:
         if current is not None and current.state != "dead":
             return current
         if current is not None and locked:
-            path.unlink(missing_ok=True)
+            _discard(path)
         elif current is not None and not _remove_by_claim(path, looked_at):
             return Held(state="unknown", host="", pid=0, heartbeat_age_s=0.0)
         try:
@@ -151,23 +161,49 @@ def _acquire(path: Path) -> Lease | Held:
 def holder(path: Path) -> Held | None:
     """Who holds the lease, None if nobody does; reads only."""
     try:
-        with path.open("rb") as file:
-            age_s = time.time() - os.fstat(file.fileno()).st_mtime
-            text = file.read()
-    except FileNotFoundError:
+        found, text = _look(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
-    state: State
+    age_s = abs(time.time() - found.st_mtime)
+    nobody = Held(state="unknown" if age_s < GRACE_S else "dead", host="", pid=0, heartbeat_age_s=age_s)
+    if text is None:  # of another user, whose process table would not tell us either
+        return Held(state="unknown" if age_s < STALE_S else "dead", host="", pid=0, heartbeat_age_s=age_s)
     try:
-        owner = json.loads(text)
+        owner = parse(text.decode())
         machine = _Machine(str(owner["host"]), owner["boot_id"], owner["pid_namespace"])
         pid, started = int(owner["pid"]), float(owner["started"])
-    except (ValueError, TypeError, KeyError):
-        state = "unknown" if age_s < GRACE_S else "dead"
-        return Held(state=state, host="", pid=0, heartbeat_age_s=age_s)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return nobody
     alive = _is_alive(pid, started) if machine == _Machine.this() else None
     if alive is None:
         alive = age_s < STALE_S
     return Held(state="live" if alive else "dead", host=machine.host, pid=pid, heartbeat_age_s=age_s)
+
+
+def is_here(path: Path) -> bool:
+    """Whether the owner of a lease is a live process of this machine, which its process table knows by its start."""
+    try:
+        _, text = _look(path)
+        owner = parse((text or b"").decode())
+        machine = _Machine(str(owner["host"]), owner["boot_id"], owner["pid_namespace"])
+        return machine == _Machine.this() and _is_alive(int(owner["pid"]), float(owner["started"])) is True
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
+        return False
+
+
+def _look(path: Path) -> tuple[os.stat_result, bytes | None]:
+    """Times of a lease, and its content; that of a link, a pipe or a folder is empty, None if we may not read it.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is none.
+    """
+    try:
+        with opened(str(path)) as descriptor:
+            return os.fstat(descriptor), os.read(descriptor, OWNER_BYTES)
+    except ValueError:
+        return os.lstat(path), b""
+    except PermissionError:
+        return os.lstat(path), None
 
 
 def _is_alive(pid: int, started: float) -> bool | None:
@@ -185,10 +221,18 @@ def _is_alive(pid: int, started: float) -> bool | None:
 def _identity(path: Path) -> tuple[int, int] | None:
     """Inode and time of a lease, which no later one shares with a dead one; None if it is gone."""
     try:
-        found = path.stat()
+        found = path.lstat()
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_mtime_ns
+
+
+def _discard(path: Path) -> None:
+    """Remove a dead lease; a folder in its place is set aside, with whatever is in it."""
+    if path.is_dir() and not path.is_symlink():
+        path.rename(path.with_name(f".{path.name}.{secrets.token_hex(8)}"))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _remove_by_claim(path: Path, dead: tuple[int, int] | None) -> bool:
@@ -203,12 +247,12 @@ def _remove_by_claim(path: Path, dead: tuple[int, int] | None) -> bool:
         os.close(os.open(claim, os.O_CREAT | os.O_EXCL, 0o666))
     except FileExistsError:
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - claim.stat().st_mtime > STALE_S:
+            if abs(time.time() - claim.lstat().st_mtime) > STALE_S:
                 claim.unlink()
         return False
     mine = _identity(path) == dead
     if mine:
-        path.unlink()
+        _discard(path)
     # only now: who comes later finds that the dead file is gone
     claim.unlink(missing_ok=True)
     return mine
@@ -217,10 +261,11 @@ def _remove_by_claim(path: Path, dead: tuple[int, int] | None) -> bool:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bool]:
     """Hold the lock beside a lease, or say that there are none; the kernel drops it with the process."""
-    descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_CREAT | os.O_RDWR, 0o666)
+    lock = path.with_name(f"{path.name}.lock")
+    descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _lock(descriptor)
         except OSError as error:
             # file systems without locks (some Lustre mounts)
             if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
@@ -230,3 +275,16 @@ def _locked(path: Path) -> Iterator[bool]:
         yield True
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Wait for the lock of a file, not for ever: its holder may be stopped, or on a node that hangs."""
+    deadline = time.monotonic() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise TimeoutError(errno.ETIMEDOUT, f"another process has locked it for {LOCK_S:g} s") from error
+            time.sleep(0.005)

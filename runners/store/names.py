@@ -1,9 +1,34 @@
 """What a configuration and a cell are called, in every list, table and figure."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ablations.study import Cell
+
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that a terminal acts on or nothing shows: control characters, marks of direction, half surrogates."""
+
+
+_NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*")
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def is_name(text: Any) -> bool:
+    """Whether a value that was read somewhere can be the name of one file here: a study, a measure, a device."""
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
+
+
+def is_key(text: Any) -> bool:
+    """Whether a value that was read somewhere can be the key of a cell."""
+    return isinstance(text, str) and _KEY.fullmatch(text) is not None
+
+
+def visible(text: str) -> str:
+    """Show control characters of a text, which may be anybody's, as a Python string would; lines and tabs stay."""
+    if text.isprintable():
+        return text
+    return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def configuration_name(attention: str, settings: Mapping[str, Any]) -> str:

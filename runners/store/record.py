@@ -2,18 +2,24 @@
 
 The file is one JSON object on three lines: what was found, the environment, the raw samples. So a table of
 thousands of rows is read without parsing samples or the same environment again and again, and a file that was
-cut off anywhere is noticed by its end.
+cut off anywhere is noticed by its end. It begins with a SHA-256 of the rest, and says whose cell it is; records of
+earlier versions do neither.
 """
 
 import functools
+import hashlib
 import json
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from typing import Any, NamedTuple
 
-_FILE = re.compile(r"([A-Za-z0-9_]+)\.([A-Za-z0-9_+-][A-Za-z0-9_.+-]*)\.v([0-9]+)\.a([0-9]+)\.json")
+from runners.measures import depends_on_device
+from runners.store.strict_json import parse, plain
+
+_NUMBER = "(0|[1-9][0-9]{0,8})"
+_FILE = re.compile(rf"([A-Za-z0-9_]+)\.([A-Za-z0-9_+-][A-Za-z0-9_.+-]*)\.v{_NUMBER}\.a{_NUMBER}\.json")
 
 
 class RecordName(NamedTuple):
@@ -67,58 +73,95 @@ class Record:
 
 
 _HEAD = tuple(f.name for f in fields(Record) if f.name not in ("environment", "samples"))
-_KNOWN = frozenset(_HEAD)
+_OPEN = '{"record": {'
+_SEALED = f'{_OPEN}"sha256": "'
+
+MAX_VALUES = 1000
+"""Columns that one measure may bring."""
 
 
-def plain(value: Any) -> Any:
-    """Reduce a value to strict JSON: NaN is null, infinities are strings, arrays and tensors are lists."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None if math.isnan(value) else str(value)
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return plain(value.tolist()) if hasattr(value, "tolist") else str(value)
-
-
-def to_text(record: Record) -> str:
-    """Write a record as JSON."""
+def to_text(record: Record, key: str) -> str:
+    """Write a record of the cell `key` as JSON."""
     parts = {
-        "record": {name: getattr(record, name) for name in _HEAD},
+        "record": {"cell_key": key, **{name: getattr(record, name) for name in _HEAD}},
         "environment": record.environment,
         "samples": record.samples,
     }
     lines = (f'"{name}": {json.dumps(plain(part), allow_nan=False)}' for name, part in parts.items())
-    return "{" + ",\n".join(lines) + "}\n"
+    return seal("{" + ",\n".join(lines) + "}\n")
 
 
-def from_text(text: str, name: RecordName, *, samples: bool) -> Record:
-    """Read a record, without its raw samples where they are not needed; fields of newer versions are ignored.
+def seal(text: str) -> str:
+    """Put the checksum before what it is of."""
+    content = text.removeprefix(_OPEN)
+    return f'{_SEALED}{hashlib.sha256(content.encode()).hexdigest()}", {content}'
+
+
+def _unseal(text: str) -> tuple[str, bool]:
+    """Return a record without its checksum, and whether it had one.
 
     Raises:
-        ValueError, TypeError, KeyError: the file is damaged.
+        ValueError: the checksum is not that of the rest.
+    """
+    if not text.startswith(_SEALED):
+        return text, False
+    digest, end, content = text[len(_SEALED) :].partition('", ')
+    if not end or hashlib.sha256(content.encode()).hexdigest() != digest:
+        raise ValueError("its checksum is not that of its content")
+    return _OPEN + content, True
+
+
+def from_text(text: str, name: RecordName, key: str, *, samples: bool) -> Record:
+    """Read a record of the cell `key`, without its raw samples where they are not needed.
+
+    Fields of newer versions are ignored.
+
+    Raises:
+        ValueError, TypeError, KeyError: the file is damaged, or of another cell, measure or device.
     """
     if not text.endswith("}}\n"):
         raise ValueError("it is cut off")
+    text, is_sealed = _unseal(text)
     head, environment, raw = text[:-2].split("\n")
-    content = json.loads(head.removeprefix('{"record": ').removesuffix(","))
-    if not _KNOWN.issuperset(content):
-        content = {field: content[field] for field in _HEAD if field in content}
-    content["measure"], content["device_id"], content["protocol"], content["attempt"] = name
+    content = parse(head.removeprefix('{"record": ').removesuffix(","))
+    if not isinstance(content, dict):
+        raise TypeError("it is no object")
+    if ("cell_key" in content) != is_sealed:
+        raise ValueError("it has no checksum")
+    if content.get("cell_key", key) != key:
+        raise ValueError(f"it is of the cell {content['cell_key']}")
+    if tuple(content[field] for field in RecordName._fields) != name:
+        raise ValueError("it is of another measure, device, protocol or attempt")
+    content = {field: content[field] for field in _HEAD if field in content}
     record = Record(**content, environment=_parse_environment(environment))
-    types = type(content["values"]), type(record.status), type(record.started_at), type(record.ended_at)
-    if types != (dict, str, str, str):
-        raise TypeError("its fields have other types")
+    _check_types(record)
     if samples:
-        record.samples = json.loads(raw.removeprefix('"samples": '))
+        record.samples = parse(raw.removeprefix('"samples": '))
     return record
+
+
+def _check_types(record: Record) -> None:
+    texts = (record.status, record.started_at, record.ended_at, record.command)
+    optional = (record.error_type, record.error_message, record.log_path)
+    is_text = {*map(type, texts)} == {str} and {*map(type, optional)} <= {str, type(None)}
+    if not is_text or not isinstance(record.values, dict) or len(record.values) > MAX_VALUES:
+        raise TypeError("its fields have other types")
+    for time in (record.started_at, record.ended_at):
+        if time and datetime.fromisoformat(time).tzinfo is None:
+            raise ValueError(f"{time!r} has no time zone")
 
 
 @functools.lru_cache(maxsize=256)
 def _parse_environment(line: str) -> Mapping[str, Any]:
-    environment = json.loads(line.removeprefix('"environment": ').removesuffix(","))
+    environment = parse(line.removeprefix('"environment": ').removesuffix(","))
     if not isinstance(environment, dict):
         raise TypeError("its environment is no object")
     return environment
+
+
+def attempts_of(names: Iterable[RecordName], measure: str, device_id: str, protocol: int) -> int:
+    """Number of the last attempt at a measure among the records of a cell, 0 if there is none."""
+    same = [name for name in names if (name.measure, name.protocol) == (measure, protocol)]
+    if depends_on_device(measure):
+        same = [name for name in same if name.device_id == device_id]
+    return max((name.attempt for name in same), default=0)

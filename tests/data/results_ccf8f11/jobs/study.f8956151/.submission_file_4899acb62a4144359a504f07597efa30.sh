@@ -1,1 +1,0 @@
-/tmp/zoo/runs/jobs/study.f8956151/7_submission.sh
