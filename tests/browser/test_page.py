@@ -10,6 +10,7 @@ from sample_results import HOSTILE, write_sample
 
 from runners.reporting.page import to_html
 from runners.rows import selection
+from runners.store.names import visible
 from runners.table import load
 
 CHROMIUM = shutil.which("chromium")
@@ -165,7 +166,7 @@ def test_a_row_opens_with_its_command_and_its_error_as_text(page):
     assert card.locator("code").text_content() == (
         "python runners/sweep.py --attn bra --topk 16 --resolution 128 --seeds 0"
     )
-    assert HOSTILE in card.locator("dl").text_content()
+    assert visible(HOSTILE) in card.locator("dl").text_content()
     assert page.locator("#rows script, #rows img").count() == 0
     page.locator("#rows .open").first.click()
     assert page.locator(".card").count() == 0
