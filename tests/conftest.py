@@ -4,6 +4,7 @@ A test that takes `mechanism` runs for every registered name in every setting of
 """
 
 import os
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import hypothesis
@@ -150,14 +151,33 @@ def settings_of(name: str) -> list[dict[str, Any]]:
     return SETTINGS.get(name) or [{}, *(example.config for example in attention_zoo.resolve(name).examples)]
 
 
+QUICK = 2
+"""Settings of a mechanism that the default tests try, in each implementation: the first of the table."""
+
+
 def mechanisms() -> list[Mechanism]:
-    """Every registered mechanism in its settings and implementations."""
+    """Every registered mechanism in its settings, in each implementation where that is quick."""
     return [
         Mechanism(name, {**config, **impl})
         for name in attention_zoo.names()
-        for config in settings_of(name)
-        for impl in implementations(name, config)
+        for index, config in enumerate(settings_of(name))
+        for impl in (implementations(name, config) if index < QUICK else [{}])
     ]
+
+
+def with_marks(settings: Iterable[Mechanism]) -> list[Any]:
+    """The same as parameters of a test, `slow` beyond the quick ones of each mechanism."""
+    chosen = ("impl", "lepe")  # of one setting there are several implementations, and tests switch LePE off
+    quick = [
+        (name, {key: value for key, value in config.items() if key not in chosen})
+        for name in attention_zoo.names()
+        for config in settings_of(name)[:QUICK]
+    ]
+
+    def is_quick(setting: Mechanism) -> bool:
+        return (setting.name, {k: v for k, v in setting.config.items() if k not in chosen}) in quick
+
+    return [pytest.param(one, id=str(one), marks=() if is_quick(one) else pytest.mark.slow) for one in settings]
 
 
 def implementations(name: str, config: dict[str, Any]) -> list[dict[str, str]]:
@@ -203,7 +223,7 @@ def registered_as_before(monkeypatch):
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "mechanism" in metafunc.fixturenames:
-        metafunc.parametrize("mechanism", mechanisms(), ids=str)
+        metafunc.parametrize("mechanism", with_marks(mechanisms()))
 
 
 def _small(name: str, height: int, width: int, **config: Any) -> tuple[attention_zoo.Attention, Tensor]:

@@ -65,12 +65,18 @@ def settings() -> list[Case]:
     return [Case(name, config) for name in attention_zoo.names() for config in CONFIGS.get(name, [{}])]
 
 
+def first_settings() -> list[Case]:
+    """One configuration of each mechanism."""
+    return list({case.name: case for case in reversed(settings())}.values())[::-1]
+
+
 def cases() -> list[Any]:
-    """The same, and, for `slow`, in each implementation that runs on a CPU, where a mechanism has several."""
-    named = [
-        Case(name, {**config, **impl}) for name, config in settings() for impl in implementations(name, config) if impl
-    ]
-    return [*settings(), *(pytest.param(case, marks=pytest.mark.slow) for case in named if case not in settings())]
+    """One configuration of each mechanism; for `slow` all of them, in each implementation that runs on a CPU."""
+    first, every = first_settings(), settings()
+    for name, config in settings():
+        every += [Case(name, {**config, **impl}) for impl in implementations(name, config) if impl]
+    more = [case for index, case in enumerate(every) if case not in first and case not in every[:index]]
+    return [*first, *(pytest.param(case, marks=pytest.mark.slow) for case in more)]
 
 
 def make(case: Case, size: tuple[int, int] = PADDED, images: int = 2) -> tuple[attention_zoo.Attention, Tensor]:

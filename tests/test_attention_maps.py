@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import mechanisms, reads_padding, reads_tokens
+from conftest import mechanisms, reads_padding, reads_tokens, with_marks
 
 import attention_zoo
 from attention_zoo import Attention, create_model
@@ -25,7 +25,7 @@ def is_extra(setting):
 
 
 SETTINGS = [setting for setting in mechanisms() if not is_extra(setting)]
-every_mechanism = pytest.mark.parametrize("setting", SETTINGS, ids=str)
+every_mechanism = pytest.mark.parametrize("setting", with_marks(SETTINGS))
 
 
 def made(small, setting):

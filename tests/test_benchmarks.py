@@ -190,6 +190,7 @@ def test_a_saved_report_is_printed_from_any_folder(tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_each_comparison_has_a_process_of_its_own():
     (task,) = [task for task in plan(["twins"], 1, "vanilla on 14x14") if task.work.endswith("forward")]
     elsewhere = replace(task, work="nowhere planned")

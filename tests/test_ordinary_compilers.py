@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from ordinary_cases import PADDED, WHOLE, Case, assert_same, cases, make, outcome, settings
+from ordinary_cases import PADDED, WHOLE, Case, assert_same, cases, first_settings, make, outcome, settings
 from test_ordinary_models import images, make_model
 from torch import nn
 
@@ -26,13 +26,9 @@ def slow_unless(quick, values):
     return [pytest.param(value, marks=() if quick(value) else pytest.mark.slow, id=str(value)) for value in values]
 
 
-def one_each():
-    """First configuration of each mechanism: with a dynamic size, compiling one takes up to a minute."""
-    return list({case.name: case for case in reversed(settings())}.values())[::-1]
-
-
-@pytest.mark.parametrize("case", slow_unless(lambda case: case.name == "pvt", one_each()))
+@pytest.mark.parametrize("case", slow_unless(lambda case: case.name == "pvt", first_settings()))
 def test_a_compiled_mechanism_takes_one_size_after_the_other(case):
+    # with a dynamic size, compiling one takes up to a minute, so each mechanism has one configuration here
     attention, _ = make(case)
     compiled = torch.compile(attention, backend="aot_eager")
     parameters = dict(attention.named_parameters())

@@ -127,6 +127,7 @@ assert rows["gmacs"].gt(0).all()
 """
 
 
+@pytest.mark.slow
 def test_a_script_gets_the_rows_of_its_cells(tmp_path: Path) -> None:
     script = SCRIPT.format(out=str(tmp_path))
     done = subprocess.run([sys.executable, "-"], input=script, cwd=ROOT, capture_output=True, text=True, timeout=300)

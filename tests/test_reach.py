@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import Mechanism, mechanisms, subject_of
+from conftest import Mechanism, mechanisms, subject_of, with_marks
 from torch import nn
 
 from attention_zoo.regions import coordinates
@@ -65,7 +65,7 @@ def allowed(attention, x):
 
 
 @each_size
-@pytest.mark.parametrize("setting", IN_ONE, ids=str)
+@pytest.mark.parametrize("setting", with_marks(IN_ONE))
 def test_values_reach_a_query_where_connectivity_allows_and_everywhere_there(setting, size):
     attention, x = build(setting, size)
     found, expected = reached(attention, x), allowed(attention, x)

@@ -396,6 +396,7 @@ def build_broken():
     raise ValueError("no such model")
 
 
+@pytest.mark.slow
 def test_real_processes_time_a_real_model():
     given = Work(build=build_real, build_baseline=build_real, input_shape=SHAPE, threads=1)
     columns, samples = measure_speed(given, budget_s=0.4)

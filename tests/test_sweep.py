@@ -71,6 +71,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_command_records_a_whole_row(finished: Path) -> None:
     (row,) = load(finished).to_dict("records")
     assert row["status"] == "ok"
@@ -85,6 +86,7 @@ def test_the_command_records_a_whole_row(finished: Path) -> None:
     assert row["ceiling_percent"] == pytest.approx(61.1, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_same_command_again_measures_nothing_and_says_so(finished: Path) -> None:
     before = records(finished)
     done = sweep(finished, *QUICK)
@@ -93,12 +95,14 @@ def test_the_same_command_again_measures_nothing_and_says_so(finished: Path) -> 
     assert records(finished) == before
 
 
+@pytest.mark.slow
 def test_the_command_of_the_row_finds_its_cell(finished: Path) -> None:
     (command,) = load(finished)["command"]
     done = sweep(finished, *command.split()[2:])
     assert "skipped 1 of 1 cells" in done.stdout
 
 
+@pytest.mark.slow
 def test_another_topk_adds_a_row_and_force_an_attempt(finished: Path) -> None:
     flops = ["--measure", "flops"]
     before = records(finished)
@@ -120,6 +124,7 @@ def test_the_same_cell_twice_gives_the_same_accuracy(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(*accuracy, check_exact=True)
 
 
+@pytest.mark.slow
 def test_trained_weights_are_kept_if_asked_and_give_the_accuracy_of_the_row(tmp_path: Path) -> None:
     from runners.cells.weights import load_model
     from runners.data.loading import make_data
@@ -315,6 +320,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_no_process_is_left(finished: Path) -> None:
     commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
     assert not [command for command in commands if str(finished) in command]
