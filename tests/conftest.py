@@ -30,6 +30,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
+def slow_but(*quick: Any, of: Iterable[Any]) -> list[Any]:
+    """Values of a parameter, `slow` but for the named ones."""
+    return [pytest.param(value, marks=() if value in quick else pytest.mark.slow, id=_id(value)) for value in of]
+
+
+def _id(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 class Mechanism(NamedTuple):
     name: str
     config: dict[str, Any]

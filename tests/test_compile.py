@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import slow_but
 
 import attention_zoo
 
@@ -88,7 +89,7 @@ def test_the_residual_stream_stays_wide_when_compiled_under_autocast(block):
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("layer", ["mlp.0", "mlp.2", "attn.qkv", "attn.proj"])
+@pytest.mark.parametrize("layer", slow_but("mlp.0", "attn.qkv", of=["mlp.0", "mlp.2", "attn.qkv", "attn.proj"]))
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
 def test_hooks_of_linear_layers_run_when_compiled(block, layer, register):
     block, x = block.eval(), tokens_of(block)

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import slow_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -323,7 +324,7 @@ assert "fvcore" in sys.modules
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("size_px", [(64, 64), (64, 96), (76, 44)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("size_px", slow_but((76, 44), of=[(64, 64), (64, 96), (76, 44)]))
 @pytest.mark.parametrize("name", attention_zoo.names())
 def test_three_roads_agree_on_every_mechanism(name, size_px):
     # the last size needs padding on most maps; macs describes the plain way

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import slow_but
 from golden import CASES, needs_golden, path_of
 from torch import Tensor
 
@@ -153,7 +154,7 @@ each_kind = pytest.mark.parametrize("config", EVERY, ids=lambda c: "-".join(map(
 
 
 @each_kind
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 5), (9, 4)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("size", slow_but((1, 1), (9, 4), of=[(1, 1), (2, 2), (1, 5), (9, 4)]))
 def test_every_stage_fits_maps_down_to_one_token(small, evaluate, config, size):
     for stage in (0, 3):
         placed = DATConfig(**config).at(stage, 0, SMALL).replace(groups=2, map_size=(3, 4))

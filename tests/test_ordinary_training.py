@@ -7,6 +7,7 @@ from math import prod
 
 import pytest
 import torch
+from conftest import slow_but
 from fvcore.nn import FlopCountAnalysis
 from ordinary_cases import HEADS, assert_same, loss, make, outcome, settings
 from test_ordinary_models import images, make_model
@@ -28,7 +29,7 @@ def block_of(name):
     return block, torch.randn(2, 6, 8, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
 
-@each_name
+@pytest.mark.parametrize("name", slow_but("bra", "swin", of=attention_zoo.names()))
 def test_the_users_checkpoint_around_a_block_frees_what_is_inside(name):
     block, x = block_of(name)
     parameters = dict(block.named_parameters())
@@ -146,7 +147,7 @@ def test_every_linear_layer_of_a_model_is_counted_by_hooks(name):
     assert all(linear_calls(make_model(name), images(1)).values())
 
 
-@each_name
+@pytest.mark.parametrize("name", slow_but("bra", "sep", of=attention_zoo.names()))
 def test_every_linear_layer_of_a_model_is_counted_by_fvcore(name):
     model, x = make_model(name), images(1)
     analysis = FlopCountAnalysis(model, x).unsupported_ops_warnings(False).uncalled_modules_warnings(False)

@@ -35,6 +35,7 @@ def test_the_published_code_gives_the_same(name):
 
 
 @needs_golden
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, kind in CASES.items() if kind not in {*MODELS, FUNCTION}])
 def test_each_implementation_gives_the_same(name):
     case = read_case(path_of(name), name)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import slow_but
 from golden import FOLDER, needs_golden
 from safetensors.torch import save_file
 from timm.models.maxxvit import AttentionCl
@@ -150,7 +151,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", slow_but(*list(LAYOUTS)[:2], of=LAYOUTS))
 def test_all_readers_read_the_same_files(tiny, tmp_path, layout):
     ours, path = tiny[0].state_dict(), tmp_path / "model.pth"
     torch.save(LAYOUTS[layout](ours, tiny[1]), path)

@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import slow_but
 from timm.layers import DropPath
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,7 +44,7 @@ def test_stl_with_bra_has_the_parameters_of_the_paper():
 
 @each_name
 @layouts
-@pytest.mark.parametrize("size_px", [(32, 64), (33, 47), (64, 96)], ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("size_px", slow_but((33, 47), of=[(32, 64), (33, 47), (64, 96)]))
 def test_macs_are_those_that_torch_counts(name, layout, size_px):
     with torch.device("meta"):
         # macs describes the plain way
@@ -264,7 +265,7 @@ def test_drop_path_grows_with_depth_and_rests_in_eval():
     assert torch.equal(model(x), build(attn="vanilla").eval()(x))
 
 
-@each_name
+@pytest.mark.parametrize("name", slow_but("bra", "dat", "swin", of=names()))
 def test_what_a_forward_made_goes_without_the_garbage_collector(name):
     model = build(attn=name).eval()
     x = images(32, 64)
