@@ -71,11 +71,10 @@ def first_settings() -> list[Case]:
 
 
 def cases() -> list[Any]:
-    """One configuration of each mechanism; for `slow` all of them, in each implementation that runs on a CPU."""
-    first, every = first_settings(), settings()
-    for name, config in settings():
-        every += [Case(name, {**config, **impl}) for impl in implementations(name, config) if impl]
-    more = [case for index, case in enumerate(every) if case not in first and case not in every[:index]]
+    """One configuration of each mechanism; for `slow` the others too, and that one in each implementation for a CPU."""
+    first = first_settings()
+    named = [Case(name, {**config, **impl}) for name, config in first for impl in implementations(name, config) if impl]
+    more = [case for case in [*settings(), *named] if case not in first]
     return [*first, *(pytest.param(case, marks=pytest.mark.slow) for case in more)]
 
 
