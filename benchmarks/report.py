@@ -26,6 +26,8 @@ from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+import psutil
+
 from runners.cli.command import Parser
 
 if TYPE_CHECKING:
@@ -105,8 +107,8 @@ def _measure_apart(task: "Task", rounds: int, threads: int) -> "Measured":
         try:
             return pool.submit(_planned_anew, task.section, task.work, rounds, threads).result()
         except KeyboardInterrupt:
-            # or the pool would wait for what nobody reads any more
-            for process in multiprocessing.active_children():
+            # or the pool would wait for what nobody reads any more; a process that just starts is not on its list
+            for process in psutil.Process().children():
                 process.kill()
             raise
 
