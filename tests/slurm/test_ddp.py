@@ -10,6 +10,7 @@ import pytest
 from runners.store.store import Store, open_store
 from runners.table import load
 from slurm.cluster import Cluster, wait_until
+from slurm.zoo import tiny
 
 pytestmark = pytest.mark.slurm
 
@@ -19,7 +20,7 @@ CELL = ["--attn", "bra", "--resolution", "32", "--steps", "20", "--batch-size", 
 
 def sweep(cluster: Cluster, out: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "runners/sweep.py", *CELL, "--out", str(out), *arguments],
+        [sys.executable, "runners/sweep.py", *tiny(*arguments, flags=CELL), "--out", str(out)],
         cwd=ROOT,
         env=cluster.environment,
         capture_output=True,

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from slurm.cluster import Cluster, wait_until
-from slurm.zoo import MEASURED, TINY, held, hold_saved, job_of, records, rows, run, submit, wait_for_queue
+from slurm.zoo import MEASURED, held, hold_saved, job_of, records, rows, run, submit, tiny, wait_for_queue
 
 pytestmark = pytest.mark.slurm
 
@@ -19,7 +19,7 @@ STEPS = ["--steps", "300"]
 def undisturbed(session_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """The rows of seeds 2, 3 and 4 without any fault."""
     out = tmp_path_factory.mktemp("undisturbed")
-    run(session_cluster, "sweep", *TINY, *STEPS, "--seeds", "2,3,4", "--cluster", "debug", out=out)
+    run(session_cluster, "sweep", *tiny(*STEPS, "--seeds", "2,3,4", "--cluster", "debug"), out=out)
     return rows(out)[MEASURED]
 
 

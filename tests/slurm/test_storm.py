@@ -9,7 +9,7 @@ import pytest
 from runners.table import load
 from slurm.cluster import Cluster
 from slurm.killer import Killer, can_mount, full_folder
-from slurm.zoo import MEASURED, TINY, key_of, rows, run, submit, wait_for_queue
+from slurm.zoo import MEASURED, key_of, rows, run, submit, tiny, wait_for_queue
 
 pytestmark = pytest.mark.slurm
 
@@ -24,7 +24,7 @@ def test_sixty_cells_come_through_a_storm(
     if not can_mount(tmp_path):
         pytest.skip("no file system can be mounted here, so no folder of a cell can be full")
     calm, out = tmp_path / "calm", tmp_path / "out"
-    run(cluster, "sweep", *TINY, *SIXTY, "--cluster", "debug", out=calm)
+    run(cluster, "sweep", *tiny(*SIXTY, "--cluster", "debug"), out=calm)
     cluster.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
     submit(cluster, *SIXTY, "--cells-per-job", "5", "--name", "storm", out=out)
     killer = Killer(cluster, out, seed=0, pause_s=1.5)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from slurm.cluster import Cluster, wait_until
-from slurm.zoo import MEASURED, TINY, records, rows, run, submit, tasks_of, wait_for_queue
+from slurm.zoo import MEASURED, records, rows, run, submit, tasks_of, tiny, wait_for_queue
 
 pytestmark = pytest.mark.slurm
 
@@ -30,7 +30,7 @@ def twelve(session_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_the_table_equals_the_local_one(session_cluster: Cluster, twelve: Path, tmp_path: Path) -> None:
-    run(session_cluster, "sweep", *TINY, *TWELVE[:-2], "--cluster", "debug", out=tmp_path)
+    run(session_cluster, "sweep", *tiny(*TWELVE[:-2], "--cluster", "debug"), out=tmp_path)
     there, here = rows(twelve), rows(tmp_path)
     assert len(there) == 12 and set(there["status"]) == {"ok"}
     pd.testing.assert_frame_equal(there[MEASURED], here[MEASURED], check_exact=True)

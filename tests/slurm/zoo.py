@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,14 @@ from slurm.cluster import Cluster, wait_until
 ROOT = Path(__file__).parents[2]
 # a training step of 10 to 25 ms; one thread, so that numbers are equal wherever they come from
 TINY = ["--attn", "vanilla", "--resolution", "32", "--batch-size", "4", "--threads", "1", "--measure", "flops,accuracy"]
+"""Flags of a cell that takes seconds, and their values, in pairs."""
 MEASURED = ["acc1", "acc5", "val_loss", "train_loss", "gmacs", "params_m"]
+
+
+def tiny(*arguments: str, flags: Sequence[str] = TINY) -> list[str]:
+    """Those of `flags`, each with its value, that are not among the arguments, and the arguments."""
+    pairs = zip(flags[::2], flags[1::2], strict=True)
+    return [*(word for pair in pairs if pair[0] not in arguments for word in pair), *arguments]
 
 
 def environment(cluster: Cluster) -> dict[str, str]:
@@ -36,7 +44,7 @@ def run(cluster: Cluster, verb: str, *arguments: str, out: Path, code: int | Non
 
 
 def submit(cluster: Cluster, *arguments: str, out: Path, code: int = 0) -> str:
-    return run(cluster, "sweep", *TINY, *arguments, "--cluster", "slurm", out=out, code=code)
+    return run(cluster, "sweep", *tiny(*arguments), "--cluster", "slurm", out=out, code=code)
 
 
 def wait_for_queue(cluster: Cluster, timeout: float = 600) -> None:
