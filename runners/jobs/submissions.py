@@ -160,5 +160,6 @@ def log_path(store: Store, submission: Submission, index: int) -> Path | None:
 def leftovers(store: Store, submission: Submission) -> list[Path]:
     """Files of a submission that nobody needs once its jobs have ended and its cells are done."""
     place = folder(store, submission.name)
-    names = [name for name in list_names(str(place)) if name != FILE and not name.startswith(("task-", "settled-"))]
+    names = list_names(str(place), hidden=True)  # submitit leaves a hidden link to its script
+    names = [name for name in names if name != FILE and not name.startswith(("task-", "settled-"))]
     return [place / name for name in names if is_file_or_link(place / name)]

@@ -80,12 +80,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def list_names(folder: str) -> list[str]:
-    """Names in a folder that are not hidden, none if it is missing, a link or closed to us."""
+def list_names(folder: str, *, hidden: bool = False) -> list[str]:
+    """Names in a folder, hidden ones if asked for; none if it is missing, a link or closed to us."""
     if os.path.islink(folder):
         return []
     try:
-        return [name for name in os.listdir(folder) if not name.startswith(".")]
+        return [name for name in os.listdir(folder) if hidden or not name.startswith(".")]
     except OSError:
         return []
 

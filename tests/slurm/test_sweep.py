@@ -75,7 +75,7 @@ def test_what_slurm_refuses_is_one_line_and_nothing_is_submitted(session_cluster
         ("--device", "tpu"): ["--device", "'tpu'"],
     }
     for arguments, expected in bad.items():
-        said = submit(session_cluster, *TWELVE, "--force", *arguments, out=twelve, code=2)
+        said = submit(session_cluster, *tiny("--force", *arguments, flags=TWELVE), out=twelve, code=2)
         assert said.count("\n") == 1, said
         for part in expected:
             assert part in said
