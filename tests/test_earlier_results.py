@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from slurm_commands import stand_in
 from submitit.helpers import DelayedSubmission
 
 from attention_zoo import names, resolve
@@ -39,21 +40,12 @@ def folder(tmp_path):
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
     """SLURM as it is some time later: task 1 was lost with its node, task 2 waits; `calls` is what was asked of it."""
-    programs = {
-        "squeue": f"echo '7_2|{SUBMISSION}|PENDING|Priority|'",
-        "sacct": f"echo '7_1|{SUBMISSION}|NODE_FAIL|0:0|None|n1'",
-        "sbatch": "echo Submitted batch job 8",
-        "scontrol": f"echo MaxArraySize = 1001; echo NodeName=n1 NodeHostName={os.uname().nodename}",
-        "sinfo": "echo n1",
-        "scancel": "true",
-    }
-    calls, bin_folder = tmp_path / "calls", tmp_path / "bin"
-    bin_folder.mkdir()
-    for name, command in programs.items():
-        (bin_folder / name).write_text(f"#!/bin/sh\necho {name} \"$@\" >> '{calls}'\n{command}\n")
-        (bin_folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{bin_folder}:/usr/bin:/bin")
-    return calls
+    return stand_in(
+        tmp_path,
+        monkeypatch,
+        squeue=f"echo '7_2|{SUBMISSION}|PENDING|Priority|'",
+        sacct=f"echo '7_1|{SUBMISSION}|NODE_FAIL|0:0|None|n1'",
+    )
 
 
 # --- tables

@@ -47,7 +47,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
 
     def make(**outputs: str | None) -> None:
-        for name in ("squeue", "sacct", "sbatch", "scancel", "scontrol", "sinfo"):
+        for name in ("squeue", "sacct", "sbatch", "scancel", "scontrol", "sinfo", "srun"):
             output = outputs.get(name)
             lines = ["echo error: not here >&2", "exit 1"] if output is None else ["cat <<'END'", output, "END"]
             (folder / name).write_text("\n".join(["#!/bin/sh", *lines, ""]))

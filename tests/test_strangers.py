@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from slurm_commands import stand_in
 
 from ablations.study import Cell, cell_key
 from runners import cancel, clean, collect, retry, status
@@ -65,22 +66,8 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand-ins for SLURM's commands, which know no job; what sbatch is told is in the file that is returned."""
-    programs = {
-        "squeue": "true",
-        "sacct": "true",
-        "scancel": "true",
-        "sbatch": "echo Submitted batch job 8",
-        "scontrol": f"echo MaxArraySize = 1001; echo NodeName=n1 NodeHostName={os.uname().nodename}",
-        "sinfo": "echo n1",
-    }
-    calls, folder = tmp_path / "calls", tmp_path / "bin"
-    folder.mkdir()
-    for name, command in programs.items():
-        (folder / name).write_text(f"#!/bin/sh\necho {name} \"$@\" >> '{calls}'\n{command}\n")
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    return calls
+    """SLURM that knows no job; what sbatch is told is in the file that is returned."""
+    return stand_in(tmp_path, monkeypatch)
 
 
 def run_all(store: Store) -> None:
