@@ -7,7 +7,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from ablations.study import Cell
@@ -18,7 +18,7 @@ from runners.jobs.executors import start_array
 from runners.jobs.outcomes import Look, look, reconcile
 from runners.jobs.pending import Pending, pending
 from runners.jobs.slurm import SlurmError
-from runners.jobs.submission import Request, Submission, Work
+from runners.jobs.submission import Asked, Request, Submission, Work
 from runners.jobs.task import ArrayTask, signal_delay_s
 from runners.measures import MEASURES
 from runners.store.files import StoreError, make_folder, read_json, remove, write_json
@@ -32,18 +32,12 @@ WAIT_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class Order(Asked):
     """Cells and measures to bring to SLURM under the name of a study."""
 
     study: str
     cells: Mapping[str, tuple[Cell, tuple[str, ...]]]
     request: Request
-    device: str = "auto"
-    memory_limit_mib: int | None = None
-    patience_s: float = 60.0
-    save_weights: bool = False
-    retry: tuple[str, ...] = ()
-    force: bool = False
 
 
 @dataclass
@@ -254,14 +248,9 @@ def _submit(
         tasks=tuple(tasks),
         request=order.request,
         part=part,
-        device=order.device,
-        memory_limit_mib=order.memory_limit_mib,
-        patience_s=order.patience_s,
-        save_weights=order.save_weights,
-        retry=order.retry,
-        force=order.force,
         code=code(),
         submitted_at=submissions.now(),
+        **{asked.name: getattr(order, asked.name) for asked in fields(Asked)},
     )
     try:
         submissions.write(store, submission)

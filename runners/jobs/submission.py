@@ -65,7 +65,19 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Submission:
+class Asked:
+    """How cells are measured, and which of them count as missing: the same of an order and of its submissions."""
+
+    device: str = "auto"
+    memory_limit_mib: int | None = None
+    patience_s: float = 60.0
+    save_weights: bool = False
+    retry: tuple[str, ...] = ()
+    force: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission(Asked):
     """One array; task i does `tasks[i]`, one cell after another.
 
     `code` is `environment.code` of the process that submitted, `job` the number that SLURM gave, None until it did.
@@ -76,12 +88,6 @@ class Submission:
     tasks: tuple[tuple[Work, ...], ...]
     request: Request
     part: str = ""
-    device: str = "auto"
-    memory_limit_mib: int | None = None
-    patience_s: float = 60.0
-    save_weights: bool = False
-    retry: tuple[str, ...] = ()
-    force: bool = False
     code: Mapping[str, Any] = field(default_factory=dict)
     submitted_at: str = ""
     job: str | None = None
