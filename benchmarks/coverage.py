@@ -43,7 +43,7 @@ CELLS = {
     "pvt": Cell(attn="pvt"),
 }
 RATIOS = ("vs_vanilla", "train_vs_vanilla")
-START_S = 12.0
+START_S = 9.0
 """What the processes of one run take to start, about; for the first estimate of the time alone."""
 
 

@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from runners.cli.command import Parser
+from runners.machine.environment import KEEP_FREED
+from runners.measure.children import die_with_parent
 
 if TYPE_CHECKING:
     from benchmarks.claims import Measured
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 SECTIONS = ("anchors", "memory", "twins", "compiled", "floor", "scaling", "harness")
 STARTS_PROCESSES = ("memory", "harness")
-KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
-"""Make glibc keep what is freed: nothing mapped apart, nothing given back."""
 VARIABLES = {section: KEEP_FREED for section in ("twins", "compiled", "floor", "scaling")}
 INTERRUPTED = 130
 ROUNDS_PER_PROCESS = {"anchors": 3}
@@ -101,7 +101,9 @@ def measure_one(task: "Task", rounds: int, threads: int) -> "Measured":
 
 
 def _measure_apart(task: "Task", rounds: int, threads: int) -> "Measured":
-    spawning = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    spawning = ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), initializer=die_with_parent, initargs=(os.getpid(),)
+    )
     # the C library reads its variables when a process starts
     with set_unless_given(VARIABLES.get(task.section, {})), spawning as pool:
         try:

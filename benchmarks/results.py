@@ -17,15 +17,15 @@ import torch
 
 from benchmarks.claims import Measured
 from benchmarks.tables import TITLES, markdown, rows_of
-from runners.machine.environment import device_id, environment
+from runners.machine.environment import ALLOCATOR, device_id, environment
 
-ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "OMP_", "KMP_", "MKL_")
+VARIABLES = (*ALLOCATOR, "OMP_", "KMP_", "MKL_")
 """Beginnings of the environment variables that decide where memory comes from and how threads wait for each other."""
 
 
 def here() -> dict[str, Any]:
     """What of this process and machine can move a number."""
-    variables = {name: value for name, value in sorted(os.environ.items()) if name.startswith(ALLOCATOR)}
+    variables = {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)}
     return {**environment("cpu"), "variables": variables}
 
 

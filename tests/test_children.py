@@ -34,8 +34,13 @@ def work_endlessly(folder):
     time.sleep(600)
 
 
+def loaded(module):
+    return {"loaded": module in sys.modules}
+
+
 def answer(task, variables=None):
     with child(task, variables) as process:
+        process.begin()
         return process.answer()
 
 
@@ -47,6 +52,37 @@ def test_an_exception_of_the_child_is_raised_with_its_traceback():
     with pytest.raises(ChildFailed, match=r"(?s)Traceback.*in fail.*ValueError: no such model") as caught:
         answer(fail)
     assert caught.value.status == "error"
+
+
+def test_a_child_waits_for_its_turn_with_everything_imported(tmp_path):
+    with (
+        child(partial(work_endlessly, tmp_path)) as waiting,
+        child(partial(loaded, "colorsys"), imports=["colorsys"]) as other,
+    ):
+        for process in (waiting, other):
+            process.wait_until_ready()
+        other.begin()
+        assert other.answer() == {"loaded": True}
+        assert not started(tmp_path)
+        waiting.begin()
+        wait_until(lambda: started(tmp_path))
+    assert answer(partial(loaded, "colorsys")) == {"loaded": False}
+
+
+def test_a_child_that_cannot_import_says_so_when_it_is_asked():
+    with child(fail, imports=["no_such_module"]) as process:
+        process.wait_until_ready()
+        process.begin()
+        with pytest.raises(ChildFailed, match="No module named 'no_such_module'"):
+            process.answer()
+
+
+def test_a_child_that_waits_ends_when_its_parent_closes_the_pipe(tmp_path):
+    with child(partial(work_endlessly, tmp_path)) as waiting:
+        waiting.wait_until_ready()
+        waiting.process.stdin.close()
+        assert waiting.process.wait(timeout=5) == 1
+    assert not started(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +143,7 @@ def test_a_killed_parent_leaves_no_child(tmp_path):
 
 def test_where_the_kernel_does_not_tell_a_closed_pipe_alone_ends_the_child(tmp_path):
     with child(partial(work_endlessly, tmp_path)) as running:
+        running.begin()
         wait_until(lambda: started(tmp_path))
         # Ctrl-C is the parent's to judge
         running.process.send_signal(signal.SIGINT)
@@ -119,10 +156,10 @@ def test_where_the_kernel_does_not_tell_a_closed_pipe_alone_ends_the_child(tmp_p
 def test_a_child_asks_to_die_with_its_parent_and_ends_if_that_is_gone_already(monkeypatch):
     wishes = []
     monkeypatch.setattr(children.ctypes, "CDLL", lambda name: SimpleNamespace(prctl=lambda *args: wishes.append(args)))
-    children._die_with_parent(os.getppid())
+    children.die_with_parent(os.getppid())
     monkeypatch.setattr(os, "_exit", lambda code: pytest.fail(f"ended with {code}"))
     with pytest.raises(pytest.fail.Exception, match="ended with 1"):
-        children._die_with_parent(os.getppid() + 1)
+        children.die_with_parent(os.getppid() + 1)
     assert wishes == ([(1, signal.SIGKILL)] * 2 if sys.platform == "linux" else [])
 
 

@@ -95,11 +95,18 @@ def process(cell, vanilla=None, budget_s=10.0, **changes):
 def here(monkeypatch):
     """Make `measure_speed` work in this process, and remember what each process was asked."""
     calls = []
+    TURNS.clear()
 
     class Here:
-        def __init__(self, task, variables):
+        def __init__(self, task, variables, imports):
             calls.append((task.args[1:], variables))
-            self.task = task
+            self.task, self.number = task, len(calls)
+
+        def wait_until_ready(self):
+            TURNS.append(("ready", self.number))
+
+        def begin(self):
+            TURNS.append(("begin", self.number))
 
         def __enter__(self):
             return self
@@ -108,6 +115,7 @@ def here(monkeypatch):
             pass
 
         def answer(self):
+            TURNS.append(("answer", self.number))
             return self.task() | {"seen": SEEN.pop(0) if SEEN else QUIET}
 
     monkeypatch.setattr(speed, "child", Here)
@@ -116,6 +124,8 @@ def here(monkeypatch):
     return calls
 
 
+TURNS: list[tuple[str, int]] = []
+"""What was asked of which process, in order."""
 SEEN: list[dict[str, float]] = []
 """What disturbed the processes to come."""
 
@@ -153,6 +163,13 @@ def test_processes_share_the_budget_and_every_second_begins_with_the_baseline(cl
     measure_speed(work(Timed(clock), Timed(clock)), budget_s=8)
     each = 8 / speed.PROCESSES
     assert [asked for asked, _ in here] == [(each, i % 2 == 1, i == 0) for i in range(speed.PROCESSES)]
+
+
+def test_one_process_works_at_a_time_and_only_when_all_have_started(clock, here):
+    measure_speed(work(Timed(clock)))
+    numbers = range(1, speed.PROCESSES + 1)
+    one_by_one = [(what, number) for number in numbers for what in ("begin", "answer")]
+    assert [*(("ready", number) for number in numbers), *one_by_one] == TURNS
 
 
 def test_the_interval_is_that_of_the_processes(clock, here):
@@ -336,7 +353,9 @@ def test_counters_of_spans_add_up(monkeypatch):
     assert found["others"] == pytest.approx(0.2) and found["switches"] == pytest.approx(15)
 
 
-@pytest.mark.parametrize(("values", "drift"), [([1.0] * 5, None), ([1, 9, 1, 1, 1, 1, 2, 2, 2], 2.0), ([3.0] * 6, 1.0)])
+@pytest.mark.parametrize(
+    ("values", "drift"), [([1.0] * 11, None), ([1, 1, 9, 1, 1, 1, 1, 1, 2, 2, 2, 2], 2.0), ([3.0] * 12, 1.0)]
+)
 def test_drift_compares_the_last_third_with_the_first(values, drift):
     assert disturbance.drift(values) == drift
 

@@ -39,7 +39,7 @@ from runners.store.store import Store, open_store
 
 PROGRESS_S = 0.5
 """Time between two writes of the progress file."""
-SPEED_BUDGET_S = 8.0
+SPEED_BUDGET_S = 12.0
 """Time for warm-up and rounds of the throughput measure; three rounds a process are taken even if it is short."""
 
 

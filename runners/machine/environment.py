@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 CHECKOUT = Path(__file__).resolve().parents[2]
 PACKAGES = ("attention_zoo", "ablations", "runners")
 LIBRARIES = ("attention-zoo", "timm", "fvcore", "numpy")
+ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+"""Beginnings of the environment variables that decide where memory comes from."""
+KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+"""Make glibc keep what is freed: nothing mapped apart, nothing given back."""
 
 
 def environment(device: "torch.device | str" = "cpu") -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Fresh processes that measure one thing, answer once, and die with their parent.
+"""Fresh processes that measure one thing when it is their turn, answer once, and die with their parent.
 
 What one process happens to hold (heap, caches, the addresses of its tensors) moves what it measures, so measurements
 that must not meet that of another have processes of their own.
 """
 
 import ctypes
+import importlib
 import json
 import os
 import pickle
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any
@@ -33,11 +34,24 @@ Task = Callable[[], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Child:
-    """A process at work. `errors` is what it writes to standard error, `kills` what the kernel had killed before."""
+    """A process with a task. `errors` is what it writes to standard error, `kills` what was killed before it."""
 
     process: subprocess.Popen[bytes]
     errors: IO[bytes]
     kills: int | None
+
+    def wait_until_ready(self) -> None:
+        """Wait until it has imported all that its task needs, and rests; or is dead, which its answer will tell."""
+        assert self.process.stdout is not None
+        self.process.stdout.readline()
+
+    def begin(self) -> None:
+        """Let it work."""
+        assert self.process.stdin is not None
+        # a process that is dead by now has a better story to tell
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(b"\n")
+            self.process.stdin.flush()
 
     def answer(self) -> dict[str, Any]:
         """Wait for what the task returns.
@@ -64,12 +78,13 @@ class Child:
 
 
 @contextmanager
-def child(task: Task, variables: Mapping[str, str] | None = None) -> Iterator[Child]:
-    """Start a process for a task; at the end of the block it is killed if it still runs.
+def child(task: Task, variables: Mapping[str, str] | None = None, imports: Sequence[str] = ()) -> Iterator[Child]:
+    """Start a process that waits for its turn to do a task; at the end of the block it is killed if it still runs.
 
     Args:
         task: what it computes.
         variables: of its environment, besides those of this process.
+        imports: modules that it imports before it is ready, besides those that the task stands in.
     """
     paths = json.dumps([path or os.getcwd() for path in sys.path])
     kills = oom_kills()
@@ -83,9 +98,8 @@ def child(task: Task, variables: Mapping[str, str] | None = None) -> Iterator[Ch
         )
         assert process.stdin is not None and process.stdout is not None
         try:
-            # a process that is dead by now has a better story to tell
-            with suppress(BrokenPipeError):
-                process.stdin.write(pickle.dumps(task))
+            with suppress(BrokenPipeError):  # as in `begin`
+                process.stdin.write(pickle.dumps(tuple(imports)) + pickle.dumps(task))
                 process.stdin.flush()
             yield Child(process, errors, kills)
         finally:
@@ -98,14 +112,22 @@ def child(task: Task, variables: Mapping[str, str] | None = None) -> Iterator[Ch
 
 def serve() -> None:
     """Answer the one task on standard input, as a child of the process whose id is the second argument."""
-    _die_with_parent(int(sys.argv[2]))
+    die_with_parent(int(sys.argv[2]))
     # Ctrl-C reaches the whole group; the parent decides what becomes of a measurement
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # what libraries print must not end up in the answer
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:
-        task: Task = pickle.load(sys.stdin.buffer)  # from the parent, through a pipe that nobody else has
+        try:
+            # from the parent, through a pipe that nobody else has
+            for module in pickle.load(sys.stdin.buffer):
+                importlib.import_module(module)
+            task: Task = pickle.load(sys.stdin.buffer)
+        finally:
+            print(file=answer, flush=True)  # ready; white space before the JSON
+        if not sys.stdin.buffer.read(1):
+            os._exit(1)  # the parent is dead
         threading.Thread(target=_die_at_end_of_input, daemon=True).start()
         content: dict[str, Any] = {"status": "ok", "answer": task()}
     except Exception as error:
@@ -117,7 +139,8 @@ def serve() -> None:
     os._exit(0)
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent, of this number, dies; end at once if it is dead already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # it may have died before that

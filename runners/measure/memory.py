@@ -86,6 +86,8 @@ def _run(requests: Sequence[_Request]) -> Columns:
     """Answer requests at the same time, one process each."""
     with ExitStack() as processes:
         children = [processes.enter_context(child(partial(_measure, request), PASSIVE)) for request in requests]
+        for process in children:
+            process.begin()
         return {name: value for process in children for name, value in process.answer().items()}
 
 

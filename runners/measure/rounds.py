@@ -3,7 +3,7 @@
 Cell and baseline run in turns, A B A B, so that both meet the same disturbances. Each phase, inference and then
 training, has
 - the first call of each, timed apart: torch.compile does its work there;
-- warm-up: at least 3 rounds and 0.3 s, unless that takes a quarter of the phase's budget;
+- warm-up: at least 2 rounds and 0.3 s, unless that takes a quarter of the phase's budget;
 - rounds until the budget is spent: at least 3, at least 1 if a single round exceeds the budget, at most 100.
 Inference gets 40 % of the budget and training the rest; compilation comes on top.
 """
@@ -26,7 +26,7 @@ from runners.measure import ceilings, disturbance
 from runners.measure.accuracy import RECIPE, autocast, make_optimizer
 
 INFER_SHARE = 0.4
-WARMUP_ROUNDS = 3
+WARMUP_ROUNDS = 2
 WARMUP_S = 0.3
 WARMUP_SHARE = 0.25
 MIN_ROUNDS = 3

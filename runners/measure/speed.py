@@ -1,10 +1,10 @@
 """Time of a forward pass and of a training step, alone and against the vanilla baseline.
 
-Protocol 2. Four fresh processes, one after the other, time the cell and the baseline (same layout, resolution, batch,
-precision, compilation) in turns, inference and then training, each in a quarter of the budget: see rounds.py. Every
-second process builds the baseline before the cell. On Linux the C library keeps what a process frees
-(MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_), as the caching allocator of a GPU does, unless the environment says
-otherwise; `allocator` records it.
+Protocol 2. Four fresh processes, started together and then at work one after the other, time the cell and the baseline
+(same layout, resolution, batch, precision, compilation) in turns, inference and then training, each in a quarter of the
+budget: see rounds.py. Every second process builds the baseline before the cell. On Linux the C library keeps what a
+process frees (MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_), as the caching allocator of a GPU does, unless the
+environment says otherwise; `allocator` records it.
 Inference runs in evaluation and inference mode. A training step is forward and cross entropy; backward; gradient
 clipping and AdamW at a learning rate that leaves the weights where they are. bf16 is autocast. CUDA is timed with
 events, other devices with the host's clock. Times are medians over all rounds, so the parts of a step need not add up
@@ -25,6 +25,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -32,16 +33,17 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
+from runners.machine.environment import ALLOCATOR, KEEP_FREED
 from runners.measure.children import child
 from runners.measure.disturbance import reasons
 from runners.measure.rounds import TRAIN_PARTS, Phase, Work, run_process
 
 PROCESSES = 4
+IMPORTS = ("torch._dynamo",)
+"""What the first step of an optimiser imports, for seconds."""
 CONFIDENCE = 0.95
-KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
-"""Make glibc keep what is freed: nothing mapped apart, nothing given back."""
 
 Columns = dict[str, Any]
 Samples = dict[str, list[float]]
@@ -92,19 +94,23 @@ def measure_speed(
 
 
 def _measure(work: Work, budget_s: float) -> list[Process]:
+    tasks = [partial(run_process, work, budget_s / PROCESSES, index % 2 == 1, index == 0) for index in range(PROCESSES)]
     processes = []
-    for index in range(PROCESSES):
-        task = partial(run_process, work, budget_s / PROCESSES, index % 2 == 1, index == 0)
-        with child(task, allocator_variables()) as process:
+    with ExitStack() as waiting:
+        children = [waiting.enter_context(child(task, allocator_variables(), IMPORTS)) for task in tasks]
+        for process in children:
+            process.wait_until_ready()  # one that still imports would disturb the first
+        for process in children:
+            process.begin()
             answer = process.answer()
-        infer, train = (Phase(**answer[name]) for name in ("infer", "train"))
-        processes.append(Process(infer, train, answer["seen"], answer["bounds"]))
+            infer, train = (Phase(**answer[name]) for name in ("infer", "train"))
+            processes.append(Process(infer, train, answer["seen"], answer["bounds"]))
     return processes
 
 
 def allocator_variables() -> dict[str, str]:
     """Variables of the C library's allocator that the measuring processes get; none if the user has set some."""
-    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+    if sys.platform != "linux" or any(name.startswith(ALLOCATOR) for name in os.environ):
         return {}
     return KEEP_FREED
 
@@ -112,7 +118,7 @@ def allocator_variables() -> dict[str, str]:
 def _allocator() -> str:
     """Variables that hold for the measuring processes, for the row."""
     variables = {**os.environ, **allocator_variables()}
-    chosen = {name: value for name, value in variables.items() if name.startswith("MALLOC_") or name == "LD_PRELOAD"}
+    chosen = {name: value for name, value in variables.items() if name.startswith(ALLOCATOR)}
     return ";".join(f"{name}={value}" for name, value in sorted(chosen.items())) or "default"
 
 
@@ -123,7 +129,7 @@ def _disturbed(processes: Sequence[Process]) -> int:
 def _columns(work: Work, processes: Sequence[Process], baseline_reason: str) -> Columns:
     infer, train = ([getattr(process, name) for process in processes] for name in ("infer", "train"))
     latency, step = (list(chain.from_iterable(phase.totals for phase in phases)) for phases in (infer, train))
-    told = [f"process {i}: {', '.join(process.reasons)}" for i, process in enumerate(processes, 1) if process.reasons]
+    by_process = {number: process.reasons for number, process in enumerate(processes, 1) if process.reasons}
     parts = {part: [times[i] for phase in train for times in phase.cell] for i, part in enumerate(TRAIN_PARTS)}
     return {
         "infer_samples_per_sec": 1e3 * work.input_shape[0] / median(latency),
@@ -136,8 +142,8 @@ def _columns(work: Work, processes: Sequence[Process], baseline_reason: str) -> 
         **_ratio("train_vs_vanilla", train, baseline_reason),
         "timing_processes": len(processes),
         "allocator": _allocator(),
-        "disturbed": bool(told),
-        "disturbance": "; ".join(told) or None,
+        "disturbed": bool(by_process),
+        "disturbance": "; ".join(f"process {i}: {', '.join(why)}" for i, why in by_process.items()) or None,
         **processes[0].bounds,
     }
 
@@ -179,5 +185,5 @@ def geometric_interval(values: Sequence[float]) -> tuple[float, float | None, fl
     mean = float(logs.mean())
     if len(logs) < 2:
         return math.exp(mean), None, None
-    reach = float(student_t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5)
+    reach = float(stdtrit(len(logs) - 1, (1 + CONFIDENCE) / 2) * logs.std(ddof=1) / len(logs) ** 0.5)
     return math.exp(mean), math.exp(mean - reach), math.exp(mean + reach)
