@@ -132,7 +132,7 @@ def _draw_ceiling(sheet: Sheet, ax: Axes, rows: DataFrame) -> None:
     for ceiling in rows["ceiling_percent"].dropna().unique() if "ceiling_percent" in rows else ():
         if low < ceiling < high:
             ax.axhline(ceiling, color=GUIDE, linewidth=0.7, linestyle=":", zorder=1, label="_ceiling")
-            texts = (f"{ceiling:.1f}: sees objects, relates none", "relates none")
+            texts = (f"{ceiling:.1f}: objects seen, not related", "not related")
             along, across = [(step / 20, float(ceiling)) for step in range(16, 2, -1)], ax.get_yaxis_transform()
             sheet.tag(Tag(ax, texts, along, GUIDE, rank=9, transform=across, is_on_line=True))
 

@@ -194,7 +194,7 @@ def _failed(rows: DataFrame, quantity: Quantity) -> list[Failed]:
 def _draw_marks(sheet: Sheet, ax: Axes, rows: DataFrame) -> None:
     """Draw the accuracy of guessing, and of a model that relates nothing, where the axis reaches them."""
     low, high = ax.get_ylim()
-    for column, words in (("chance_percent", "guessing"), ("ceiling_percent", "sees objects, relates none")):
+    for column, words in (("chance_percent", "guessing"), ("ceiling_percent", "objects seen, not related")):
         values = rows[column].dropna().unique()
         if len(values) == 1 and low < values[0] < high:
             ax.axhline(values[0], color=GUIDE, linewidth=0.7, linestyle=":", zorder=1.5, label="_level")
