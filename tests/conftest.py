@@ -4,8 +4,10 @@ A test that takes `mechanism` runs for every registered name in every setting of
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import hypothesis
 import pytest
@@ -158,6 +160,22 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
 def settings_of(name: str) -> list[dict[str, Any]]:
     """Settings that tests try of a mechanism: those of the table, else its defaults and its own examples."""
     return SETTINGS.get(name) or [{}, *(example.config for example in attention_zoo.resolve(name).examples)]
+
+
+SHARE = 4
+"""Of the slow variants of one test, `.ci/run` takes about one in this many."""
+FEW = 8
+"""A test with at most so many slow variants keeps them all."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the rest as `exhaustive`: for each test others, so that together they meet every mechanism and setting."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    variants = Counter(item.nodeid.partition("[")[0] for item in slow)
+    for item in slow:
+        if variants[item.nodeid.partition("[")[0]] > FEW and crc32(item.nodeid.encode()) % SHARE:
+            item.add_marker(pytest.mark.exhaustive)
 
 
 QUICK = 2

@@ -78,7 +78,7 @@ def compiled_anew():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_anew")
-@pytest.mark.parametrize("name", ["bra", "dat"])
+@pytest.mark.parametrize("name", ["bra", pytest.param("dat", marks=pytest.mark.exhaustive)])
 def test_a_model_compiled_with_frozen_weights_computes_the_same(name):
     torch.manual_seed(0)
     model = create_model("small", attn=name, num_classes=10).eval()

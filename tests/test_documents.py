@@ -107,7 +107,11 @@ def test_every_command_has_the_flags_that_it_is_shown_with(command: str) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", SWEEPS)
+@pytest.mark.parametrize(
+    "command",
+    # tests/test_sweep.py sweeps over all mechanisms too
+    [pytest.param(sweep, marks=pytest.mark.exhaustive if "--attn all" in sweep else ()) for sweep in SWEEPS],
+)
 def test_every_sweep_runs(command: str, tmp_path: Path) -> None:
     arguments = shlex.split(command)[2:]
     if arguments != ["--study", "list"]:

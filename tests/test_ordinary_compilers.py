@@ -12,7 +12,6 @@ from torch import nn
 import attention_zoo
 
 each_case = pytest.mark.parametrize("case", cases(), ids=str)
-each_name = pytest.mark.parametrize("name", attention_zoo.names())
 no_jit = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
 
 
@@ -51,7 +50,8 @@ def test_stem_and_position_take_one_size_after_the_other():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bra", "vanilla"])  # a minute each; every mechanism alone is compiled above
+# with gradients bra takes ten minutes; every mechanism alone is compiled above
+@pytest.mark.parametrize("name", [pytest.param("bra", marks=pytest.mark.exhaustive), "vanilla"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 def test_a_compiled_model_takes_one_size_after_the_other(name, training):
     model = make_model(name)
@@ -107,7 +107,7 @@ def test_a_traced_mechanism_takes_any_number_of_images(case, size):
 
 
 @no_jit
-@each_name
+@pytest.mark.parametrize("name", slow_unless("bra".__eq__, attention_zoo.names()))
 def test_a_traced_model_takes_any_number_of_images(name):
     model = make_model(name)
     with torch.no_grad():

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import slow_but
 from ordinary_cases import Adapter, assert_same, layers, loss, outcome
 from torch import nn
 from torch.ao.nn.quantized.dynamic import Linear as QuantizedLinear
@@ -17,6 +18,7 @@ import attention_zoo
 from attention_zoo.layouts import SMALL, STL
 
 each_name = pytest.mark.parametrize("name", attention_zoo.names())
+some_names = pytest.mark.parametrize("name", slow_but("bra", "dat", "sliding", "swin", of=attention_zoo.names()))
 SIZE = 56, 40  # maps of 14x10, 7x5, 4x3 and 2x2 tokens
 SHORT = replace(STL, depths=(2, 2), dims=(24, 48), head_dim=12, mlp_ratio=2, regions=2, window=3, stripes=(1, 2))
 """The other layout in little: batch norms, and blocks that take turns."""
@@ -28,6 +30,12 @@ LAYOUTS = [
     replace(SHORT, stem="multiscale", merging="norm_multiscale", rounding="floor"),
     replace(SHORT, merging="conv2_norm", layer_scale=0.5),
 ]
+HOSTS = [*((name, SMALL) for name in attention_zoo.names()), *(("swin", other) for other in LAYOUTS[1:])]
+"""Each mechanism in one layout, and one of them in every layout."""
+each_host = pytest.mark.parametrize(
+    ("name", "layout"),
+    [pytest.param(*host, marks=pytest.mark.slow if index % 3 else ()) for index, host in enumerate(HOSTS)],
+)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=range(len(LAYOUTS)))
 
 
@@ -52,7 +60,7 @@ def modules_that_run(model):
     return {n: m for n, m in model.named_modules() if not isinstance(m, (nn.ModuleList, nn.ParameterList))}
 
 
-@each_name
+@some_names
 def test_an_adapter_on_every_layer_is_used_and_trained(name):
     model = make_model(name).requires_grad_(False)
     state = dict(model.named_parameters())
@@ -71,10 +79,7 @@ def test_an_adapter_on_every_layer_is_used_and_trained(name):
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
-@pytest.mark.parametrize(
-    ("name", "layout"),
-    [*((name, SMALL) for name in attention_zoo.names()), *(("swin", other) for other in LAYOUTS[1:])],
-)
+@each_host
 def test_what_a_hook_keeps_never_changes(name, layout, training):
     model = make_model(name, layout)
     kept = []
@@ -94,10 +99,7 @@ def test_what_a_hook_keeps_never_changes(name, layout, training):
     assert not changed
 
 
-@pytest.mark.parametrize(
-    ("name", "layout"),
-    [*((name, SMALL) for name in attention_zoo.names()), *(("swin", other) for other in LAYOUTS[1:])],
-)
+@each_host
 # of a network of position biases, whose inputs are offsets, and of the stem, whose input is an image
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing when gradients are computed:UserWarning")
 def test_a_training_step_with_full_backward_hooks_is_the_same(name, layout):
@@ -191,7 +193,7 @@ def test_the_activation_of_the_mlp_is_gelu():
     torch.testing.assert_close(seen[1], gelu(seen[0]))
 
 
-@each_name
+@some_names
 @pytest.mark.filterwarnings(
     "ignore:.*torch.ao.quantization is deprecated:DeprecationWarning", "ignore:torch.quantize_per"
 )
@@ -213,7 +215,7 @@ def test_a_quantised_model_calls_its_quantised_layers(name):
     assert 0 < error < 0.1
 
 
-@each_name
+@some_names
 @pytest.mark.parametrize("way", ["deepcopy", "pickle", "save"])
 def test_a_copied_model_has_weights_of_its_own(name, way, tmp_path):
     model, x = make_model(name), images()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import slow_but
 from golden import HOLDING, needs_golden
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -76,7 +77,7 @@ class Products(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("name", attention_zoo.names())
+@pytest.mark.parametrize("name", slow_but("bra", "sliding", of=attention_zoo.names()))
 def test_what_is_counted_on_the_meta_device_is_what_runs_on_a_cpu(name: str) -> None:
     model = attention_zoo.create_model("small", attn=name, num_classes=3).eval()
     made = []
