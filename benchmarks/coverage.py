@@ -85,15 +85,33 @@ def held(runs: Sequence[dict[str, Any]], ratio: str) -> list[bool]:
     return [low <= 1 <= high for _, low, high in (ratio_interval(a, b) for a, b in combinations(logs, 2))]
 
 
-def report(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Lines of a Markdown table, a row for each cell and ratio, and what holds for all together."""
+Runs = dict[str, list[dict[str, Any]]]
+"""Columns of each run, by cell."""
+
+
+def report(runs: Runs) -> list[str]:
+    """Lines of Markdown: a table of all runs, how many are marked as disturbed, and a table of the others."""
+    marks = [run["disturbed"] for found in runs.values() for run in found]
+    quiet = {name: [run for run in found if not run["disturbed"]] for name, found in runs.items()}
+    return [
+        *_table(runs),
+        f"- marked as disturbed: {sum(marks)} of {len(marks)} runs, {mean(marks):.1%}",
+        "",
+        "Without the marked runs, which a sweep measures again:",
+        "",
+        *_table(quiet),
+    ]
+
+
+def _table(runs: Runs) -> list[str]:
+    """Lines of a row for each ratio of a cell with two runs, and of what holds for all cells together."""
     lines = [
         "| cell | ratio | runs | mean | standard deviation | largest / smallest | half width | pairs that hold 1 |"
     ]
     lines.append("| --- " * 8 + "|")
     every: dict[str, list[bool]] = {ratio: [] for ratio in RATIOS}
     for name, found in runs.items():
-        for ratio in RATIOS:
+        for ratio in RATIOS if len(found) > 1 else ():
             values = [run[ratio] for run in found]
             widths = [(run[f"{ratio}_high"] / run[f"{ratio}_low"]) ** 0.5 - 1 for run in found]
             pairs = held(found, ratio)
@@ -103,18 +121,17 @@ def report(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
                 f"| {max(values) / min(values):.3f} | {mean(widths):.1%} | {sum(pairs)} of {len(pairs)} |"
             )
     lines.append("")
-    for ratio, pairs in every.items():
-        lines.append(
-            f"- {ratio}: {sum(pairs)} of {len(pairs)} pairs hold 1, {mean(pairs):.1%} (wanted: 95 %, at least 90 %)"
-        )
-    marks = [run["disturbed"] for found in runs.values() for run in found]
-    lines.append(f"- marked as disturbed: {sum(marks)} of {len(marks)} runs, {mean(marks):.1%}")
+    lines += [
+        f"- {ratio}: {sum(pairs)} of {len(pairs)} pairs hold 1, {mean(pairs):.1%} (wanted: 95 %, at least 90 %)"
+        for ratio, pairs in every.items()
+        if pairs
+    ]
     return lines
 
 
-def read(path: Path) -> dict[str, list[dict[str, Any]]]:
+def read(path: Path) -> Runs:
     """Runs by cell that are in a file of JSON lines; the last line of a run that was cut off is left out."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CELLS}
+    runs: Runs = {name: [] for name in CELLS}
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
             kept = json.loads(line)

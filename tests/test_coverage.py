@@ -35,10 +35,18 @@ def test_the_table_counts_pairs_and_marks():
     draw = np.random.default_rng(1)
     runs = {cell: [run_of(draw, 1.0, 0.01, disturbed=index == 0) for index in range(3)] for cell in CELLS}
     lines = report(runs)
-    assert len([line for line in lines if line.startswith(tuple(f"| {cell} |" for cell in CELLS))]) == 6 * len(RATIOS)
-    pairs = sum(sum(held(found, "vs_vanilla")) for found in runs.values())
-    assert any(line.startswith(f"- vs_vanilla: {pairs} of 18 pairs") for line in lines)
-    assert any("6 of 18 runs" in line for line in lines)
+    marked = next(index for index, line in enumerate(lines) if "6 of 18 runs" in line)
+    for part, each in ((lines[:marked], 3), (lines[marked:], 2)):
+        rows = [line for line in part if line.startswith(tuple(f"| {cell} |" for cell in CELLS))]
+        assert len(rows) == 6 * len(RATIOS) and all(f"| {each} |" in row for row in rows)
+        pairs = sum(sum(held(found[-each:], "vs_vanilla")) for found in runs.values())
+        assert any(line.startswith(f"- vs_vanilla: {pairs} of {6 * each * (each - 1) // 2} pairs") for line in part)
+
+
+def test_a_cell_whose_runs_are_all_marked_is_left_out_of_the_second_table():
+    draw = np.random.default_rng(2)
+    runs = {cell: [run_of(draw, 1.0, 0.01, disturbed=cell == "swin") for _ in range(2)] for cell in CELLS}
+    assert len([line for line in report(runs) if line.startswith("| swin |")]) == len(RATIOS)
 
 
 def test_runs_go_on_behind_a_line_that_was_cut_off_and_other_protocols_are_left_out(tmp_path):

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from conftest import slow_but
 from scipy import stats
 from torch import nn
 
@@ -295,12 +296,12 @@ BUSY = {"others": 0.5, "switches": 90.0, "drift": 1.0}
 
 
 def test_a_disturbed_measurement_says_so_and_by_what(clock, here):
-    SEEN.extend([QUIET, BUSY, QUIET, QUIET | {"drift": 1.4}])
+    SEEN.extend([QUIET, BUSY, QUIET, QUIET | {"drift": 1.6}])
     columns, _ = measure_speed(work(Timed(clock)))
     assert columns["disturbed"] and not columns["measured_again"]
     second, fourth = columns["disturbance"].split("; ")
     assert second.startswith("process 2:") and "50%" in second and "90" in second
-    assert fourth.startswith("process 4:") and "1.40" in fourth
+    assert fourth.startswith("process 4:") and "1.60" in fourth
 
 
 @pytest.mark.parametrize(("again", "disturbed"), [([], False), ([BUSY] * 4, True), ([BUSY], True)])
@@ -432,13 +433,14 @@ def test_freed_memory_is_kept_and_recorded(monkeypatch):
     assert speed.allocator_variables() == {} and speed._allocator() == "MALLOC_ARENA_MAX=2"
 
 
-def test_a_process_that_fails_fails_the_measurement():
+def test_a_process_that_fails_fails_the_measurement(monkeypatch):
+    monkeypatch.setattr(speed, "PROCESSES", 1)
     given = Work(build=build_broken, build_baseline=None, input_shape=SHAPE)
     with pytest.raises(ChildFailed, match="no such model"):
         measure_speed(given)
 
 
-@pytest.mark.parametrize("name", attention_zoo.names())
+@pytest.mark.parametrize("name", slow_but("bra", "sliding", of=attention_zoo.names()))
 def test_every_mechanism_is_timed_on_a_size_that_no_default_window_divides(name):
     cell = Cell(attn=name, height_px=40, width_px=72, batch_size=2)
     builders = {"build": partial(build_model, cell), "build_baseline": partial(build_baseline, cell)}
