@@ -93,14 +93,10 @@ def report(runs: Runs) -> list[str]:
     """Lines of Markdown: a table of all runs, how many are marked as disturbed, and a table of the others."""
     marks = [run["disturbed"] for found in runs.values() for run in found]
     quiet = {name: [run for run in found if not run["disturbed"]] for name, found in runs.items()}
-    return [
-        *_table(runs),
-        f"- marked as disturbed: {sum(marks)} of {len(marks)} runs, {mean(marks):.1%}",
-        "",
-        "Without the marked runs, which a sweep measures again:",
-        "",
-        *_table(quiet),
-    ]
+    lines = [*_table(runs), f"- marked as disturbed: {sum(marks)} of {len(marks)} runs, {mean(marks):.1%}"]
+    if any(marks) and any(len(found) > 1 for found in quiet.values()):
+        lines += ["", "Without the marked runs, which a sweep measures again:", "", *_table(quiet)]
+    return lines
 
 
 def _table(runs: Runs) -> list[str]:
