@@ -165,7 +165,7 @@ def settings_of(name: str) -> list[dict[str, Any]]:
 SHARE = 4
 """Of the slow variants of one test, `.ci/run` takes about one in this many."""
 FEW = 8
-"""A test with at most so many slow variants keeps them all."""
+"""A test with at most so many slow variants keeps them all, but for those that carry the mark themselves."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses

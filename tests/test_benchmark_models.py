@@ -77,8 +77,9 @@ def compiled_anew():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # a minute and a half each
 @pytest.mark.usefixtures("compiled_anew")
-@pytest.mark.parametrize("name", ["bra", pytest.param("dat", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("name", ["bra", "dat"])
 def test_a_model_compiled_with_frozen_weights_computes_the_same(name):
     torch.manual_seed(0)
     model = create_model("small", attn=name, num_classes=10).eval()

@@ -14,6 +14,7 @@ import traceback
 
 import pytest
 import torch
+from conftest import slow_but
 from test_train import Stripes
 from torch import nn
 
@@ -184,7 +185,7 @@ def toy_run(group, batch_size, norm):
 
 
 @pytest.mark.parametrize(("world_size", "batch_size"), [(2, 64), (3, 16)], ids=["even", "uneven"])
-@pytest.mark.parametrize("norm", [True, False], ids=["batch_norm", "no_norm"])
+@pytest.mark.parametrize("norm", slow_but(True, of=[True, False]))
 def test_the_gradient_is_that_of_the_whole_batch(norm, world_size, batch_size, spread, one_thread):
     found = spread(toy_run, batch_size, norm, world_size=world_size)
     assert_one_run(found)

@@ -137,6 +137,7 @@ def test_no_images_are_no_error(impl):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_flex_takes_more_shapes_than_a_compiler_does_by_itself():
     with torch.inference_mode():
         for batch in range(1, 11):

@@ -92,6 +92,7 @@ def test_it_runs_on_the_committed_sample(notebook, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_it_runs_on_ones_own_results_and_says_what_they_do_not_show(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     store = open_store(tmp_path / "results" / "runs", create=True)

@@ -42,7 +42,7 @@ def test_stl_with_bra_has_the_parameters_of_the_paper():
     assert round(macs.total / 1e9, 1) == 4.6
 
 
-@each_name
+@pytest.mark.parametrize("name", slow_but("bra", "dat", "sep", "sliding", of=names()))
 @layouts
 @pytest.mark.parametrize("size_px", slow_but((33, 47), of=[(32, 64), (33, 47), (64, 96)]))
 def test_macs_are_those_that_torch_counts(name, layout, size_px):

@@ -257,6 +257,7 @@ def test_a_time_limit_is_a_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # tests/test_rivals.py has the harder case
 def test_two_sweeps_at_once_measure_each_cell_once(tmp_path: Path) -> None:
     arguments = [*QUICK, "--seeds", "0,1", "--measure", "flops,accuracy"]
     with start(tmp_path, *arguments) as one, start(tmp_path, *arguments) as other:
@@ -327,6 +328,7 @@ def test_no_process_is_left(finished: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # the contract tests measure each mechanism in one process
 def test_every_mechanism_is_a_row_of_one_table(tmp_path: Path) -> None:
     # a size that no default window divides
     arguments = ["--attn", "all", "--measure", "flops,memory", "--resolution", "40x72", "--batch-size", "2"]

@@ -47,6 +47,7 @@ def test_a_tree_that_computes_something_else_is_refused(make_tree):
         measure(Work("any", None, 1), trees, rounds=1, threads=1)
 
 
+@pytest.mark.slow
 def test_a_tree_that_cannot_be_imported_is_named(make_tree, tmp_path):
     with pytest.raises(RuntimeError, match="elsewhere cannot run it"):
         measure(Work("any", None, 1, training=True), (make_tree("this"), tmp_path / "elsewhere"), rounds=1, threads=1)
