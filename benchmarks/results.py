@@ -21,12 +21,13 @@ from runners.machine.environment import ALLOCATOR, device_id, environment
 
 VARIABLES = (*ALLOCATOR, "OMP_", "KMP_", "MKL_")
 """Beginnings of the environment variables that decide where memory comes from and how threads wait for each other."""
+GIVEN = {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)}
+"""Those that the command was given; libraries set some when they are imported later."""
 
 
 def here() -> dict[str, Any]:
     """What of this process and machine can move a number."""
-    variables = {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)}
-    return {**environment("cpu"), "variables": variables}
+    return {**environment("cpu"), "variables": GIVEN}
 
 
 def read(path: Path) -> dict[str, Any]:
