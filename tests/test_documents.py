@@ -42,8 +42,8 @@ SWEEPS = [
     for command in programs(*(name for name in DOCUMENTS if name != "results/README.md"))
     if re.match(r"python runners/sweep\.py (?!.*(--cluster slurm|--attn \S*:))", command)
 ]
-MAIN = "--topk 1,4,8,16"
-"""Of the main command, which `.ci/run` runs as it is."""
+LONG = ("--attn all", "--topk 1,4,8,16")
+"""Of sweeps over many cells; `.ci/run` runs the main command as it is."""
 SHORTENED = {"--steps": "2", "--batch-size": "4", "--threads": "1", "--seeds": "0"}
 
 
@@ -112,7 +112,7 @@ def test_every_command_has_the_flags_that_it_is_shown_with(command: str) -> None
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(sweep, marks=pytest.mark.exhaustive if "--attn all" in sweep or MAIN in sweep else ())
+        pytest.param(sweep, marks=pytest.mark.exhaustive if any(words in sweep for words in LONG) else ())
         for sweep in SWEEPS
     ],
 )
