@@ -5,7 +5,7 @@ training, has
 - the first call of each, timed apart: torch.compile does its work there;
 - warm-up: at least 2 rounds and 0.3 s, unless that takes a quarter of the phase's budget;
 - rounds until the budget is spent: at least 3, at least 1 if a single round exceeds the budget, at most 100.
-Inference gets 40 % of the budget and training the rest; compilation comes on top.
+Inference gets 30 % of the budget, and training, whose rounds are longer, the rest; compilation comes on top.
 """
 
 import copy
@@ -25,7 +25,7 @@ from runners.machine.failures import is_out_of_memory
 from runners.measure import ceilings, disturbance
 from runners.measure.accuracy import RECIPE, autocast, make_optimizer
 
-INFER_SHARE = 0.4
+INFER_SHARE = 0.3
 WARMUP_ROUNDS = 2
 WARMUP_S = 0.3
 WARMUP_SHARE = 0.25

@@ -1,10 +1,10 @@
 """Time of a forward pass and of a training step, alone and against the vanilla baseline.
 
-Protocol 2. Four fresh processes, started together and then at work one after the other, time the cell and the baseline
-(same layout, resolution, batch, precision, compilation) in turns, inference and then training, each in a quarter of the
-budget: see rounds.py. Every second process builds the baseline before the cell. On Linux the C library keeps what a
-process frees (MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_), as the caching allocator of a GPU does, unless the
-environment says otherwise; `allocator` records it.
+Protocol 2. Four fresh processes, two of them started together and then at work one after the other, time the cell and
+the baseline (same layout, resolution, batch, precision, compilation) in turns, inference and then training, each in a
+quarter of the budget: see rounds.py. Every second process builds the baseline before the cell. On Linux the C library
+keeps what a process frees (MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_), as the caching allocator of a GPU does, unless
+the environment says otherwise; `allocator` records it.
 Inference runs in evaluation and inference mode. A training step is forward and cross entropy; backward; gradient
 clipping and AdamW at a learning rate that leaves the weights where they are. bf16 is autocast. CUDA is timed with
 events, other devices with the host's clock. Times are medians over all rounds, so the parts of a step need not add up
@@ -24,7 +24,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -36,11 +36,13 @@ import numpy as np
 from scipy.special import stdtrit
 
 from runners.machine.environment import ALLOCATOR, KEEP_FREED
-from runners.measure.children import child
+from runners.measure.children import Task, child
 from runners.measure.disturbance import reasons
 from runners.measure.rounds import TRAIN_PARTS, Phase, Work, run_process
 
 PROCESSES = 4
+TOGETHER = 2
+"""Processes that exist at a time: each holds half a gigabyte from its imports on, and a job has what it asked for."""
 IMPORTS = ("torch._dynamo",)
 """What the first step of an optimiser imports, for seconds."""
 CONFIDENCE = 0.95
@@ -95,7 +97,13 @@ def measure_speed(
 
 def _measure(work: Work, budget_s: float) -> list[Process]:
     tasks = [partial(run_process, work, budget_s / PROCESSES, index % 2 == 1, index == 0) for index in range(PROCESSES)]
-    processes = []
+    return [
+        process for first in range(0, PROCESSES, TOGETHER) for process in _in_turns(tasks[first : first + TOGETHER])
+    ]
+
+
+def _in_turns(tasks: Sequence[Task]) -> Iterator[Process]:
+    """Start a process for each task, and let them work one after the other."""
     with ExitStack() as waiting:
         children = [waiting.enter_context(child(task, allocator_variables(), IMPORTS)) for task in tasks]
         for process in children:
@@ -104,8 +112,7 @@ def _measure(work: Work, budget_s: float) -> list[Process]:
             process.begin()
             answer = process.answer()
             infer, train = (Phase(**answer[name]) for name in ("infer", "train"))
-            processes.append(Process(infer, train, answer["seen"], answer["bounds"]))
-    return processes
+            yield Process(infer, train, answer["seen"], answer["bounds"])
 
 
 def allocator_variables() -> dict[str, str]:

@@ -84,9 +84,8 @@ def test_what_slurm_refuses_is_one_line_and_nothing_is_submitted(session_cluster
 
 def test_timing_has_a_job_and_a_node_of_its_own_and_changed_code_is_told(cluster: Cluster, tmp_path: Path) -> None:
     cluster.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
-    said = submit(
-        cluster, "--steps", "2", "--measure", "throughput,flops", "--exclusive", "--name", "alone", out=tmp_path
-    )
+    flags = ["--steps", "2", "--measure", "throughput,flops", "--exclusive", "--mem", "4G", "--name", "alone"]
+    said = submit(cluster, *flags, out=tmp_path)
     assert said.count("submitted job") == 2
     for path in tmp_path.glob("jobs/*/submission.json"):
         content = json.loads(path.read_text())
