@@ -116,6 +116,9 @@ def test_rows_under_other_conditions_are_no_part_of_a_line():
     ax = axes_of(draw("complexity", table))["latency of a batch"]
     assert {"vanilla batch 8", "vanilla batch 64"} <= {*lines_of(ax)}
     assert "vanilla batch 64 2.00 ± 0.00" in {name.replace("\n", " ") for name in names_beside(ax)}
+    # of a table's column of booleans, whose values are not Python's own
+    compiled = axes_of(draw("complexity", frame([*growing(), *growing(compile=True, cell_key="x")])))
+    assert {"vanilla", "vanilla compiled"} <= {*lines_of(compiled["latency of a batch"])}
     once = frame([*growing(), {**trained()[0], "batch_size": 64}])
     figure = draw("complexity", once)
     assert {*lines_of(axes_of(figure)["latency of a batch"])} == {"vanilla", "swin", "bra"}

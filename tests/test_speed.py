@@ -307,6 +307,19 @@ def test_a_disturbed_measurement_says_so_and_by_what(clock, here):
     assert fourth.startswith("process 4:") and "1.60" in fourth
 
 
+def test_the_interval_of_a_disturbed_row_allows_for_what_others_took(clock, here):
+    vanilla = Timed(clock, forward_s=0.04, backward_s=0.08)
+    SEEN.extend([QUIET, {**QUIET, "others": 0.2}, {**QUIET, "others": 0.5}, QUIET])
+    columns, _ = measure_speed(work(Timed(clock), vanilla))
+    for ratio in ("vs_vanilla", "train_vs_vanilla"):
+        found = [columns[ratio], columns[f"{ratio}_low"], columns[f"{ratio}_high"]]
+        assert found == [pytest.approx(4), pytest.approx(2), pytest.approx(8)]
+    # 5 % is what an idle machine shows
+    SEEN.extend([{**QUIET, "others": 0.05}] * 4)
+    columns, _ = measure_speed(work(Timed(clock), vanilla))
+    assert columns["vs_vanilla_low"] == pytest.approx(4) and not columns["disturbed"]
+
+
 @pytest.mark.parametrize(("again", "disturbed"), [([], False), ([BUSY] * 4, True), ([BUSY], True)])
 def test_it_is_repeated_once_and_the_quieter_one_becomes_the_row(clock, here, again, disturbed):
     SEEN.extend([BUSY, BUSY, QUIET, QUIET, *again])

@@ -16,7 +16,9 @@ luck of the process (where its tensors lie) + noise of the round. Each process g
 of noise. A process alone gives no interval.
 
 `disturbed` says that something else was at work during the rounds of a process, `disturbance` what: disturbance.py has
-the thresholds. A disturbed measurement is repeated once where that fits into `patience_s`; the one with fewer disturbed
+the thresholds. Where others took a share s of the processors, they may have met one of the two alone, in every process,
+which no spread tells: the interval of a disturbed row goes on by the factor 1 / (1 - s) at both ends, the largest s of
+its processes. A disturbed measurement is repeated once where that fits into `patience_s`; the one with fewer disturbed
 processes becomes the row, and the samples of both are kept.
 """
 
@@ -137,6 +139,7 @@ def _columns(work: Work, processes: Sequence[Process], baseline_reason: str) -> 
     infer, train = ([getattr(process, name) for process in processes] for name in ("infer", "train"))
     latency, step = (list(chain.from_iterable(phase.totals for phase in phases)) for phases in (infer, train))
     by_process = {number: process.reasons for number, process in enumerate(processes, 1) if process.reasons}
+    taken = max((process.seen.get("others", 0.0) for process in processes), default=0.0) if by_process else 0.0
     parts = {part: [times[i] for phase in train for times in phase.cell] for i, part in enumerate(TRAIN_PARTS)}
     return {
         "infer_samples_per_sec": 1e3 * work.input_shape[0] / median(latency),
@@ -145,8 +148,8 @@ def _columns(work: Work, processes: Sequence[Process], baseline_reason: str) -> 
         **_quartiles("train_step_ms", step),
         **{f"train_{part}_ms": median(values) for part, values in parts.items()},
         "train_first_step_ms": train[0].first_ms,
-        **_ratio("vs_vanilla", infer, baseline_reason),
-        **_ratio("train_vs_vanilla", train, baseline_reason),
+        **_ratio("vs_vanilla", infer, baseline_reason, taken),
+        **_ratio("train_vs_vanilla", train, baseline_reason, taken),
         "timing_processes": len(processes),
         "allocator": _allocator(),
         "disturbed": bool(by_process),
@@ -173,12 +176,18 @@ def _quartiles(name: str, values: Sequence[float]) -> Columns:
     return {name: middle, f"{name}_q25": low, f"{name}_q75": high}
 
 
-def _ratio(name: str, phases: Sequence[Phase], reason: str) -> Columns:
-    """Median ratio of each process, their geometric mean and its interval; empty if any process had no baseline."""
+def _ratio(name: str, phases: Sequence[Phase], reason: str, taken: float) -> Columns:
+    """Median ratio of each process, their geometric mean and its interval; empty if any process had no baseline.
+
+    `taken` is the share of the processors that others took, if that counts.
+    """
     missing = next((phase.dropped or reason for phase in phases if not phase.vanilla), None)
     if missing is not None:
         return {name: None, f"{name}_low": None, f"{name}_high": None, f"{name}_reason": missing}
     mean, low, high = geometric_interval([_median_ratio(phase) for phase in phases])
+    if low is not None and high is not None:
+        # a process that got nothing would have had no rounds
+        low, high = low * (1 - min(taken, 0.99)), high / (1 - min(taken, 0.99))
     return {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_reason": None}
 
 

@@ -183,7 +183,7 @@ def _spell(name: str, value: object) -> str:
         "resolution": f"{value} px",
         "steps": f"{value} steps",
         "batch_size": f"batch {value}",
-        "compile": "compiled" if value is True else "",
+        "compile": "compiled" if bool(value) else "",
         "threads": f"{value} thread{'' if value == 1 else 's'}",
     }
     return words.get(name, str(value))
