@@ -87,6 +87,12 @@ def test_the_command_records_a_whole_row(finished: Path) -> None:
 
 
 @pytest.mark.slow
+def test_no_process_is_left(finished: Path) -> None:
+    commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    assert not [command for command in commands if str(finished) in command]
+
+
+@pytest.mark.slow
 def test_the_same_command_again_measures_nothing_and_says_so(finished: Path) -> None:
     before = records(finished)
     done = sweep(finished, *QUICK)
@@ -319,12 +325,6 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert f"{len(attention_zoo.names()) + 1} cells" in done.stdout  # top-k doubles those of bra
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_no_process_is_left(finished: Path) -> None:
-    commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
-    assert not [command for command in commands if str(finished) in command]
 
 
 @pytest.mark.slow

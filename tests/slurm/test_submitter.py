@@ -28,7 +28,11 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment",
+    # nothing has happened yet before sbatch: the least of the three
+    [pytest.param(moment, marks=pytest.mark.exhaustive if moment == "before sbatch" else ()) for moment in MOMENTS],
+)
 def test_a_killed_submitter_loses_and_doubles_nothing(cluster: Cluster, moment: str, tmp_path: Path) -> None:
     out, study = tmp_path / "out", f"killed-{moment.replace(' ', '-')}"
     arguments = ["--seeds", "0,1", "--measure", "flops", "--name", study]
