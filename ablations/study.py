@@ -7,7 +7,21 @@ from dataclasses import dataclass, field, fields, replace
 from types import NoneType
 from typing import Any
 
-from ablations.values import Argument, argument_field, arguments, choice, integer, read_values, resolution
+from ablations.values import (
+    MEMORY_FORMATS,
+    PRECISIONS,
+    SDPA,
+    Argument,
+    argument_field,
+    arguments,
+    choice,
+    integer,
+    percent,
+    precision,
+    read_values,
+    resolution,
+    switch,
+)
 
 Scalar = bool | int | float | str
 
@@ -15,8 +29,16 @@ SHORT_FLAGS = ("topk", "regions", "region_size", "clip_topk")
 """Fields of mechanisms that have a flag of their own; every other one is reached by --set."""
 
 
+_STORED_PRECISION = {"amp-bf16": "bf16"}
+"""What cells have written since autocast had no other name; their keys stay."""
+
+
 def _axis(default: Any, name: str, parse: Callable[[str], Any], metavar: str, text: str, words: str = "") -> Any:
     return argument_field(default, Argument(name, parse, metavar, text, several=True, default=words or str(default)))
+
+
+def _switch(name: str, text: str) -> Any:
+    return argument_field(False, Argument(name, switch, "on|off", text, several=True, default="off", alone=(True,)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +59,14 @@ class Cell:
     seed: int = _axis(0, "seeds", integer(0, "a seed"), "N", "seeds, each a cell")
     data: str = _axis("digit-vote", "data", str, "D", "digit-vote, digit-recall, fashion-mnist")
     steps: int = _axis(400, "steps", integer(1, "a number of steps"), "N", "training steps")
+    target_acc: int | None = _axis(None, "target_acc", percent, "%", "tell when training reaches this acc1", "none")
     batch_size: int = _axis(64, "batch_size", integer(1, "a batch size"), "N", "images")
-    precision: str = _axis("fp32", "precision", choice("fp32", "bf16"), "P", "fp32 or bf16")
-    compile: bool = argument_field(False, Argument("compile", help="through torch.compile"))
+    precision: str = _axis("fp32", "precision", precision, "P", f"of {', '.join(PRECISIONS)}")
+    compile: bool = _switch("compile", "through torch.compile")
+    sdpa: str = _axis("auto", "sdpa", choice(*SDPA), "S", f"kernel of torch's attention, of {', '.join(SDPA)}")
+    memory_format: str = _axis("contiguous", "memory_format", choice(*MEMORY_FORMATS), "F", " or ".join(MEMORY_FORMATS))
+    deterministic: bool = _switch("deterministic", "torch's deterministic algorithms")
+    cudnn_benchmark: bool = _switch("cudnn_benchmark", "let cuDNN time its algorithms and choose")
     threads: int | None = _axis(None, "threads", integer(1, "a number of threads"), "N", "CPU threads", "all")
     defaults: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
 
@@ -47,6 +74,8 @@ class Cell:
         """Return the fields that differ from their defaults, ready for JSON."""
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         changed.pop("defaults", None)
+        if "precision" in changed:
+            changed["precision"] = _STORED_PRECISION.get(self.precision, self.precision)
         if "settings" in changed:
             changed["settings"] = dict(self.settings)
         return changed
@@ -73,7 +102,14 @@ class Cell:
                 raise ValueError(f"cell {name} must be {' or '.join(k.__name__ for k in kinds)}, got {value!r}")
         if not all(type(value) in (bool, int, float, str, NoneType) for _, value in values.get("settings", ())):
             raise ValueError(f"settings of a cell are single values, got {data['settings']!r}")
+        if "precision" in values:
+            values["precision"] = precision_today(values["precision"])
         return cls(**values)
+
+
+def precision_today(stored: str) -> str:
+    """Name of a precision that a cell or a table of any version holds, as it is called today."""
+    return {old: name for name, old in _STORED_PRECISION.items()}.get(stored, stored)
 
 
 def cell_key(cell: Cell) -> str:
@@ -102,12 +138,17 @@ class Axes:
     seeds: tuple[int, ...] = (Cell.seed,)
     data: tuple[str, ...] = (Cell.data,)
     steps: tuple[int, ...] = (Cell.steps,)
+    target_acc: tuple[int | None, ...] = (Cell.target_acc,)
     epochs: int | None = argument_field(
         None, Argument("epochs", integer(1, "a number of epochs"), "N", "instead of steps, where data has an end")
     )
     batch_size: tuple[int, ...] = (Cell.batch_size,)
     precision: tuple[str, ...] = (Cell.precision,)
-    compile: bool = Cell.compile
+    compile: tuple[bool, ...] = (Cell.compile,)
+    sdpa: tuple[str, ...] = (Cell.sdpa,)
+    memory_format: tuple[str, ...] = (Cell.memory_format,)
+    deterministic: tuple[bool, ...] = (Cell.deterministic,)
+    cudnn_benchmark: tuple[bool, ...] = (Cell.cudnn_benchmark,)
     threads: tuple[int | None, ...] = (Cell.threads,)
 
     def __add__(self, other: "Axes | tuple[Axes, ...]") -> "tuple[Axes, ...]":
@@ -164,7 +205,7 @@ class Study:
     ) -> None:
         """Declare a study; `values` hold for all its cells: `seeds=3, resolution=[64, (96, 128)], batch_size=8`.
 
-        Without `measures` every measure that there is.
+        Without `measures` those that a sweep takes by default.
 
         Question and expectation are those of the module's docstring unless they are given: its first paragraph, and
         the one that begins with "Expect:" (`ablations.load_study` reads them).

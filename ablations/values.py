@@ -7,12 +7,18 @@ from typing import Any, NamedTuple
 
 MIN_PX, MAX_PX = 32, 16384
 
+PRECISIONS = ("fp32", "tf32", "amp-bf16", "amp-fp16", "bf16-weights", "fp16-weights")
+"""By name: full, matrix products in TF32, autocast, and weights and images in half precision."""
+SDPA = ("auto", "math", "flash", "efficient", "cudnn")
+"""Kernels of scaled_dot_product_attention; `auto` is torch's own choice."""
+MEMORY_FORMATS = ("contiguous", "channels_last")
+
 
 class Argument(NamedTuple):
     """How a field of a dataclass is given: as `--name` on a command line, as a keyword in Python.
 
     `parse` reads one value from text and raises ValueError where it is not allowed; a switch has none. `several` are an
-    axis, `default` is what the help says of it.
+    axis, `default` is what the help says of it. `alone` is what the flag means without a value, if it may have none.
     """
 
     name: str
@@ -21,6 +27,7 @@ class Argument(NamedTuple):
     help: str = ""
     several: bool = False
     default: str = ""
+    alone: Any = None
 
     def read(self, given: Any) -> Any:
         """Check what Python gives, plain values or text: a tuple where there may be several, else one value.
@@ -85,6 +92,24 @@ def choice(*known: str) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def percent(text: str) -> int:
+    """Read a percentage, 1 to 100."""
+    value = integer(1, "a percentage")(text)
+    if value > 100:
+        raise ValueError(f"{text!r} is not a percentage of at most 100")
+    return value
+
+
+def switch(text: str) -> bool:
+    """Read `on` or `off`."""
+    return choice("on", "off")(text) == "on"
+
+
+def precision(text: str) -> str:
+    """Read how numbers are computed; `bf16` means autocast, as in earlier versions."""
+    return choice(*PRECISIONS)({"bf16": "amp-bf16"}.get(text, text))
 
 
 def resolution(text: str) -> tuple[int, int]:

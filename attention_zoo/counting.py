@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +20,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-Handle = Callable[[list[Any], list[Any]], int]
+from attention_zoo.operators import MACS, OTHERS, PRODUCTS, TORCH_FORMULAS, computes
+
 ByModule = dict[str, Counter[str]]
+Found = TypeVar("Found")
 
 
 class CounterFailed(RuntimeError):
@@ -70,22 +71,35 @@ def count_macs(model: nn.Module, shape: Sequence[int]) -> Counts:
     Raises:
         CounterFailed: a counter cannot count an operator, or fvcore cannot trace the call.
     """
+    return _on_a_copy(_count, model, shape)
+
+
+def count_activations(model: nn.Module, shape: Sequence[int]) -> int:
+    """Elements that convolutions and matrix products write in one call, by fvcore's rules, as timm counts them."""
+    return _on_a_copy(_activations, model, shape)
+
+
+def _on_a_copy(count: Callable[[nn.Module, Tensor], Found], model: nn.Module, shape: Sequence[int]) -> Found:
+    """Return what `count` finds with a copy of a model, in evaluation mode on `meta`, and zeros of this shape."""
     try:
-        return _count_on("meta", model, shape)
-    # operators whose shapes depend on data (nonzero, item) have no meaning without it
-    except (RuntimeError, TypeError):
-        return _count_on("cpu", model, shape)
+        return _on(count, "meta", model, shape)
+    # operators whose shapes depend on data (nonzero, item) have no meaning without it, and earlier versions of torch
+    # cannot trace convolutions there
+    except (RuntimeError, TypeError, AssertionError):
+        return _on(count, "cpu", model, shape)
 
 
-def _count_on(device: str, model: nn.Module, shape: Sequence[int]) -> Counts:
+def _on(count: Callable[[nn.Module, Tensor], Found], device: str, model: nn.Module, shape: Sequence[int]) -> Found:
     # any function mode also keeps nn.MultiheadAttention off its fast path, which hides its products
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _TracedConvolutions():
         dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
-        x = torch.zeros(*shape, dtype=dtype, device=device)
-        subject = _copy_on(device, model)
-        by_torch = _torch_counts(subject, x)
-        by_fvcore, unknown = _fvcore_counts(subject, x)
-    macs = {name: Counter({k: n for k, n in c.items() if k in _MACS}) for name, c in by_fvcore.items()}
+        return count(_copy_on(device, model), torch.zeros(*shape, dtype=dtype, device=device))
+
+
+def _count(model: nn.Module, x: Tensor) -> Counts:
+    by_torch = _torch_counts(model, x)
+    by_fvcore, unknown = _fvcore_counts(model, x)
+    macs = {name: Counter({k: n for k, n in c.items() if k in MACS}) for name, c in by_fvcore.items()}
     return Counts(macs, by_torch, by_fvcore[""].total() - macs[""].total(), unknown)
 
 
@@ -115,7 +129,7 @@ def _torch_counts(model: nn.Module, x: Tensor) -> ByModule:
     for formula in formulas.values():
         # torch's own formulas take the tensors themselves, those of others their shapes
         formula._get_raw = True  # type: ignore[attr-defined]
-    formulas |= _TORCH_FORMULAS
+    formulas |= TORCH_FORMULAS
     # the fused CPU kernel would count as 0, the plain one consists of counted products
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         model(x)
@@ -127,14 +141,21 @@ def _torch_counts(model: nn.Module, x: Tensor) -> ByModule:
     }
 
 
+def _activations(model: nn.Module, x: Tensor) -> int:
+    with _traced():
+        from fvcore.nn import ActivationCountAnalysis
+
+        analysis = ActivationCountAnalysis(model, x).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        return int(analysis.total())
+
+
 def _fvcore_counts(model: nn.Module, x: Tensor) -> tuple[ByModule, ByModule]:
-    with warnings.catch_warnings(), _inlined_functions():
-        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", FutureWarning)
+    with _traced():
         from fvcore.nn import FlopCountAnalysis
         from fvcore.nn.jit_handles import elementwise_flop_counter
 
-        others = {name: elementwise_flop_counter(*each) for name, each in _OTHERS.items()}
-        analysis = FlopCountAnalysis(model, x).set_op_handle(**_PRODUCTS, **others)
+        others = {name: elementwise_flop_counter(*each) for name, each in OTHERS.items()}
+        analysis = FlopCountAnalysis(model, x).set_op_handle(**PRODUCTS, **others)
         handles = {name: _named("fvcore", name, handle) for name, handle in analysis._op_handles.items() if handle}
         analysis.set_op_handle(**handles).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         try:
@@ -146,7 +167,7 @@ def _fvcore_counts(model: nn.Module, x: Tensor) -> tuple[ByModule, ByModule]:
             message = str(error).strip().partition("\n")[0]
             raise CounterFailed(f"fvcore cannot trace {type(model).__name__}: {message}") from error
     unknown = {name: analysis.unsupported_ops(name) for name in counted}
-    return counted, {name: Counter({k: n for k, n in c.items() if _computes(k)}) for name, c in unknown.items()}
+    return counted, {name: Counter({k: n for k, n in c.items() if computes(k)}) for name, c in unknown.items()}
 
 
 def _named(counter: str, operator: str, formula: Callable[..., Any]) -> Callable[..., Any]:
@@ -179,7 +200,7 @@ def _convolution(
 
 
 @contextmanager
-def _inlined_functions() -> Iterator[None]:
+def _traced() -> Iterator[None]:
     """Run the forward of custom autograd functions in the open: the tracer would record them as one black box."""
     function: Any = torch.autograd.Function
     original = function.__dict__["apply"]
@@ -193,97 +214,8 @@ def _inlined_functions() -> Iterator[None]:
 
     function.apply = classmethod(apply)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", FutureWarning)
+            yield
     finally:
         function.apply = original
-
-
-def _shape(value: Any) -> list[int]:
-    return list(value.type().sizes())
-
-
-def _product(left: int, right: int) -> Handle:
-    """Count the matrix product of two inputs, their batch axes broadcast; a vector has one row, or one column."""
-
-    def handle(inputs: list[Any], outputs: list[Any]) -> int:
-        first, second = _shape(inputs[left]), _shape(inputs[right])
-        rows, inner = [1, *first][-2:]
-        columns = second[-1] if len(second) > 1 else 1
-        batch: list[int] = list(torch.broadcast_shapes(first[:-2], second[:-2]))
-        return prod(batch) * rows * inner * columns
-
-    return handle
-
-
-def _attention(inputs: list[Any], outputs: list[Any]) -> int:
-    query, key, value, result = (_shape(v) for v in (*inputs[:3], outputs[0]))
-    # the result has the broadcast batch axes and, with grouped queries, the heads of the queries
-    return prod(result[:-1]) * key[-2] * (query[-1] + value[-1])
-
-
-def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
-    equation = inputs[0].toIValue().replace(" ", "")
-    shapes = [_shape(value) for value in inputs[1].node().inputs()]
-    if "->" not in equation or len(shapes) > 2:
-        raise NotImplementedError(f"einsum {equation!r}: MACs are counted for at most two operands and with '->'")
-    sizes: dict[str, int] = {}
-    terms = []
-    for term, shape in zip(equation.partition("->")[0].split(","), shapes, strict=True):
-        hidden = len(shape) - len(term.replace("...", ""))
-        # axes behind an ellipsis are aligned at their end; digits cannot be axes that have a name
-        terms.append(term.replace("...", "".join(str(i) for i in reversed(range(hidden)))))
-        sizes |= {axis: max(size, sizes.get(axis, 1)) for axis, size in zip(terms[-1], shape, strict=True)}
-    kept = {axis for axis in sizes if axis.isdigit() or axis in equation.partition("->")[2]}
-    summed = set.intersection(*map(set, terms)) - kept
-    # a sum over one operand alone comes first; without an axis summed over both it is an element-wise product
-    return prod(sizes[axis] for axis in kept | summed) if len(terms) == 2 and summed else 0
-
-
-def _convolution_mode(inputs: list[Any], outputs: list[Any]) -> int:
-    images, _, *space = _shape(outputs[0])
-    return images * prod(space) * prod(_shape(inputs[1]))
-
-
-_PRODUCTS: dict[str, Handle] = {
-    "aten::scaled_dot_product_attention": _attention,
-    "aten::baddbmm": _product(1, 2),
-    "aten::matmul": _product(0, 1),
-    "aten::mv": _product(0, 1),
-    "aten::dot": _product(0, 1),
-    "aten::einsum": _einsum,
-    "aten::_convolution_mode": _convolution_mode,
-}
-
-# operations per element read and per element written
-_OTHERS = {
-    "aten::avg_pool2d": (1, 0),
-    "aten::max_pool2d": (1, 0),
-    "aten::mean": (1, 0),
-    "aten::rms_norm": (5, 0),
-    "aten::upsample_bicubic2d": (0, 16),
-}
-
-_MACS = {
-    *("_convolution_mode", "addmm", "baddbmm", "bmm", "conv", "dot", "einsum", "linear", "matmul", "mm", "mv"),
-    "scaled_dot_product_attention",
-}
-
-_TORCH_FORMULAS = dict.fromkeys((torch.ops.aten.mv, torch.ops.aten.dot), lambda left, *_, out_shape: 2 * prod(left))
-
-# Compute nothing, or element by element, though torch tags them neither as views nor as point-wise.
-_UNTAGGED = {
-    *("__or__", "__xor__", "dropout", "dropout_", "empty_like", "feature_dropout", "fill_", "hardswish", "hardtanh"),
-    *("im2col", "index_select", "linspace", "masked_fill_", "meshgrid", "one_hot", "ones_like", "pad", "pixel_shuffle"),
-    *("pixel_unshuffle", "repeat", "repeat_interleave", "scalar_tensor", "scatter", "scatter_", "take_along_dim"),
-    *("tile", "tril", "triu"),
-}
-
-
-def _computes(kind: str) -> bool:
-    """Whether an operator is neither element-wise nor a move of data; one that torch does not know computes."""
-    namespace, _, name = kind.partition("::")
-    packet = getattr(torch.ops.aten, name, None) if namespace == "aten" else None
-    overloads = [getattr(packet, overload) for overload in packet.overloads()] if packet else []
-    aliases = [a.alias_info for op in overloads for a in op._schema.arguments]
-    is_view = any(alias is not None and not alias.is_write for alias in aliases)
-    return not (name in _UNTAGGED or is_view or any(torch.Tag.pointwise in op.tags for op in overloads))

@@ -23,8 +23,8 @@ import torch
 
 from ablations.study import Cell
 from benchmarks.results import here
+from runners.cells.functions import SPEED_BUDGET_S
 from runners.cells.models import build_baseline, build_model
-from runners.cells.run import SPEED_BUDGET_S
 from runners.jobs.progress import format_seconds
 from runners.machine.environment import device_id
 from runners.measure.disturbance import usable_processors

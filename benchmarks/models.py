@@ -8,7 +8,8 @@ from torch import nn
 
 from attention_zoo import LAYOUTS, create_model
 from benchmarks.paper_steps import paper_model
-from runners.measure.accuracy import make_optimizer, train_step
+from runners.measure.accuracy import train_step
+from runners.measure.recipe import make_optimizer
 from runners.measure.rounds import STILL
 
 NUM_CLASSES = 1000

@@ -21,6 +21,7 @@ class Measure:
         is_timing: its numbers need a node without other jobs, see `--exclusive`.
         can_resume: it saves its state, and a further job goes on from there.
         limits_memory: `--memory-limit` is set in the process that measures; otherwise nothing large is allocated in it.
+        is_default: a sweep that names no measures asks for it.
     """
 
     name: str
@@ -32,7 +33,10 @@ class Measure:
     is_timing: bool = False
     can_resume: bool = False
     limits_memory: bool = False
+    is_default: bool = True
 
+
+_more = partial(Measure, is_default=False)
 
 MEASURES = {
     measure.name: measure
@@ -55,9 +59,16 @@ MEASURES = {
             can_resume=True,
             limits_memory=True,
         ),
+        _more("launches", 1, ("kernel_launches",), 1.0),
+        _more("latency", 1, ("infer_latency_ms_p50", "infer_latency_ms_p99"), 30.0, is_timing=True),
+        _more("max_batch", 1, ("max_batch", "max_infer_samples_per_sec"), 60.0, is_timing=True),
+        _more("energy", 1, ("energy_mj_per_image", "train_energy_j_per_step"), 25.0, is_timing=True),
     )
 }
 """Every measure in the order in which a cell runs them: the costs first, they are on screen in seconds."""
+
+DEFAULT_MEASURES = tuple(name for name, measure in MEASURES.items() if measure.is_default)
+"""What a sweep measures that names none."""
 
 
 def depends_on_device(measure: str) -> bool:
@@ -117,6 +128,10 @@ LATENCY = Quantity(
     *("infer_latency_ms", "throughput", "latency", "latency of a batch", "ms"),
     samples=("infer_ms",),
     processes="infer_process",
+)
+THROUGHPUT = Quantity(
+    *("infer_samples_per_sec", "throughput", "throughput", "throughput of inference", "img/s"),
+    higher_is_better=True,
 )
 TRAINING_STEP = Quantity(
     *("train_step_ms", "throughput", "training step", "training step of a batch", "ms"),

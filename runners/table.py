@@ -16,9 +16,9 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.study import Cell, Scalar
+from ablations.study import Cell, Scalar, precision_today
 from runners.measures import depends_on_device, severity
-from runners.store.columns import COLUMNS, impl_today
+from runners.store.columns import COLUMNS, RETIRED, impl_today
 from runners.store.csv import to_csv
 from runners.store.files import write_whole
 from runners.store.names import as_text, visible
@@ -155,6 +155,7 @@ def _describe(cell: Mapping[str, Any] | None) -> dict[str, Any]:
         **row,
         **{name: settings[name] for name in _SETTINGS if name in settings},
         "attention": attention,
+        "precision": precision_today(row["precision"]),
         "settings": as_text(settings),
         "topk" if isinstance(topk, int) else "topk_schedule": topk,
         "resolution": f"{row['height_px']}x{row['width_px']}",
@@ -172,6 +173,8 @@ def _join(device_id: str | None, records: Sequence[Record]) -> dict[str, Any]:
     if codes:
         row["attention_hash"] = ";".join(codes)
     row |= _environment([record.environment for record in local])
+    for name in RETIRED:
+        row.pop(name, None)
     for record in records:
         row[f"{record.measure}_protocol"] = record.protocol
     return row | {

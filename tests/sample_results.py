@@ -6,7 +6,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from ablations.study import Cell, cell_key
-from runners.measures import MEASURES
+from runners.measures import DEFAULT_MEASURES
 from runners.store.record import Record
 from runners.store.store import Store, open_store
 
@@ -90,8 +90,8 @@ def write_sample(folder: Path, *, study: str = "topk", **which) -> Store:
     # what a test reads at once need not be on the disk before
     with patch("os.fsync"):
         for cell in cells(**which):
-            store.add_cell(cell, study, MEASURES)
-            for measure in MEASURES:
+            store.add_cell(cell, study, DEFAULT_MEASURES)
+            for measure in DEFAULT_MEASURES:
                 is_lost = name(cell) == "bra16" and cell.height_px == 128 and measure in ("throughput", "memory")
                 store.write_record(cell_key(cell), failure(cell, measure) if is_lost else record(cell, measure))
         store.add_cell(Cell(attn="axial"), study, ("flops",))

@@ -18,9 +18,9 @@ def small_operands(monkeypatch):
     monkeypatch.setattr(ceilings, "MAX_COPY_MIB", 1)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_ceilings_are_measured(small_operands, precision):
-    found = measure_ceilings(CPU, precision)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ceilings_are_measured(small_operands, dtype):
+    found = measure_ceilings(CPU, dtype)
     assert 0.01 < found["gemm_gflops"] < 1e5
     assert 0.01 < found["copy_gb_s"] < 1e5
 

@@ -161,6 +161,24 @@ def test_a_sweep_shows_means_intervals_seeds_and_vanilla_as_a_level():
     assert not [area for area in ax.collections if not hasattr(area, "get_segments")], "a band covers the panel"
 
 
+def test_speed_and_memory_against_the_batch_have_a_line_for_each_mechanism():
+    rows = [
+        {
+            **{"attention": name, "resolution": "64x64", "seed": 0, "batch_size": batch, "cell_key": f"{name}{batch}"},
+            **{"infer_samples_per_sec": rate * batch, "peak_infer_mib": 10.0 + batch, "peak_train_mib": 20.0 * batch},
+        }
+        for name, rate in (("swin", 100.0), ("vanilla", 50.0))
+        for batch in (1, 8, 64)
+    ]
+    axes = axes_of(draw("batch", frame(rows)))
+    assert [*axes] == ["throughput of inference", "peak memory of inference", "peak memory of training"]
+    lines = lines_of(axes["throughput of inference"])
+    assert np.allclose(lines["swin"].get_xdata(), [1, 8, 64])
+    assert np.allclose(lines["vanilla"].get_ydata(), [50, 400, 3200])
+    with pytest.raises(ValueError, match="two values of the batch"):
+        draw("batch", frame(rows[::3]))
+
+
 def test_a_sweep_over_region_sizes_marks_what_auto_chose():
     rows = [
         {**row, "settings": f"region_size={row['topk']}", "topk": 4} for row in trained() if row["attention"] == "bra"

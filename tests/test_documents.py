@@ -82,7 +82,7 @@ def test_every_page_is_linked_from_the_readme() -> None:
 
 def test_the_two_commands_come_first() -> None:
     assert COMMANDS["README.md"][:2] == [
-        "pip install -e . && python runners/sweep.py --attn bra --topk 1,4,8,16",
+        "pip install -e '.[sweeps]' && python runners/sweep.py --attn bra --topk 1,4,8,16",
         "pip install -e '.[test]' && pytest -n auto",
     ]
 

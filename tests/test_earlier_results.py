@@ -57,7 +57,8 @@ def test_a_folder_loads_as_the_table_that_its_own_version_made(folder):
     now = pd.read_csv(folder / "now.csv")
     assert before["impl"].dropna().tolist() == ["gather-dense-dense-full"] * 2 + ["dense-dense-dense-dense"]
     assert now["impl"].dropna().tolist() == ["plain-dense-dense-full"] * 2 + ["plain-plain-plain-plain"]
-    same = [name for name in before if name != "impl" and name in now]
+    # a cell without a record was silent about `deterministic`, which cells say themselves since then
+    same = [name for name in before if name not in ("impl", "deterministic") and name in now]
     assert len(same) > 90
     pd.testing.assert_frame_equal(now[same], before[same])
 

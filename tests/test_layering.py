@@ -2,8 +2,10 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,44 @@ def test_mechanisms_are_imported_by_the_package_and_by_no_other(path):
     assert imported(path) & MECHANISMS <= names
 
 
+ALONE = """
+import sys
+from importlib.machinery import PathFinder
+
+hidden, find = sys.argv[1].split(","), PathFinder.find_spec
+
+def find_spec(cls, name, path=None, target=None):
+    return None if name.partition(".")[0] in hidden else find(name, path, target)
+
+PathFinder.find_spec = classmethod(find_spec)
+import runpy, torch, attention_zoo
+assert attention_zoo.create("bra", dim=8, num_heads=2)(torch.zeros(1, 8, 8, 8)).shape == (1, 8, 8, 8)
+attention_zoo.create_model("small", attn="swin")(torch.zeros(1, 3, 64, 64))
+for program, *arguments in (["attention_zoo"], ["attention_zoo.check", "swin", "--size", "4x4"]):
+    sys.argv = [program, *arguments]
+    try:
+        runpy.run_module(program, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, end.code
+try:
+    import runners
+except ModuleNotFoundError as error:
+    print(error)
+"""
+
+
+def test_mechanisms_models_and_their_check_need_nothing_of_the_sweeps():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extra = {re.split(r"[>=\[]", line)[0] for line in project["optional-dependencies"]["sweeps"]}
+    modules = {"scikit-learn": "sklearn", "pillow": "PIL"}
+    # what torch, timm or fvcore bring themselves
+    hidden = {modules.get(name, name) for name in extra} - {"jinja2", "PIL"}
+    command = [sys.executable, "-c", ALONE, ",".join(sorted(hidden))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| `bra` |" in done.stdout and "pip install 'attention-zoo[sweeps]'" in done.stdout.splitlines()[-1]
+
+
 def test_the_mechanisms_are_files_of_the_zoo():
     assert {
         "attention_zoo.mechanisms.bra",
@@ -109,7 +149,8 @@ ZOO = {
     "dispatch": {*CONTRACT, "kernels"},
     "kernels": {"regions"},
     "mechanisms": CONTRACT,
-    "counting": set(),
+    "operators": set(),
+    "counting": {"operators"},
     "check": {*CONTRACT, "counting"},
     "hosts": {*CONTRACT, "mechanisms"},
     "published": {*CONTRACT, "mechanisms", "hosts"},

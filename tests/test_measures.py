@@ -22,7 +22,8 @@ QUANTITIES = [value for value in vars(measures).values() if isinstance(value, Qu
 
 
 def test_every_measure_has_a_function_that_runs_it():
-    assert list(FUNCTIONS) == list(MEASURES) == ["flops", "throughput", "memory", "accuracy"]
+    first = ["flops", "throughput", "memory", "accuracy"]
+    assert list(FUNCTIONS) == list(MEASURES) == [*first, "launches", "latency", "max_batch", "energy"]
 
 
 def test_what_is_shown_of_a_measure_are_columns_of_the_table():

@@ -138,8 +138,13 @@ def test_second_derivatives_are_those_of_the_oracle(case):
         found = second(attention, x, dict(attention.named_parameters()))
         assert_same(*({n: v / largest for n, v in values.items()} for values in (found, expected)), what)
 
-    with plain_attention():
-        assert_expected("plain operators")
+    try:
+        with plain_attention():
+            assert_expected("plain operators")
+    except RuntimeError as error:
+        if "grid_sampler_2d_backward is not implemented" not in str(error):
+            raise
+        pytest.skip("this version of torch cannot differentiate sampling twice")
     try:
         assert_expected("fused operators")
     except RuntimeError as error:

@@ -33,6 +33,12 @@ SAME = {
         "threads": 1,
         "layout": "stl",
     },
+    "--precision fp32,amp-fp16 --sdpa math,auto --deterministic off,on --cudnn-benchmark": {
+        "precision": ["fp32", "amp-fp16"],
+        "sdpa": ["math", "auto"],
+        "deterministic": [False, True],
+        "cudnn_benchmark": True,
+    },
     "--study topk --seeds 7 --steps 2": {"study": "topk", "seeds": [7], "steps": 2},
     "--set bra.qk_scale=0.001": {"qk_scale": 1e-3},
 }
@@ -55,7 +61,7 @@ REFUSED = {
     "a misspelt argument": ({"resolutoin": 64}, ["resolutoin=64", "did you mean 'resolution'"]),
     "a size": ({"resolution": 10}, ["resolution=10", "32 to 16384"]),
     "a number": ({"steps": "many"}, ["steps='many'", "integer"]),
-    "a word": ({"precision": "fp8"}, ["precision='fp8'", "fp32, bf16"]),
+    "a word": ({"precision": "fp8"}, ["precision='fp8'", "fp32, tf32, amp-bf16"]),
     "a measure": ({"measures": ["speed"]}, ["measures=['speed']", "throughput"]),
     "one of a mechanism": ({"swin.window": 4}, ["swin.window=4", "not selected"]),
     "a value that no map has room for": ({"topk": 99}, ["topk=99", "16 regions"]),

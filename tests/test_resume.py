@@ -18,13 +18,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_train import Stripes
+from test_train import Stripes, without_times
 from torch import nn
 
 from runners.machine import environment
+from runners.machine.conditions import Conditions
 from runners.measure import resume as checkpoint
-from runners.measure.accuracy import Diverged, Recipe, make_optimizer, train_and_evaluate
+from runners.measure.accuracy import Diverged, train_and_evaluate
 from runners.measure.distributed import Group
+from runners.measure.recipe import Recipe, make_optimizer
 from runners.measure.resume import NOTICES, Checkpoint, Training
 
 CPU = torch.device("cpu")
@@ -61,10 +63,6 @@ def run(state_path=None, model=None, data=None, every_s=0.0, **changes):
         model, data or Stripes(), **arguments, state_path=state_path, checkpoint_every_s=every_s
     )
     return without_times(row), model.state_dict()
-
-
-def without_times(row):
-    return {name: value for name, value in row.items() if name not in ("train_seconds", "train_samples_per_sec")}
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +290,12 @@ def test_a_flipped_bit_anywhere_is_noticed(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"seed": 1}, {"steps": 13}, {"recipe": Recipe(learning_rate=2e-3)}, {"precision": "bf16"}],
+    [
+        {"seed": 1},
+        {"steps": 13},
+        {"recipe": Recipe(learning_rate=2e-3)},
+        {"conditions": Conditions(precision="amp-bf16")},
+    ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_the_state_of_another_run_is_not_used(changes, tmp_path, capsys):

@@ -15,8 +15,9 @@ from torch import nn
 import attention_zoo
 from ablations.study import Cell
 from runners.cells.models import build_baseline, build_model
-from runners.machine.environment import Hardware
+from runners.machine.conditions import Conditions
 from runners.machine.failures import ChildFailed
+from runners.machine.hardware import Hardware
 from runners.measure import disturbance, rounds, speed
 from runners.measure.rounds import Work, run_process
 from runners.measure.speed import geometric_interval, measure_speed
@@ -403,12 +404,12 @@ class Real(nn.Module):
 DTYPES: set[tuple[bool, torch.dtype]] = set()
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("amp-bf16", torch.bfloat16)])
 def test_a_real_model_is_timed_and_stays_as_it_was(precision, dtype):
     DTYPES.clear()
     model = Real()
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    found = process(model, model, precision=precision, budget_s=0.2)
+    found = process(model, model, conditions=Conditions(precision=precision), budget_s=0.2)
     assert all(value > 0 for phase in ("infer", "train") for times in found[phase]["cell"] for value in times)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert model.training and not model.cache and all(p.grad is None for p in model.parameters())
@@ -417,7 +418,7 @@ def test_a_real_model_is_timed_and_stays_as_it_was(precision, dtype):
 
 def test_weights_stay_where_they_are_while_steps_are_timed():
     model = nn.Sequential(nn.Flatten(), nn.Linear(72, 4))
-    contender = rounds._Contender(model, torch.ones(SHAPE), torch.tensor([0, 0]), "fp32", False)
+    contender = rounds.Contender(model, torch.ones(SHAPE), torch.tensor([0, 0]), Conditions(), False)
     for _ in range(20):
         contender.train()
     torch.testing.assert_close(contender.model[1].weight, model[1].weight, atol=1e-5, rtol=0)

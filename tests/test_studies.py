@@ -104,7 +104,7 @@ def test_a_study_in_the_words_of_before_still_plans() -> None:
 REFUSED = {
     "seeds": (-1, ["seeds=[-1]", "at least 0"]),
     "resolution": (10, ["resolution=[10]", "32 to 16384"]),
-    "precision": ("fp8", ["precision=['fp8']", "fp32, bf16"]),
+    "precision": ("fp8", ["precision=['fp8']", "fp32, tf32, amp-bf16"]),
     "steps": (0.5, ["steps=[0.5]", "'0.5'", "integer"]),
 }
 

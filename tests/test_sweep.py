@@ -147,7 +147,7 @@ def test_trained_weights_are_kept_if_asked_and_give_the_accuracy_of_the_row(tmp_
     model, label = load_model(str(tmp_path / row["weights"]))
     assert "small, bra, lepe_kernel=3, topk=1" in label
     data = make_data(row["data"], row["height_px"], row["width_px"], row["batch_size"])
-    found = evaluate(model, data, device=torch.device("cpu"), precision="fp32")
+    found = evaluate(model, data, device=torch.device("cpu"))
     assert found["acc1"] == row["acc1"]
     assert found["val_loss"] == pytest.approx(row["val_loss"], rel=1e-5)
 

@@ -66,12 +66,12 @@ def test_an_empty_folder_has_every_column(tmp_path):
 
 
 def test_dtypes_do_not_depend_on_the_rows(store):
-    store.write_record(KEY, record(values={"acc1": 90, "n_eval": 5.0, "deterministic": True}))
+    store.write_record(KEY, record(values={"acc1": 90, "n_eval": 5.0, "disturbed": True}))
     store.add_cell(Cell(seed=8))
     table = load(store.out)
     assert {name: str(dtype) for name, dtype in table.dtypes.items()} == {n: c.dtype for n, c in COLUMNS.items()}
     row = table.set_index("cell_key").loc[KEY]
-    assert (row.acc1, row.n_eval, row.deterministic) == (90.0, 5, True)
+    assert (row.acc1, row.n_eval, row.disturbed) == (90.0, 5, True)
 
 
 def test_a_value_of_another_type_is_missing_and_costs_nothing_else(store):

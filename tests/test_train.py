@@ -2,6 +2,7 @@ import copy
 import itertools
 import math
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,16 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from runners.machine.conditions import Conditions
 from runners.measure import accuracy as train
-from runners.measure.accuracy import (
-    Diverged,
-    Recipe,
-    evaluate,
-    make_optimizer,
-    prefetch,
-    train_and_evaluate,
-    train_step,
-)
+from runners.measure.accuracy import Diverged, evaluate, prefetch, train_and_evaluate, train_step
+from runners.measure.recipe import Recipe, make_optimizer
 from runners.measure.resume import Training
 
 CPU = torch.device("cpu")
@@ -76,6 +71,7 @@ def test_training_learns_and_fills_the_columns():
     assert row["train_samples_per_sec"] == pytest.approx(16 * 40 / row["train_seconds"])
     assert set(row) == {
         *("acc1", "acc5", "n_eval", "val_loss", "train_loss", "steps", "train_seconds", "train_samples_per_sec"),
+        *("data_wait_frac", "steps_to_acc", "seconds_to_acc"),
         *("resumed", "world_size", "learning_rate_rule", "ceiling_percent", "chance_percent"),
     }
     assert (row["resumed"], row["world_size"]) == (0, 1)
@@ -84,8 +80,11 @@ def test_training_learns_and_fills_the_columns():
     )
 
 
+TIMES = ("train_seconds", "train_samples_per_sec", "data_wait_frac", "seconds_to_acc")
+
+
 def without_times(row):
-    return {name: value for name, value in row.items() if "seconds" not in name and "per_sec" not in name}
+    return {name: value for name, value in row.items() if name not in TIMES}
 
 
 def test_the_same_seed_gives_the_same_bits_whatever_the_global_generator():
@@ -216,19 +215,15 @@ def test_bf16_reaches_the_model_in_training_and_evaluation_and_leaves_its_weight
     seen = set()
     model = make_model()
     model[5].register_forward_hook(lambda module, inputs, output: seen.add((module.training, output.dtype)))
-    row = run(model, precision="bf16")
+    row = run(model, conditions=Conditions(precision="amp-bf16"))
     assert seen == {(True, torch.bfloat16), (False, torch.bfloat16)}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert row["acc1"] == 100
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"precision": "fp16"}, "fp32 or bf16, got 'fp16'"), ({"steps": 0}, "steps must be at least 1, got 0")],
-)
-def test_settings_that_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        run(**changes)
+def test_no_steps_are_refused():
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        run(steps=0)
 
 
 @pytest.mark.parametrize(("steps", "last"), [(1, 1), (9, 1), (40, 2)])
@@ -296,3 +291,37 @@ def test_with_fewer_than_five_classes_every_answer_is_among_the_five():
 @pytest.mark.slow
 def test_compiled_steps_train_to_the_same_accuracy():
     assert run(compile_model=True)["acc1"] == 100
+
+
+# --- a stated accuracy, and the wait for data
+
+
+def test_the_first_look_that_sees_a_stated_accuracy_is_kept_and_the_training_is_the_same():
+    model = make_model()
+    plain, same = copy.deepcopy(model), copy.deepcopy(model)
+    row = run(plain, target_acc=100)
+    assert row["acc1"] == 100 and 2 <= row["steps_to_acc"] <= 40 and row["steps_to_acc"] % 2 == 0
+    assert run(copy.deepcopy(model), steps=43, target_acc=100)["steps_to_acc"] <= 43
+    assert 0 < row["seconds_to_acc"] <= row["train_seconds"]
+    before = run(same)
+    assert before["steps_to_acc"] is before["seconds_to_acc"] is None
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), same.parameters(), strict=True))
+
+
+def test_an_accuracy_that_is_not_reached_has_no_step():
+    class Never(nn.Module):
+        def forward(self, x):
+            return torch.zeros(len(x), 8) + 0 * x.sum()
+
+    never = nn.Sequential(make_model(), nn.Linear(8, 8), Never())
+    assert run(never, target_acc=50)["steps_to_acc"] is None
+
+
+def test_waiting_for_data_is_a_share_of_the_training():
+    class Late(Stripes):
+        def batch(self, seed, step):
+            time.sleep(0.02)
+            return super().batch(seed, step)
+
+    row = run(data=Late())
+    assert 0.5 < row["data_wait_frac"] <= 1

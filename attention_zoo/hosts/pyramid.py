@@ -113,7 +113,13 @@ class Pyramid(Backbone):
     def init_head(self) -> None:
         """Initialise the classifier, where there is one."""
         if isinstance(self.head, nn.Linear):
-            nn.init.trunc_normal_(self.head.weight, std=0.1 if self.layout.init == "probe" else 0.02)
+            # in half precision earlier versions of torch draw tails that are far too long
+            weight = torch.empty_like(
+                self.head.weight, dtype=torch.promote_types(self.head.weight.dtype, torch.float32)
+            )
+            nn.init.trunc_normal_(weight, std=0.1 if self.layout.init == "probe" else 0.02)
+            with torch.no_grad():
+                self.head.weight.copy_(weight)
             nn.init.zeros_(self.head.bias)
 
     def forward_features(self, x: Tensor) -> Tensor:

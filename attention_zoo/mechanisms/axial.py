@@ -192,7 +192,11 @@ class Axial(Attention):
         With projections for each axis, of heads that are I channels wide together: 8 N C I + 2 N (H + W) I.
         """
         tokens = height * width
+        core = self.core_macs(tokens, height + width)
         if self.layers == "shared":
-            return self.shared_macs(height, width) + Macs(core=self.core_macs(tokens, height + width))
-        projection = 8 * tokens * self.dim * self.qk_dim
-        return Macs(projection=projection, core=2 * tokens * (height + width) * self.qk_dim)
+            return self.shared_macs(height, width) + Macs(core=core)
+        return Macs(projection=8 * tokens * self.dim * self.qk_dim, core=core)
+
+    def core_macs(self, queries: int, keys: int) -> int:
+        """As everywhere, but that layers for each axis have values as wide as their keys."""
+        return super().core_macs(queries, keys) if self.layers == "shared" else 2 * queries * keys * self.qk_dim

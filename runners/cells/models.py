@@ -81,7 +81,6 @@ def _describe(
         model = create_model(layout, attn=attn, num_classes=1, **dict(settings))
     columns: dict[str, Any] = {
         "depths": "-".join(map(str, LAYOUTS[layout].depths)),
-        "sdpa_backend": "auto",
         **model.describe(height, width),
     }
     topk = dict(settings).get("topk", getattr(resolve(attn).Config(), "topk", None))
@@ -91,6 +90,18 @@ def _describe(
         columns["topk"] = topk
     columns["attention_hash"] = code_of(attn).hash
     return Description(columns, tuple(model.notes()), 3 * model.macs(height, width).total)
+
+
+def keys_per_query(model: Pyramid, height_px: int, width_px: int) -> float:
+    """Mean number of keys that a token's query meets, over the tokens of all blocks; what padding adds included.
+
+    That is the attention core's multiply-adds over those of one key.
+    """
+    pairs = tokens = 0.0
+    for mixers, (height, width) in zip(model.mixers(), model.layout.maps(height_px, width_px), strict=True):
+        pairs += sum(mixer.macs(height, width).core / mixer.core_macs(1, 1) for mixer in mixers)
+        tokens += len(mixers) * height * width
+    return pairs / tokens
 
 
 def first_core_macs(model: Pyramid, height_px: int, width_px: int) -> int:

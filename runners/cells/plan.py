@@ -14,6 +14,9 @@ from runners.cells.models import Description, describe
 from runners.data.datasets import check_data, steps_per_epoch
 from runners.measures import MEASURES
 
+CONDITIONS = ("precision", "threads", "compile", "sdpa", "memory_format", "deterministic", "cudnn_benchmark")
+"""Axes that say how numbers are computed, not which; they may differ for every cell."""
+
 Spelling = Callable[[str, Sequence[str]], str]
 """Writes an argument and its values as whoever gave them would."""
 
@@ -115,8 +118,10 @@ def _expand(axes: Axes, selected: list[str], spell: Spelling) -> Iterable[Cell]:
         for layout in axes.layout
         for resolution in axes.resolution or ((LAYOUTS[layout].resolution_px,) * 2,)
     ]
-    outer = itertools.product(hosts, axes.data, axes.batch_size, axes.precision, axes.threads)
-    for (layout, (height, width)), data, batch_size, precision, threads in outer:
+    every = itertools.product(*(getattr(axes, name) for name in CONDITIONS))
+    conditions = [dict(zip(CONDITIONS, values, strict=True)) for values in every]
+    outer = itertools.product(hosts, axes.data, axes.target_acc, axes.batch_size, conditions)
+    for (layout, (height, width)), data, target_acc, batch_size, under in outer:
         for attn in selected:
             for settings in _settings(axes, attn, spell):
                 for steps, seed in itertools.product(_steps(axes, data, batch_size, spell), axes.seeds):
@@ -129,10 +134,9 @@ def _expand(axes: Axes, selected: list[str], spell: Spelling) -> Iterable[Cell]:
                         seed=seed,
                         data=data,
                         steps=steps,
+                        target_acc=target_acc,
                         batch_size=batch_size,
-                        precision=precision,
-                        compile=axes.compile,
-                        threads=threads,
+                        **under,
                         defaults=_defaults(attn, settings),
                     )
 

@@ -95,6 +95,7 @@ def add_flag(group: Any, argument: Argument, value: Any = None, *, append: bool 
         group.add_argument(flag, action="store_true", help=text)
         return
     several = argument.several and not append
+    bare = {"nargs": "?", "const": argument.alone} if argument.alone is not None else {}
     group.add_argument(
         flag,
         metavar=f"{argument.metavar}[,{argument.metavar}]" if several else argument.metavar,
@@ -102,6 +103,7 @@ def add_flag(group: Any, argument: Argument, value: Any = None, *, append: bool 
         action="append" if append else Once if several else "store",
         default=value,
         help=text,
+        **bare,
     )
 
 

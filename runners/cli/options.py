@@ -10,7 +10,7 @@ from ablations.study import ARGUMENTS
 from ablations.values import Argument, arguments, choice, per_stage
 from runners.cli.command import Parser, add_flag, add_results_folder, axis
 from runners.jobs.options import RunOptions, SlurmOptions
-from runners.measures import MEASURES
+from runners.measures import DEFAULT_MEASURES, MEASURES
 
 EXAMPLES = """examples:
   python runners/sweep.py --attn bra --topk 1,4,8,16
@@ -58,7 +58,8 @@ def make_parser() -> Parser:
             other = "any other config field, such as swin.window=2,4 or bra.lepe=on,off"
             add_flag(cells, Argument("set", _setting, "M.F=V[,V]", other), append=True)
     run = parser.add_argument_group("run")
-    add_flag(run, Argument("measure", choice(*MEASURES), "M", f"of {', '.join(MEASURES)}", True, "all"))
+    every, usual = ", ".join(MEASURES), ",".join(DEFAULT_MEASURES)
+    add_flag(run, Argument("measure", choice(*MEASURES), "M", f"of {every}", True, usual))
     study = "a declared study from ablations/; 'list' prints them; flags above override it"
     add_flag(run, Argument("study", str, "NAME", study))
     add_results_folder(run)

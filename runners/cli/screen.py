@@ -9,6 +9,7 @@ import pandas as pd
 from ablations.study import Cell, cell_key
 from runners.cells.plan import Plan, estimate_seconds
 from runners.jobs.progress import count, format_seconds
+from runners.store.columns import COMPUTED
 from runners.store.files import list_names
 from runners.store.names import as_text, cell_name
 from runners.store.store import Store
@@ -20,7 +21,7 @@ COLUMNS = (
     *("infer_samples_per_sec", "vs_vanilla", "train_step_ms", "disturbed", "status"),
 )
 
-CONDITIONS = ("layout", "data", "steps", "batch_size", "precision", "compile", "threads", "device_id")
+CONDITIONS = ("layout", "data", "steps", "batch_size", *COMPUTED)
 """Columns that are shown where they differ."""
 
 

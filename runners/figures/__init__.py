@@ -32,6 +32,7 @@ KINDS = {
     "complexity": Kind("complexity", "draw_complexity", "MACs, latency and memory against tokens, with exponents"),
     "topk": Kind("sweeps", "draw_topk", "accuracy and costs against top-k"),
     "region_size": Kind("sweeps", "draw_region_size", "accuracy and costs against the size of a region"),
+    "batch": Kind("sweeps", "draw_batch", "images per second and peak memory against the batch"),
     "pareto": Kind("pareto", "draw_pareto", "accuracy against each cost, with the front and its ties"),
     "roofline": Kind("roofline", "draw_roofline", "achieved GFLOP/s under the measured ceilings"),
 }

@@ -16,6 +16,7 @@ from runners.figures.choices import Refused, Size
 from runners.figures.looks import mechanism
 from runners.figures.mechanisms import legend
 from runners.figures.placing import Tag, name_end, place, spread
+from runners.rows import selection
 
 RC: Any = {
     # names come from strangers' tables
@@ -186,6 +187,9 @@ def _origin(rows: DataFrame, unmeasured: Mapping[str, int]) -> list[str]:
         values = _distinct(rows, column)
         if len(values) == 1:
             parts.append(text.format(values[0]))
+    for column in ("compile", "sdpa", "memory_format", "deterministic", "cudnn_benchmark"):
+        if rows[column].nunique() == 1 and (said := selection.spell(column, rows[column].dropna().iloc[0])):
+            parts.append(said)
     for name, own in rows.groupby("attention"):
         settings = _distinct(own, "settings")
         if len(settings) == 1 and settings[0] and own["settings"].notna().all():

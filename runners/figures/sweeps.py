@@ -1,4 +1,4 @@
-"""Sweep curves: accuracy and costs against top-k, or against the size of a region."""
+"""Sweep curves: accuracy and costs against top-k, or the size of a region; memory and speed against the batch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,11 +24,15 @@ from runners.figures.marks import (
 )
 from runners.figures.placing import Tag
 from runners.figures.sheet import Sheet, titled
-from runners.measures import ACCURACY, LATENCY, MACS, MEMORY, Quantity
+from runners.measures import ACCURACY, LATENCY, MACS, MEMORY, THROUGHPUT, TRAINING_MEMORY, Quantity
 from runners.rows.stats import Interval, mean_interval
 
 QUANTITIES = (ACCURACY, MACS, LATENCY, MEMORY)
-COLUMNS = ("topk", "region_size", "chance_percent", "ceiling_percent", *(q.column for q in QUANTITIES))
+OF_BATCHES = (THROUGHPUT, MEMORY, TRAINING_MEMORY)
+COLUMNS = (
+    *("topk", "region_size", "chance_percent", "ceiling_percent"),
+    *(quantity.column for quantity in dict.fromkeys((*QUANTITIES, *OF_BATCHES))),
+)
 
 AUTO = " auto"
 """End of the name of a line whose regions the closed form has chosen."""
@@ -42,15 +46,18 @@ LEVEL_AT = 0.96
 
 @dataclass(frozen=True)
 class Swept:
-    """What is swept: its axis, its name in messages, and the settings that lie along it."""
+    """What is swept: its axis, its name in messages, the settings that lie along it, and what is drawn against it."""
 
     axis: str
     name: str
     settings: tuple[str, ...]
+    quantities: tuple[Quantity, ...] = QUANTITIES
 
 
 TOPK = Swept("top-k (regions)", "top-k", ("topk", "clip_topk"))
 REGION_SIZE = Swept("side of a region, first stage (tokens)", "region size", ("regions", "region_size", "clip_topk"))
+
+BATCH = Swept("batch (images)", "the batch", ("batch_size",), OF_BATCHES)
 
 
 def draw_topk(sheet: Sheet, rows: DataFrame) -> None:
@@ -73,6 +80,15 @@ def draw_region_size(sheet: Sheet, rows: DataFrame) -> None:
     _draw(sheet, rows.assign(x=rows["region_size"].map(region_side).astype("Float64")), REGION_SIZE)
 
 
+def draw_batch(sheet: Sheet, rows: DataFrame) -> None:
+    """Draw images per second and peak memory against the batch, a line for each mechanism with its settings.
+
+    Raises:
+        ValueError: no mechanism has two batches, or nothing was measured.
+    """
+    _draw(sheet, rows.assign(x=rows["batch_size"].astype("Float64")), BATCH)
+
+
 def region_side(text: object) -> float | None:
     """Side of a region of the first stage, tokens: that of the square of its area; None where it has none."""
     sides = text.partition("-")[0].split("x") if isinstance(text, str) else [""]
@@ -82,7 +98,7 @@ def region_side(text: object) -> float | None:
 def _draw(sheet: Sheet, rows: DataFrame, over: Swept) -> None:
     kept, levels = select(rows, over)
     styles = looks([*kept["line"], *levels["line"]])
-    quantities = shown(kept, QUANTITIES)
+    quantities = shown(kept, over.quantities)
     axes = line_panels(sheet, len(quantities), styles)
     for ax, quantity in zip(axes, quantities, strict=True):
         sweep_curve(sheet, ax, kept, levels, quantity, styles)
@@ -116,7 +132,7 @@ def select(rows: DataFrame, over: Swept) -> tuple[DataFrame, DataFrame]:
             f"no mechanism has two values of {over.name} under the same conditions: there is no sweep to draw"
         )
     comparable = rows["conditions"].isin(set(rows.loc[in_sweep, "conditions"]))
-    level = comparable & (rows["attention"] == "vanilla")
+    level = comparable & (rows["attention"] == "vanilla") & ~in_sweep
     chosen = comparable & line.str.endswith(AUTO)
     # named again, since what tells lines apart may have been left out with the others
     found = rows[in_sweep | level | chosen]

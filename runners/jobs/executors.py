@@ -22,7 +22,7 @@ from submitit import JobEnvironment, LocalExecutor, SlurmExecutor
 from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment, clean_env
 
 if TYPE_CHECKING:
-    from runners.cells.run import Job
+    from runners.cells.job import Job
 
 PLACEHOLDERS = ("%j", "%t", "%A", "%a")
 """What submitit replaces by numbers, anywhere in a path."""

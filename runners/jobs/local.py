@@ -15,9 +15,10 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from ablations.study import Cell, cell_key
+from runners.cells.job import Job
 from runners.cells.plan import Plan, Spelling, estimate_seconds
 from runners.cells.registered import offered
-from runners.cells.run import Job, blank_record, place, run_job
+from runners.cells.run import blank_record, place, run_job
 from runners.cells.source import code_of
 from runners.jobs.executors import Running, start_local
 from runners.jobs.follow import POLL_S, Follower, Todo

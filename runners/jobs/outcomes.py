@@ -192,7 +192,9 @@ class _EndedTask:
             self.store.write_lost(key, {"error_type": fate.error_type, "error_message": message, "log_path": log})
 
     def _record(self, note: TaskNote, key: str, cell: Cell, measure: str) -> None:
-        from runners.cells.run import Job, Place, blank_record  # torch, which a look that finds nothing does without
+        # torch, which a look that finds nothing does without
+        from runners.cells.job import Job, Place
+        from runners.cells.run import blank_record
 
         job = Job(out=self.store.out, key=key, cell=cell, attempts=note.attempts[key])
         place = Place(note.device_ids[key], note.environment)

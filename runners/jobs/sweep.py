@@ -24,7 +24,7 @@ from runners.jobs.options import RunOptions
 from runners.jobs.progress import print_submission
 from runners.jobs.request import make_request, study_name
 from runners.machine.environment import pick_device
-from runners.measures import MEASURES
+from runners.measures import DEFAULT_MEASURES, MEASURES
 from runners.store.store import Store, open_store
 from runners.table import load
 
@@ -43,15 +43,16 @@ class Sweep:
         """Plan the cells: every combination of `values`, of which a list makes an axis.
 
         They have the names of the flags: `attn`, `layout`, `resolution`, `seeds`, `data`, `steps`, `epochs`,
-        `batch_size`, `precision`, `compile`, `threads`. Any other name is a field of the mechanisms that have it, such
-        as `topk` or `window`; `**{"swin.window": [2, 4]}` is one of swin alone. A pair (height, width) is one value,
-        `seeds=3` stands for the seeds 0, 1 and 2. A study brings its cells, and the values take the place of its own.
+        `target_acc`, `batch_size`, `precision`, `compile`, `sdpa`, `memory_format`, `deterministic`,
+        `cudnn_benchmark`, `threads`. Any other name is a field of the mechanisms that have it, such as `topk` or
+        `window`; `**{"swin.window": [2, 4]}` is one of swin alone. A pair (height, width) is one value, `seeds=3`
+        stands for the seeds 0, 1 and 2. A study brings its cells, and the values take the place of its own.
 
         Raises:
             ValueError: a value is unknown or does not fit; the message names argument, value and what is allowed.
         """
         self.study = load_study(study) if isinstance(study, str) else study
-        asked = measures or (self.study and self.study.measures) or tuple(MEASURES)
+        asked = measures or (self.study and self.study.measures) or DEFAULT_MEASURES
         chosen = read_values("measures", asked, choice(*MEASURES))
         self.measures = tuple(measure for measure in MEASURES if measure in chosen)
         self.spell = spell

@@ -106,7 +106,8 @@ def run_tasks(store: Store, submission: Submission, cells: Mapping[str, Cell], g
     Raises:
         StoreError: the folder of some cell cannot be written; the other cells have been run.
     """
-    from runners.cells.run import End, Job, run_job
+    from runners.cells.job import Job
+    from runners.cells.run import End, run_job
     from runners.jobs.executors import job_log
 
     index = _index()

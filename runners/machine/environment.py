@@ -1,4 +1,4 @@
-"""Where a measurement ran: hardware, versions, commit; and the one place that treats kinds of device differently.
+"""Where a measurement ran: hardware, versions, commit; and what a process may use of it.
 
 torch is imported where it is used, so that a command line can be planned without it.
 """
@@ -10,10 +10,8 @@ import platform
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +33,6 @@ def environment(device: "torch.device | str" = "cpu") -> dict[str, Any]:
     import torch
 
     device = torch.device(device)
-    sdpa = ("flash", "mem_efficient", "cudnn", "math")
     return {
         "device": str(device),
         "device_name": device_name(device),
@@ -54,8 +51,6 @@ def environment(device: "torch.device | str" = "cpu") -> dict[str, Any]:
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
         "driver": _nvidia_driver() if device.type == "cuda" else None,
-        "sdpa_backends": ",".join(name for name in sdpa if getattr(torch.backends.cuda, f"{name}_sdp_enabled")()),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
         **commit(),
     }
 
@@ -207,62 +202,6 @@ def process_memory_mib(name: str) -> float | None:
         return None
     size = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
     return int(size[1]) / 1024 if size else None
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """What a measurement needs of a device; `hardware` makes one.
-
-    `synchronize` waits for all work given to the device, `stamp` marks the present point of it, and `elapsed_ms` is
-    the time between two stamps. `peak_mib` returns the allocated and the reserved maximum since `reset_peak`, None
-    where no allocator keeps one.
-    """
-
-    synchronize: Callable[[], None]
-    stamp: Callable[[], Any]
-    elapsed_ms: Callable[[Any, Any], float]
-    reset_peak: Callable[[], None]
-    peak_mib: Callable[[], tuple[float | None, float | None]]
-
-
-def hardware(device: "torch.device") -> Hardware:
-    """Return the seam of a device: events and allocator statistics on CUDA, elsewhere the host's clock."""
-    return _cuda_hardware(device) if device.type == "cuda" else _host_hardware(device)
-
-
-def _cuda_hardware(device: "torch.device") -> Hardware:
-    from torch import cuda
-
-    def stamp() -> Any:
-        event = cuda.Event(enable_timing=True)
-        event.record(cuda.current_stream(device))
-        return event
-
-    def elapsed_ms(start: Any, end: Any) -> float:
-        end.synchronize()
-        return float(start.elapsed_time(end))
-
-    def peak_mib() -> tuple[float, float]:
-        return cuda.max_memory_allocated(device) / 2**20, cuda.max_memory_reserved(device) / 2**20
-
-    synchronize, reset_peak = (
-        functools.partial(call, device) for call in (cuda.synchronize, cuda.reset_peak_memory_stats)
-    )
-    return Hardware(synchronize, stamp, elapsed_ms, reset_peak, peak_mib)
-
-
-def _host_hardware(device: "torch.device") -> Hardware:
-    def synchronize() -> None:
-        if device.type == "mps":
-            from torch import mps
-
-            mps.synchronize()
-
-    def stamp() -> float:
-        synchronize()
-        return time.perf_counter()
-
-    return Hardware(synchronize, stamp, lambda start, end: (end - start) * 1e3, lambda: None, lambda: (None, None))
 
 
 def _usable_cores() -> int | None:

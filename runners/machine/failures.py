@@ -17,7 +17,12 @@ _OUT_OF_MEMORY = re.compile(
     r"|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )
-_UNSUPPORTED = re.compile(r"not implemented for '|is not currently implemented for the|Could not run '\w+::")
+_UNSUPPORTED = re.compile(
+    r"not implemented for '|is not currently implemented for the|Could not run '\w+::"
+    r"|does not have a deterministic implementation"
+    # --sdpa asked for a kernel that cannot do this attention
+    r"|No available kernel|No viable backend for scaled_dot_product_attention"
+)
 MACHINE_COUNTER = Path("/proc/vmstat")
 
 _KILLS = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}

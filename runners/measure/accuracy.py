@@ -2,20 +2,24 @@
 
 Protocol: AdamW with a linear warm-up and a cosine decay (`Recipe`) on the data's training stream, then one pass over
 its fixed test set with the weights of the last step; nothing is selected on the test set. Step s draws its images and
-its dropout from (seed, s) alone, so a run that is interrupted goes on from a saved state (runners/measure/resume.py)
-to the same bits. `train_seconds` is the wall time of the steps, with the first and any wait for data, of all parts of
-the run; the next batch is drawn in a background thread. With `compile_model` the training steps are compiled and the
-evaluation is not. Several processes (runners/measure/distributed.py) share out the batch, and the learning rate stays.
+its dropout from (seed, s) alone, so a run that is interrupted goes on from a saved state (runners/measure/resume.py) to
+the same bits. `train_seconds` is the wall time of the steps, with the first and any wait for data, of all parts of the
+run; the next batch is drawn in a background thread, and `data_wait_frac` is the share of waiting for it. A stated
+accuracy (`--target-acc`) is looked for on the test set after each twentieth of the steps, outside of these times. With
+`compile_model` the training steps are compiled and the evaluation is not. With autocast to fp16 the loss is scaled, and
+a step whose gradients overflow is left out, as torch's GradScaler does it. Several processes
+(runners/measure/distributed.py) share out the batch, and the learning rate stays.
 """
 
 import contextlib
+import copy
 import itertools
 import math
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -25,67 +29,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runners.data.datasets import Data
+from runners.machine.conditions import Conditions
 from runners.measure.distributed import ALONE, Group
+from runners.measure.recipe import RECIPE, Recipe, make_optimizer
 from runners.measure.resume import Checkpoint, Training, identify
 from runners.measures import MEASURES
 
 Progress = Callable[[int, int, float], None]  # steps done, steps in all, loss of the last one
+LOOKS = 20
+"""Times in a training at which a stated accuracy is looked for."""
 
 
 class Diverged(RuntimeError):
     """The loss is no longer finite."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a model is optimised. The learning rate is decisive on the probes: 2e-3 makes learning a lottery."""
-
-    learning_rate: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.05
-    warmup_share: float = 0.1
-    final_share: float = 0.02
-    clip_norm: float = 1.0
-
-    def learning_rate_at(self, step: int, steps: int) -> float:
-        """Learning rate of a step (from 0): linear to the peak, then a cosine that the last step ends."""
-        warmup = int(self.warmup_share * steps)
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
-        done = (step - warmup) / max(1, steps - 1 - warmup)
-        cosine = (1 + math.cos(math.pi * done)) / 2
-        return self.learning_rate * (self.final_share + (1 - self.final_share) * cosine)
-
-    def learning_rate_rule(self) -> str:
-        """Say the learning rate of every step, and that the batch does not move it."""
-        return (
-            f"{self.learning_rate:g} at any batch size, linear warm-up over {self.warmup_share:g} of the steps, "
-            f"cosine to {self.final_share:g} of it"
-        )
-
-
-RECIPE = Recipe()
-
-
-def make_optimizer(model: nn.Module, recipe: Recipe = RECIPE) -> torch.optim.AdamW:
-    """AdamW that decays matrices and convolutions, not biases, norms and other parameters of at most one axis."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas)
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Context in which a forward pass has the given precision, `fp32` or `bf16`.
-
-    Raises:
-        ValueError: another precision.
-    """
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+PLAIN = Conditions()
 
 
 def train_step(
@@ -94,7 +53,8 @@ def train_step(
     images: Tensor,
     labels: Tensor,
     *,
-    precision: str = "fp32",
+    conditions: Conditions = PLAIN,
+    scaler: torch.amp.GradScaler | None = None,
     clip_norm: float = RECIPE.clip_norm,
     share: float = 1.0,
 ) -> Tensor:
@@ -102,12 +62,15 @@ def train_step(
 
     The gradient, not the loss returned, is that of `share` times the loss.
     """
-    with autocast(images.device, precision):
-        loss = F.cross_entropy(model(images), labels)
+    with conditions.autocast(images.device):
+        loss = F.cross_entropy(model(images).float(), labels)
     optimizer.zero_grad()
-    (loss if share == 1 else share * loss).backward()
+    scaler = scaler or conditions.scaler(images.device)
+    scaler.scale(loss if share == 1 else share * loss).backward()
+    scaler.unscale_(optimizer)
     nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-    optimizer.step()
+    scaler.step(optimizer)
+    scaler.update()
     return loss.detach()
 
 
@@ -129,18 +92,19 @@ def train(
     steps: int,
     seed: int,
     device: torch.device,
-    precision: str = "fp32",
+    conditions: Conditions = PLAIN,
     compile_model: bool = False,
     recipe: Recipe = RECIPE,
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
+    look: Callable[[], None] | None = None,
     group: Group = ALONE,
 ) -> None:
-    """Advance a run, in place, from its own step to step `steps` of a schedule of that length.
+    """Advance a run, in place, from its own step to step `steps` of a schedule of that length; `look` after each.
 
     Raises:
         Diverged: the loss is not finite.
-        ValueError: an unknown precision, or fewer images in a batch than processes.
+        ValueError: fewer images in a batch than processes.
     """
     training.model.train()
     network = group.wrap(training.model, device)
@@ -149,6 +113,7 @@ def train(
     with closing(prefetch(data, seed, training.step, steps)) as batches, checkpoint or contextlib.nullcontext():
         started = time.perf_counter()
         for images, labels in batches:
+            training.waited += time.perf_counter() - started
             # dropout must follow from (seed, step) too, or a resumed run would differ; a trailing 0 changes nothing
             entropy = np.random.SeedSequence((seed, training.step, group.rank))
             torch.manual_seed(int(entropy.generate_state(1)[0]))
@@ -159,9 +124,10 @@ def train(
             part = train_step(
                 network,
                 training.optimizer,
-                images.to(device),
+                conditions.place_images(images, device),
                 labels.to(device),
-                precision=precision,
+                conditions=conditions,
+                scaler=training.scaler,
                 clip_norm=recipe.clip_norm,
                 share=share,
             )
@@ -175,6 +141,8 @@ def train(
             training.seconds += time.perf_counter() - started
             if progress is not None:
                 progress(training.step, steps, loss)
+            if look is not None:
+                look()
             if checkpoint is not None:
                 checkpoint.after_step(training)
             started = time.perf_counter()
@@ -182,7 +150,7 @@ def train(
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, data: Data, *, device: torch.device, precision: str = "fp32", group: Group = ALONE
+    model: nn.Module, data: Data, *, device: torch.device, conditions: Conditions = PLAIN, group: Group = ALONE
 ) -> dict[str, float | int]:
     """Measure `acc1`, `acc5` (percent), `val_loss` (mean cross-entropy) over the `n_eval` test images.
 
@@ -191,8 +159,8 @@ def evaluate(
     model.eval()
     totals = torch.zeros(4, dtype=torch.float64)
     for images, labels in itertools.islice(data.eval_batches(), group.rank, None, group.world_size):
-        with autocast(device, precision):
-            logits = model(images.to(device))
+        with conditions.autocast(device):
+            logits = model(conditions.place_images(images, device))
         logits = logits.float().cpu()
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         loss = F.cross_entropy(logits, labels, reduction="sum")
@@ -209,13 +177,14 @@ def train_and_evaluate(
     steps: int,
     seed: int,
     device: torch.device,
-    precision: str = "fp32",
+    conditions: Conditions = PLAIN,
     compile_model: bool = False,
     recipe: Recipe = RECIPE,
     progress: Progress | None = None,
     state_path: Path | None = None,
     code: str | None = None,
     checkpoint_every_s: float = 30.0,
+    target_acc: float | None = None,
     group: Group = ALONE,
 ) -> tuple[dict[str, float | int | str | None], dict[str, list[float]]]:
     """Train a freshly initialised model and return the accuracy columns of its row, and the loss of every step.
@@ -227,12 +196,14 @@ def train_and_evaluate(
 
     Raises:
         Diverged: the loss is not finite, in training or on the test set.
-        ValueError: fewer than one step, an unknown precision, or fewer images in a batch than processes.
+        Unsupported: the device cannot train under these conditions.
+        ValueError: fewer than one step, or fewer images in a batch than processes.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    model.to(device)
-    training = Training(model, make_optimizer(model, recipe))
+    conditions.check(device, training=True)
+    conditions.place(model, device)
+    training = Training(model, make_optimizer(model, recipe), conditions.scaler(device))
     checkpoint = None
     if state_path is not None:
         run = identify(
@@ -243,27 +214,40 @@ def train_and_evaluate(
             seed=seed,
             batch_size=data.batch_size,
             device=device.type,
-            precision=precision,
             compile_model=compile_model,
+            **asdict(conditions),
             world_size=group.world_size,
+            target_acc=target_acc,
             code=code,
         )
         checkpoint = Checkpoint(state_path, run, every_s=checkpoint_every_s, group=group)
         checkpoint.restore(training)
+    looks = {math.ceil(index * steps / LOOKS) for index in range(1, LOOKS + 1)}
+
+    def look() -> None:
+        """See after each twentieth of the steps whether the stated accuracy is there."""
+        if target_acc is None or training.reached or training.step not in looks:
+            return
+        # a copy: what a model caches in inference mode cannot be trained with
+        subject = copy.deepcopy(model)
+        if evaluate(subject, data, device=device, conditions=conditions, group=group)["acc1"] >= target_acc:
+            training.reached = training.step, training.seconds
+
     train(
         training,
         data,
         steps=steps,
         seed=seed,
         device=device,
-        precision=precision,
+        conditions=conditions,
         compile_model=compile_model,
         recipe=recipe,
         progress=progress,
         checkpoint=checkpoint,
+        look=look,
         group=group,
     )
-    quality = evaluate(model, data, device=device, precision=precision, group=group)
+    quality = evaluate(model, data, device=device, conditions=conditions, group=group)
     if checkpoint is not None:
         checkpoint.remove()
     if not math.isfinite(quality["val_loss"]):
@@ -275,6 +259,8 @@ def train_and_evaluate(
         "steps": steps,
         "train_seconds": training.seconds,
         "train_samples_per_sec": data.batch_size * steps / training.seconds,
+        "data_wait_frac": training.waited / training.seconds,
+        **dict(zip(("steps_to_acc", "seconds_to_acc"), training.reached or (None, None), strict=True)),
         "resumed": training.resumed,
         "world_size": group.world_size,
         "learning_rate_rule": recipe.learning_rate_rule(),

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from runners.machine.environment import hardware
+from runners.machine.conditions import Conditions
 from runners.machine.failures import is_out_of_memory
-from runners.measure.accuracy import autocast
+from runners.machine.hardware import hardware
+from runners.measure.accuracy import PLAIN
 
 RUNS = 5
 LONG_ENOUGH_MS = 20.0
@@ -28,12 +29,11 @@ MIN_COPY_MIB = 256
 """More than the caches of a processor hold."""
 
 
-def measure_ceilings(device: torch.device, precision: str = "fp32") -> dict[str, float | None]:
+def measure_ceilings(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, float | None]:
     """Columns `gemm_gflops` (a square matrix product) and `copy_gb_s` (bytes read and written); None if out of memory.
 
-    Operands have the precision of the cell; each is made larger until one run takes 20 ms.
+    `dtype` is that of the operands, of which each is made larger until one run takes 20 ms.
     """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return {"gemm_gflops": _ceiling(_gemm, device, dtype), "copy_gb_s": _ceiling(_copy, device, dtype)}
 
 
@@ -79,7 +79,9 @@ def _best_ms(run: Callable[[], object], device: torch.device) -> float:
     return min(times)
 
 
-def forward_traffic_mib(model: nn.Module, images: Tensor, device: torch.device, precision: str = "fp32") -> float:
+def forward_traffic_mib(
+    model: nn.Module, images: Tensor, device: torch.device, conditions: Conditions = PLAIN
+) -> float:
     """MiB that the operators of one forward of a batch read and write, each tensor once per operator.
 
     That is the memory traffic if nothing stayed in a cache between two operators, and none were fused by
@@ -89,10 +91,11 @@ def forward_traffic_mib(model: nn.Module, images: Tensor, device: torch.device, 
         model: on the CPU.
         images: a batch (B, 3, height_px, width_px).
         device: where the copy runs; another kernel may be chosen there.
-        precision: `fp32` or `bf16`.
+        conditions: how it computes.
     """
-    subject, batch, traffic = copy.deepcopy(model).to(device).eval(), images.to(device), _Traffic()
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), autocast(device, precision), traffic:
+    subject, batch = conditions.place(copy.deepcopy(model), device).eval(), conditions.place_images(images, device)
+    traffic = _Traffic()
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), conditions.autocast(device), traffic:
         subject(batch)
     return traffic.nbytes / 2**20
 

@@ -6,6 +6,8 @@ counter, with handles of our own for what it drops or miscounts) and torch's Flo
 Both counters run a copy on the `meta` device, which needs no memory; a model that cannot run there, on the CPU.
 Normalisation, pooling and sampling are estimates by fvcore's rules: 2 per element for an inference batch norm, 5
 for another affine norm (4 without affine), 1 per input element in pooling and means, 4 per output of bilinear sampling.
+Activations are what convolutions and matrix products write, by fvcore's rules, as timm counts them; the scores inside
+of a fused attention are no output of an operator, and are left out.
 Every other operator that is neither element-wise nor a mere move of data is listed by name, uncounted.
 """
 
@@ -13,7 +15,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from attention_zoo.counting import Counts, count_macs, differences
+from attention_zoo.counting import Counts, count_activations, count_macs, differences
 from attention_zoo.hosts.pyramid import Pyramid
 
 
@@ -39,6 +41,7 @@ def count(model: nn.Module, height_px: int, width_px: int, executed: nn.Module |
     if {*counts.totals} != {closed}:
         reason = _mixers(model, counts, height_px, width_px) or _modules(counts)
         raise CountMismatch(f"MACs of {image} differ: closed form {closed}, {_totals(counts)}; {reason}")
+    ran_model = model if executed is None else executed
     ran = counts if executed is None else count_macs(executed, (1, 3, height_px, width_px))
     if len({*ran.totals}) > 1:
         raise CountMismatch(f"executed MACs of {image} differ: {_totals(ran)}; {_modules(ran)}")
@@ -48,6 +51,7 @@ def count(model: nn.Module, height_px: int, width_px: int, executed: nn.Module |
         "other_gops": counts.others / 1e9,
         "gflops": 2 * closed / 1e9,
         "attention_gmacs": cast(Any, model).attention_macs(height_px, width_px) / 1e9,
+        "macts": count_activations(ran_model, (1, 3, height_px, width_px)) / 1e6,
         "params_m": sum(p.numel() for p in model.parameters()) / 1e6,
         "uncounted_ops": ";".join(f"{kind}:{n}" for kind, n in sorted(counts.unknown[""].items())),
     }

@@ -23,10 +23,13 @@ import torch
 from torch import nn
 from torch.autograd.profiler import profile, record_function
 
-from runners.machine.environment import Hardware, apply_threads, hardware, memory_limit, process_memory_mib
+from runners.machine.conditions import Conditions
+from runners.machine.environment import apply_threads, memory_limit, process_memory_mib
 from runners.machine.failures import OutOfMemory
-from runners.measure.accuracy import autocast, make_optimizer, train_step
+from runners.machine.hardware import Hardware, hardware
+from runners.measure.accuracy import PLAIN, train_step
 from runners.measure.children import child
+from runners.measure.recipe import make_optimizer
 
 Columns = dict[str, float | None]
 
@@ -41,7 +44,7 @@ class _Request:
     input_shape: tuple[int, ...]
     num_classes: int
     device: str
-    precision: str
+    conditions: Conditions
     threads: int | None
     memory_limit_mib: int | None
     training: bool
@@ -52,7 +55,7 @@ def measure_memory(
     input_shape: Sequence[int],
     num_classes: int,
     device: torch.device,
-    precision: str = "fp32",
+    conditions: Conditions = PLAIN,
     threads: int | None = None,
     memory_limit_mib: int | None = None,
 ) -> Columns:
@@ -63,7 +66,7 @@ def measure_memory(
         input_shape: shape of the batch.
         num_classes: labels are drawn from 0 .. num_classes - 1.
         device: where the model runs.
-        precision: `fp32`, or `bf16` for autocast.
+        conditions: how it computes.
         threads: CPU threads, None for torch's choice.
         memory_limit_mib: what each process may allocate beyond its interpreter and libraries.
 
@@ -71,15 +74,15 @@ def measure_memory(
         OutOfMemory: a process ran out of memory; carries its message.
         ChildFailed: a process failed otherwise; carries its traceback and its status.
     """
-    given = (build, tuple(input_shape), num_classes, str(device), precision, threads, memory_limit_mib)
-    infer, train = (_Request(*given, training=training) for training in (False, True))
+    given = (build, tuple(input_shape), num_classes, str(device), conditions, threads, memory_limit_mib)
+    requests = [_Request(*given, training=training) for training in (False, True)[: 1 + conditions.can_train]]
     if device.type == "cpu":
         try:
-            return _run([infer, train])
+            return _run(requests)
         except OutOfMemory:
             if memory_limit_mib is not None:
                 raise
-    return _run([infer]) | _run([train])
+    return {name: value for request in requests for name, value in _run([request]).items()}
 
 
 def _run(requests: Sequence[_Request]) -> Columns:
@@ -94,15 +97,17 @@ def _run(requests: Sequence[_Request]) -> Columns:
 def _measure(request: _Request) -> Columns:
     device = torch.device(request.device)
     apply_threads(request.threads)
-    _warm_up(request)
-    with memory_limit(device, request.memory_limit_mib):
-        allocated, reserved, resident = _measure_twice(request, device, hardware(device))
-    gc.collect()
-    if device.type == "cpu":
-        allocated = _allocated_on_cpu(request)
+    with request.conditions.applied(device):
+        _warm_up(request)
+        with memory_limit(device, request.memory_limit_mib):
+            allocated, reserved, resident = _measure_twice(request, device, hardware(device))
+        gc.collect()
+        if device.type == "cpu":
+            allocated = _allocated_on_cpu(request)
     phase, resident_name = ("train", "peak_train_rss_mib") if request.training else ("infer", "peak_rss_mib")
     columns = {f"peak_{phase}_mib": allocated, resident_name: resident}
-    return columns | ({f"peak_{phase}_reserved_mib": reserved} if device.type == "cuda" else {})
+    columns |= {f"peak_{phase}_reserved_mib": reserved} if device.type == "cuda" else {}
+    return columns
 
 
 def _warm_up(request: _Request) -> None:
@@ -115,15 +120,17 @@ def _warm_up(request: _Request) -> None:
 def _load(request: _Request) -> Callable[[], object]:
     """Build the model and a batch; the result runs the model once."""
     device = torch.device(request.device)
-    model = request.build().to(device).train(request.training)
-    images = torch.randn(request.input_shape, device=device)
+    conditions = request.conditions
+    model = conditions.place(request.build(), device).train(request.training)
+    images = conditions.place_images(torch.randn(request.input_shape, device=device), device)
     if request.training:
         labels = torch.randint(request.num_classes, request.input_shape[:1], device=device)
         optimizer = make_optimizer(model)
-        return lambda: train_step(model, optimizer, images, labels, precision=request.precision)
+        scaler = conditions.scaler(device, init_scale=1.0)
+        return lambda: train_step(model, optimizer, images, labels, conditions=conditions, scaler=scaler)
 
     def infer() -> None:
-        with torch.inference_mode(), autocast(device, request.precision):
+        with torch.inference_mode(), conditions.autocast(device):
             model(images)
 
     return infer

@@ -18,6 +18,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -37,15 +38,19 @@ NOTICES = (signal.SIGTERM, signal.SIGUSR2)
 class Training:
     """A training run between two steps: all of its state, for the learning rate and the data follow from `step`.
 
-    `resumed` counts how often it went on from a saved state, `seconds` leave out what was lost with the rest.
+    `resumed` counts how often it went on from a saved state, `seconds` leave out what was lost with the rest; `waited`
+    of them were spent waiting for images. `reached` is the step, and the seconds, at which a stated accuracy was there.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler = field(default_factory=partial(torch.amp.GradScaler, "cpu", enabled=False))
     step: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     resumed: int = 0
+    waited: float = 0.0
+    reached: tuple[int, float] | None = None
 
 
 def identify(model: nn.Module, **settings: Any) -> str:
@@ -172,10 +177,13 @@ def _state(training: Training) -> dict[str, Any]:
     return {
         "model": training.model.state_dict(),
         "optimizer": training.optimizer.state_dict(),
+        "scaler": training.scaler.state_dict(),
         "step": training.step,
         "seconds": training.seconds,
         "losses": torch.tensor(training.losses, dtype=torch.float64),
         "resumed": training.resumed,
+        "waited": training.waited,
+        "reached": training.reached,
         # the next step draws from its own seed; these are for a mechanism that draws in evaluation
         "generators": {kind: _generators(torch.device(kind)).get_rng_state() for kind in {"cpu", device.type}},
     }
@@ -197,8 +205,11 @@ def _check(state: dict[str, Any]) -> None:
 def _apply(training: Training, state: dict[str, Any]) -> None:
     training.model.load_state_dict(state["model"])
     training.optimizer.load_state_dict(state["optimizer"])
+    if training.scaler.is_enabled():
+        training.scaler.load_state_dict(state["scaler"])
     training.step, training.seconds = state["step"], state["seconds"]
     training.losses, training.resumed = state["losses"].tolist(), state["resumed"]
+    training.waited, training.reached = state["waited"], state["reached"]
     for kind, generator in state["generators"].items():
         _generators(torch.device(kind)).set_rng_state(generator)
 

@@ -20,10 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runners.machine.environment import apply_threads, hardware, memory_limit
+from runners.machine.conditions import Conditions
+from runners.machine.environment import apply_threads, memory_limit
 from runners.machine.failures import is_out_of_memory
+from runners.machine.hardware import hardware
 from runners.measure import ceilings, disturbance
-from runners.measure.accuracy import RECIPE, autocast, make_optimizer
+from runners.measure.accuracy import PLAIN
+from runners.measure.recipe import RECIPE, make_optimizer
 
 INFER_SHARE = 0.3
 WARMUP_ROUNDS = 2
@@ -49,7 +52,7 @@ class Work:
         input_shape: of a batch, (B, 3, height_px, width_px).
         seed: of the images.
         device: where both run.
-        precision: `fp32`, or `bf16` for autocast.
+        conditions: how both compute.
         compile_model: compile both models.
         threads: CPU threads, None for torch's choice.
         memory_limit_mib: what a process may allocate beyond its interpreter and libraries.
@@ -60,7 +63,7 @@ class Work:
     input_shape: tuple[int, ...]
     seed: int = 0
     device: str = "cpu"
-    precision: str = "fp32"
+    conditions: Conditions = PLAIN
     compile_model: bool = False
     threads: int | None = None
     memory_limit_mib: int | None = None
@@ -95,33 +98,37 @@ def run_process(work: Work, budget_s: float, baseline_first: bool, with_bounds: 
     """
     device = torch.device(work.device)
     apply_threads(work.threads)
-    with memory_limit(device, work.memory_limit_mib):
+    with work.conditions.applied(device), memory_limit(device, work.memory_limit_mib):
         torch.manual_seed(work.seed)
-        images = torch.randn(work.input_shape, generator=torch.Generator().manual_seed(work.seed)).to(device)
+        images = torch.randn(work.input_shape, generator=torch.Generator().manual_seed(work.seed))
+        images = work.conditions.place_images(images, device)
         labels = torch.zeros(len(images), dtype=torch.int64, device=device)
         builders = {"cell": work.build, "vanilla": work.build_baseline}
         order = reversed(builders) if baseline_first else builders
         models = {name: build() for name in order if (build := builders[name]) is not None}
         watch = disturbance.Watch()
-        infer = _phase(_Contender.infer, models, images, labels, work, budget_s * INFER_SHARE, watch)
+        infer = _phase(Contender.infer, models, images, labels, work, budget_s * INFER_SHARE, watch)
         if infer.dropped:
             models.pop("vanilla")
-        train = _phase(_Contender.train, models, images, labels, work, budget_s * (1 - INFER_SHARE), watch)
-        train = replace(train, dropped=infer.dropped or train.dropped)
+        train = Phase(0.0, dropped=f"precision {work.conditions.precision} cannot be trained")
+        if work.conditions.can_train:
+            train = _phase(Contender.train, models, images, labels, work, budget_s * (1 - INFER_SHARE), watch)
+            train = replace(train, dropped=infer.dropped or train.dropped)
         drifts = [disturbance.drift(phase.vanilla or phase.totals) for phase in (infer, train)]
         most = max((drift for drift in drifts if drift), key=lambda drift: max(drift, 1 / drift), default=None)
         seen = disturbance.summary(watch.spans, torch.get_num_threads()) | ({"drift": most} if most else {})
-        bounds = _bounds(models["cell"], images, work, device) if with_bounds else {}
+        # the state first: what bounds it is measured by other work
+        bounds = {**hardware(device).state(), **_bounds(models["cell"], images, work, device)} if with_bounds else {}
     return {"infer": asdict(infer), "train": asdict(train), "seen": seen, "bounds": bounds}
 
 
 def _bounds(model: nn.Module, images: Tensor, work: Work, device: torch.device) -> dict[str, float | None]:
-    traffic = ceilings.forward_traffic_mib(model, images.cpu(), device, work.precision)
-    return {**ceilings.measure_ceilings(device, work.precision), "traffic_mib": traffic}
+    traffic = ceilings.forward_traffic_mib(model, images, device, work.conditions)
+    return {**ceilings.measure_ceilings(device, work.conditions.dtype), "traffic_mib": traffic}
 
 
 def _phase(
-    run: Callable[["_Contender"], list[float]],
+    run: Callable[["Contender"], list[float]],
     models: dict[str, nn.Module],
     images: Tensor,
     labels: Tensor,
@@ -131,27 +138,30 @@ def _phase(
 ) -> Phase:
     # fresh copies for each phase: what a model caches in inference mode cannot be trained with
     runs = {
-        name: partial(run, _Contender(model, images, labels, work.precision, work.compile_model))
+        name: partial(run, Contender(model, images, labels, work.conditions, work.compile_model))
         for name, model in models.items()
     }
     return time_rounds(runs["cell"], runs.get("vanilla"), watch, budget_s=budget_s, compiled=work.compile_model)
 
 
-class _Contender:
+class Contender:
     """A copy of a model, ready to run on a batch."""
 
-    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, precision: str, compiled: bool) -> None:
-        self.model = copy.deepcopy(model).to(images.device)
+    def __init__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, conditions: Conditions, compiled: bool
+    ) -> None:
+        self.model = conditions.place(copy.deepcopy(model), images.device)
         self.network = cast(nn.Module, torch.compile(self.model)) if compiled else self.model
-        self.images, self.labels, self.precision = images, labels, precision
+        self.images, self.labels, self.conditions = images, labels, conditions
         self.optimizer = make_optimizer(self.model, STILL)
+        self.scaler = conditions.scaler(images.device, init_scale=1.0)
         self.hardware = hardware(images.device)
 
     def infer(self) -> list[float]:
         """Run one forward pass; returns its milliseconds."""
         self.model.eval()
         start = self.hardware.stamp()
-        with torch.inference_mode(), autocast(self.images.device, self.precision):
+        with torch.inference_mode(), self.conditions.autocast(self.images.device):
             self.network(self.images)
         return [self.hardware.elapsed_ms(start, self.hardware.stamp())]
 
@@ -159,14 +169,16 @@ class _Contender:
         """Run one training step; returns the milliseconds of `TRAIN_PARTS`."""
         self.model.train()
         stamps = [self.hardware.stamp()]
-        with autocast(self.images.device, self.precision):
-            loss = F.cross_entropy(self.network(self.images), self.labels)
+        with self.conditions.autocast(self.images.device):
+            loss = F.cross_entropy(self.network(self.images).float(), self.labels)
         stamps.append(self.hardware.stamp())
         self.optimizer.zero_grad()
-        loss.backward()
+        self.scaler.scale(loss).backward()
         stamps.append(self.hardware.stamp())
+        self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.model.parameters(), STILL.clip_norm)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         stamps.append(self.hardware.stamp())
         return [self.hardware.elapsed_ms(start, end) for start, end in pairwise(stamps)]
 

@@ -4,11 +4,10 @@ Protocol 2. Four fresh processes, two of them started together and then at work 
 the baseline (same layout, resolution, batch, precision, compilation) in turns, inference and then training, each in a
 quarter of the budget: see rounds.py. Every second process builds the baseline before the cell. On Linux the C library
 keeps what a process frees (MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_), as the caching allocator of a GPU does, unless
-the environment says otherwise; `allocator` records it.
-Inference runs in evaluation and inference mode. A training step is forward and cross entropy; backward; gradient
-clipping and AdamW at a learning rate that leaves the weights where they are. bf16 is autocast. CUDA is timed with
-events, other devices with the host's clock. Times are medians over all rounds, so the parts of a step need not add up
-to the whole; first calls are those of the first process.
+the environment says otherwise; `allocator` records it. Inference runs in evaluation and inference mode. A training step
+is forward and cross entropy; backward; gradient clipping and AdamW at a learning rate that leaves the weights where
+they are. CUDA is timed with events, other devices with the host's clock. Times are medians over all rounds, so the
+parts of a step need not add up to the whole; first calls are those of the first process.
 
 `vs_vanilla` is baseline time / cell time: above 1 the cell is faster. The model has two levels, log ratio = truth +
 luck of the process (where its tensors lie) + noise of the round. Each process gives the median over its rounds;
@@ -137,17 +136,14 @@ def _disturbed(processes: Sequence[Process]) -> int:
 
 def _columns(work: Work, processes: Sequence[Process], baseline_reason: str) -> Columns:
     infer, train = ([getattr(process, name) for process in processes] for name in ("infer", "train"))
-    latency, step = (list(chain.from_iterable(phase.totals for phase in phases)) for phases in (infer, train))
+    latency = list(chain.from_iterable(phase.totals for phase in infer))
     by_process = {number: process.reasons for number, process in enumerate(processes, 1) if process.reasons}
     taken = max((process.seen.get("others", 0.0) for process in processes), default=0.0) if by_process else 0.0
-    parts = {part: [times[i] for phase in train for times in phase.cell] for i, part in enumerate(TRAIN_PARTS)}
     return {
         "infer_samples_per_sec": 1e3 * work.input_shape[0] / median(latency),
         **_quartiles("infer_latency_ms", latency),
         "infer_first_call_ms": infer[0].first_ms,
-        **_quartiles("train_step_ms", step),
-        **{f"train_{part}_ms": median(values) for part, values in parts.items()},
-        "train_first_step_ms": train[0].first_ms,
+        **_step(train),
         **_ratio("vs_vanilla", infer, baseline_reason, taken),
         **_ratio("train_vs_vanilla", train, baseline_reason, taken),
         "timing_processes": len(processes),
@@ -155,6 +151,19 @@ def _columns(work: Work, processes: Sequence[Process], baseline_reason: str) -> 
         "disturbed": bool(by_process),
         "disturbance": "; ".join(f"process {i}: {', '.join(why)}" for i, why in by_process.items()) or None,
         **processes[0].bounds,
+    }
+
+
+def _step(train: Sequence[Phase]) -> Columns:
+    """Times of a training step and of its parts; empty if nothing could be trained."""
+    times = [parts for phase in train for parts in phase.cell]
+    if not times:
+        return {}
+    by_part = zip(TRAIN_PARTS, zip(*times, strict=True), strict=True)
+    return {
+        **_quartiles("train_step_ms", [sum(step) for step in times]),
+        **{f"train_{name}_ms": median(column) for name, column in by_part},
+        "train_first_step_ms": train[0].first_ms,
     }
 
 

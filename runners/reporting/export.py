@@ -6,6 +6,7 @@ the best in bold, and bold too what is not significantly worse. A metric of sing
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ from runners.rows import selection
 from runners.rows.ranking import Group, Standing, groups
 from runners.rows.stats import Interval
 from runners.store import csv
+from runners.store.columns import COMPUTED
 
 _LATEX = {
     **{char: f"\\{char}" for char in "&%$#_{}"},
@@ -148,15 +150,16 @@ def to_timm(rows: pd.DataFrame) -> str:
 def _timm_names(rows: pd.DataFrame) -> pd.Series:
     """Name of each row's model; what tells rows apart that timm keeps in different files is in the tag too."""
     spelled = {
+        **{name: rows[name].map(partial(selection.spell, name)).astype("string") for name in COMPUTED},
         "precision": rows["precision"],
-        "compile": rows["compile"].map({True: "compiled"}).astype("string"),
         "device_id": rows["device_id"],  # names the threads of a CPU
     }
     models = "zoo_" + rows["layout"].fillna("unknown") + "_" + rows["configuration"]
-    words = [spelled[name] for name in spelled if rows[name].nunique() > 1]
+    del spelled["threads"]
+    words = [spelled[name].str.replace(" ", "_") for name in spelled if rows[name].nunique() > 1]
     names = []
     for model, *more in zip(models.str.replace("=", ""), *words, strict=True):
         name, *tag = str(model).split(" ")
-        tag += [word for word in more if pd.notna(word)]
+        tag += [word for word in more if pd.notna(word) and word]
         names.append(".".join(filter(None, (name, "_".join(tag)))))
     return pd.Series(names, rows.index, dtype="string")

@@ -32,7 +32,7 @@ MOST_LINES = 60
 
 ENVIRONMENT = (
     *("device_name", "cpu_model", "cores_logical", "cores_usable", "threads", "host", "platform", "cuda", "cudnn"),
-    *("driver", "sdpa_backends", "deterministic", "versions", "git_sha", "git_dirty"),
+    *("driver", "matmul_precision", "cudnn_tf32", "versions", "git_sha", "git_dirty"),
 )
 
 

@@ -24,8 +24,8 @@ IDENTITY = ("study", "configuration", "resolution", "seed")
 TELLING = (
     "impl",
     "depths",
-    "sdpa_backend",
-    "deterministic",
+    "matmul_precision",
+    "cudnn_tf32",
     "world_size",
     "attention_hash",
     "versions",

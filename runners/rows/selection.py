@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pandas as pd
 
+from ablations.study import precision_today
 from runners.measures import depends_on_device
-from runners.store.columns import COLUMNS, impl_today
+from runners.store.columns import COLUMNS, COMPUTED, RETIRED, impl_today
 from runners.store.csv import read_csv
 from runners.store.names import configuration_name
 from runners.table import load
 
 REQUIRED = ("cell_key", "attention", "resolution", "seed", "device_id", "status")
 
-CONDITIONS = ("layout", "resolution", "data", "steps", "batch_size", "precision", "compile", "threads", "device_id")
+CONDITIONS = ("layout", "resolution", "data", "steps", "target_acc", "batch_size", *COMPUTED)
 
 ALL = "all rows"
 """Name of the conditions where nothing differs."""
@@ -60,7 +61,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
     if {"attention", "impl"} <= {*rows}:
         named = [rows[name].astype("object").where(rows[name].notna(), None) for name in ("attention", "impl")]
         rows["impl"] = pd.array(list(map(impl_today, *named)), dtype="string")
-    return rows
+    if "precision" in rows:
+        rows["precision"] = rows["precision"].map(precision_today, na_action="ignore").astype("string")
+    return rows.drop(columns=[name for name in RETIRED if name in rows])
 
 
 def of_study(rows: pd.DataFrame, study: str) -> pd.DataFrame:
@@ -164,7 +167,7 @@ def conditions(rows: pd.DataFrame, leave_out: Sequence[str] = ()) -> pd.Series:
     mixed = {name: rows[name].fillna(rows[name].max()) for name in versions}
     if not varying and not mixed:
         return pd.Series(ALL, rows.index, dtype="string")
-    parts = [[_spell(name, value) for value in rows[name]] for name in varying]
+    parts = [[spell(name, value) for value in rows[name]] for name in varying]
     parts += [[f"{name.replace('_', ' ')} {version:g}" for version in column] for name, column in mixed.items()]
     return pd.Series([", ".join(filter(None, row)) for row in zip(*parts, strict=True)], rows.index, dtype="string")
 
@@ -172,18 +175,24 @@ def conditions(rows: pd.DataFrame, leave_out: Sequence[str] = ()) -> pd.Series:
 def common(rows: pd.DataFrame) -> str:
     """What the conditions of all rows have in common, in words."""
     shared = [rows[name].dropna().unique() for name in CONDITIONS]
-    parts = [_spell(name, values[0]) for name, values in zip(CONDITIONS, shared, strict=True) if len(values) == 1]
+    parts = [spell(name, values[0]) for name, values in zip(CONDITIONS, shared, strict=True) if len(values) == 1]
     return ", ".join(filter(None, parts))
 
 
-def _spell(name: str, value: object) -> str:
+def spell(name: str, value: object) -> str:
+    """Say a condition in a few words; nothing of what is usual."""
     if pd.isna(value):  # type: ignore[call-overload]
         return ""
     words = {
         "resolution": f"{value} px",
         "steps": f"{value} steps",
+        "target_acc": f"until {value} %",
         "batch_size": f"batch {value}",
         "compile": "compiled" if bool(value) else "",
+        "sdpa": "" if value == "auto" else f"sdpa {value}",
+        "memory_format": "" if value == "contiguous" else str(value),
+        "deterministic": "deterministic" if bool(value) else "",
+        "cudnn_benchmark": "cudnn benchmark" if bool(value) else "",
         "threads": f"{value} thread{'' if value == 1 else 's'}",
     }
     return words.get(name, str(value))

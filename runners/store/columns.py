@@ -45,10 +45,14 @@ COLUMNS = {
     "resolution": Column("string", "px", "image height x width"),
     "pad_ratio": Column("Float64", "", "padded tokens per real token, over all blocks"),
     "seed": Column("Int64", "", "seed of weights and training data"),
-    "precision": Column("string", "", "number format of the computation"),
+    "precision": Column("string", "", "fp32, tf32, autocast (amp-) or weights in half precision"),
     "compile": Column("boolean", "", "torch.compile was used"),
-    "sdpa_backend": Column("string", "", "kernel asked of scaled_dot_product_attention; auto is torch's own choice"),
+    "sdpa": Column("string", "", "kernel asked of scaled_dot_product_attention; auto is torch's own choice"),
+    "memory_format": Column("string", "", "of images and weights; contiguous leaves them as they are"),
     "deterministic": Column("boolean", "", "torch's deterministic algorithms were on"),
+    "cudnn_benchmark": Column("boolean", "", "cuDNN timed its algorithms and chose"),
+    "matmul_precision": Column("string", "", "torch's float32_matmul_precision: highest is fp32, high TF32"),
+    "cudnn_tf32": Column("boolean", "", "convolutions of fp32 could use TF32"),
     "threads": Column("Int64", "", "CPU threads of torch"),
     "batch_size": Column("Int64", "images", "batch of timing and of training, over all processes"),
     "data": Column("string", "", "data set or probe"),
@@ -61,7 +65,11 @@ COLUMNS = {
     "val_loss": Column("Float64", "nats", "cross entropy on the held-out images"),
     "train_loss": Column("Float64", "nats", "mean cross entropy of the last training steps"),
     "train_seconds": Column("Float64", "s", "wall time of training"),
-    "train_samples_per_sec": Column("Float64", "images/s", "training images per second, data loading included"),
+    "train_samples_per_sec": Column("Float64", "img/s", "training images per second, data loading included"),
+    "data_wait_frac": Column("Float64", "", "share of train_seconds spent waiting for images"),
+    "target_acc": Column("Int64", "%", "acc1 that training was to reach"),
+    "steps_to_acc": Column("Int64", "", "steps after which it was first seen, looked for 20 times"),
+    "seconds_to_acc": Column("Float64", "s", "wall time of these steps, without the looking"),
     "resumed": Column("Int64", "", "times that the training went on from a saved state"),
     "world_size": Column("Int64", "", "processes that trained together"),
     "learning_rate_rule": Column("string", "", "learning rate of the training steps"),
@@ -72,6 +80,8 @@ COLUMNS = {
     "first_core_gmacs": Column(
         "Float64", FIRST_CORE_MACS.unit, "queries x keys, weights x values and routing in the first stage"
     ),
+    "keys_per_query": Column("Float64", "tokens", "keys that a query meets, mean over the tokens of all blocks"),
+    "macts": Column("Float64", "1e6", "elements that convolutions and products write for one image, as timm counts"),
     "other_gops": Column("Float64", "1e9", "operations of norms, sampling and pooling for one image"),
     "gflops": Column("Float64", "GFLOP", "2 x gmacs"),
     "params_m": Column("Float64", PARAMETERS.unit, "parameters, frozen ones included"),
@@ -82,7 +92,7 @@ COLUMNS = {
     "peak_train_mib": Column("Float64", TRAINING_MEMORY.unit, "peak of allocated memory in the second training step"),
     "peak_train_reserved_mib": Column("Float64", "MiB", "peak of memory reserved by the CUDA allocator in training"),
     "peak_train_rss_mib": Column("Float64", "MiB", "resident memory in training over that after loading the model"),
-    "infer_samples_per_sec": Column("Float64", "images/s", "batch_size / infer_latency_ms"),
+    "infer_samples_per_sec": Column("Float64", "img/s", "batch_size / infer_latency_ms"),
     "infer_latency_ms": Column("Float64", LATENCY.unit, "one forward of a batch, median"),
     "infer_latency_ms_q25": Column("Float64", "ms", "its lower quartile"),
     "infer_latency_ms_q75": Column("Float64", "ms", "its upper quartile"),
@@ -104,6 +114,28 @@ COLUMNS = {
     "disturbed": Column("boolean", "", "something else was at work on the processors while timing"),
     "disturbance": Column("string", "", "what disturbed which process"),
     "measured_again": Column("boolean", "", "timed twice because the first time was disturbed; both are on disk"),
+    "power_limit_w": Column("Float64", "W", "power that the driver allows the device"),
+    "clock_mhz": Column("Float64", "MHz", "clock of the device's processors just after timing"),
+    "max_clock_mhz": Column("Float64", "MHz", "highest clock of the device's processors"),
+    "memory_clock_mhz": Column("Float64", "MHz", "clock of the device's memory just after timing"),
+    "temperature_c": Column("Float64", "degrees Celsius", "of the device just after timing"),
+    "mig": Column("boolean", "", "the device is divided into partitions (MIG)"),
+    "other_processes": Column("Int64", "", "other processes that computed on the device just after timing"),
+    "infer_latency_ms_p50": Column("Float64", "ms", "one forward of one image, median; measure latency"),
+    "infer_latency_ms_p90": Column("Float64", "ms", "its 90th percentile, of 100 forwards or more"),
+    "infer_latency_ms_p99": Column("Float64", "ms", "its 99th percentile, of 1000 forwards or more"),
+    "latency_samples": Column("Int64", "", "forwards behind the percentiles"),
+    "max_batch": Column("Int64", "images", "largest batch whose forward fits into memory; measure max_batch"),
+    "max_batch_reason": Column("string", "", "why the search went no further"),
+    "max_infer_samples_per_sec": Column("Float64", "img/s", "of the fastest batch that the search met"),
+    "fastest_batch": Column("Int64", "images", "that batch"),
+    "energy_mj_per_image": Column("Float64", "mJ", "drawn in inference, idle power included; measure energy"),
+    "train_energy_j_per_step": Column("Float64", "J", "drawn by a training step of a batch, idle power included"),
+    "idle_power_w": Column("Float64", "W", "power before, with the model loaded and nothing running"),
+    "energy_kind": Column("string", "", "what the energy is of: board (NVML) or package (RAPL)"),
+    "energy_reason": Column("string", "", "why the energy is empty"),
+    "kernel_launches": Column("Int64", "", "operators dispatched in one forward of one image; measure launches"),
+    "kernels": Column("string", "", "these operators, name:calls joined by ;"),
     "gemm_gflops": Column("Float64", "GFLOP/s", "fastest large matrix product in the same process"),
     "copy_gb_s": Column("Float64", "GB/s", "fastest large copy in the same process, reads and writes"),
     "traffic_mib": Column("Float64", "MiB", "read and written by the operators of one forward, no cache assumed"),
@@ -131,7 +163,6 @@ COLUMNS = {
     "cuda": Column("string", "", "CUDA version of torch"),
     "cudnn": Column("string", "", "cuDNN version"),
     "driver": Column("string", "", "driver of the accelerator"),
-    "sdpa_backends": Column("string", "", "kernels that scaled_dot_product_attention could choose from"),
     "versions": Column("string", "", "libraries, name=version joined by ;"),
     "git_sha": Column("string", "", "commit of this program, joined by ; where the measures differ"),
     "git_dirty": Column("boolean", "", "a measure ran with uncommitted changes"),
@@ -141,6 +172,12 @@ COLUMNS = {
     "started_at": Column("string", "UTC", "start of the latest measure, ISO 8601"),
     "command": Column("string", "", "command that measures the row again"),
 }
+
+COMPUTED = ("precision", "compile", "sdpa", "memory_format", "deterministic", "cudnn_benchmark", "threads", "device_id")
+"""How and where numbers were computed: rows that differ in any of these are not compared."""
+
+RETIRED = ("sdpa_backend", "sdpa_backends")
+"""Columns of earlier versions, the same in every row, that are left out."""
 
 EARLIER_IMPLS = {"vanilla": {"dense": "plain"}, "sliding": {"gather": "tiles"}}
 """By mechanism, what earlier versions called an implementation, and its name of today; see `impl_today`."""

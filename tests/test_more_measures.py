@@ -1,0 +1,339 @@
+"""The measures that a sweep takes by name: launches, latency of one image, the largest batch, energy, activations."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import attention_zoo
+from ablations import Cell
+from attention_zoo.counting import count_activations
+from runners.cells.models import build_model, keys_per_query
+from runners.cells.run import Job, run_job
+from runners.machine import accelerator
+from runners.machine.accelerator import Meter
+from runners.machine.conditions import Conditions
+from runners.machine.failures import OutOfMemory
+from runners.machine.hardware import hardware
+from runners.measure import energy, largest_batch, latency
+from runners.measure.launches import count_launches
+from runners.measure.rounds import Work
+from runners.measures import DEFAULT_MEASURES, MEASURES
+from runners.store.store import open_store
+from runners.table import load
+
+CPU = torch.device("cpu")
+
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
+
+
+def tiny():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
+
+
+WORK = Work(build=tiny, build_baseline=None, input_shape=(4, 3, 8, 8), threads=1)
+
+
+def test_the_default_sweep_has_the_four_measures_that_it_always_had():
+    assert DEFAULT_MEASURES == ("flops", "throughput", "memory", "accuracy")
+    assert {*MEASURES} - {*DEFAULT_MEASURES} == {"launches", "latency", "max_batch", "energy"}
+
+
+# --- launches
+
+
+def test_launches_are_the_operators_that_compute_or_move_data():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+    found = count_launches(model, (3, 8, 8), CPU, Conditions())
+    # flatten and the transposed weight of the linear layer are views
+    assert found == {"kernel_launches": 3, "kernels": "convolution:1;relu:1;addmm:1"}
+    assert model.training
+
+
+def test_a_product_of_matrices_by_parts_is_one_launch():
+    class Product(nn.Module):
+        def forward(self, x):
+            return x.flatten(2) @ torch.ones(64, 2)
+
+    assert count_launches(Product(), (3, 8, 8), CPU, Conditions())["kernels"] == "ones:1;mm:1"
+
+
+def test_launches_of_a_network_are_those_of_its_parts():
+    mixer = attention_zoo.create("swin", dim=8, num_heads=2, window=2)
+    one, two = (
+        count_launches(
+            nn.Sequential(nn.Unflatten(3, (-1, 8)), nn.Flatten(2, 3), *[mixer] * n), (4, 4, 8), CPU, Conditions()
+        )
+        for n in (1, 2)
+    )
+    assert two["kernel_launches"] == 2 * one["kernel_launches"] > 10
+
+
+# --- latency of one image
+
+
+def test_percentiles_need_ten_forwards_above_them():
+    times = [float(i) for i in range(1, 1001)]
+    assert latency.percentiles(times) == pytest.approx(
+        {"infer_latency_ms_p50": 500.5, "infer_latency_ms_p90": 900.1, "infer_latency_ms_p99": 990.01}
+    )
+    few = latency.percentiles(times[:999])
+    assert few["infer_latency_ms_p99"] is None and few["infer_latency_ms_p90"] == pytest.approx(899.2)
+    assert latency.percentiles(times[:99])["infer_latency_ms_p90"] is None
+    assert latency.percentiles(times[:19])["infer_latency_ms_p50"] is None
+
+
+def test_one_image_is_timed_whatever_the_batch(monkeypatch):
+    shapes = []
+    infer = latency.Contender.infer
+    monkeypatch.setattr(latency, "FORWARDS", 30)
+    monkeypatch.setattr(latency.Contender, "infer", lambda self: (shapes.append(self.images.shape[0]), infer(self))[1])
+    found = latency._time(replace(WORK, input_shape=(1, 3, 8, 8)))
+    assert len(found["ms"]) == 30 and min(found["ms"]) > 0 and set(shapes) == {1}
+
+
+# --- the largest batch
+
+
+@pytest.mark.parametrize(("room", "largest"), [(1, 1), (5, 5), (13, 13), (100, 96), (127, 120)])
+def test_the_search_backs_off_and_closes_in(room, largest):
+    """Memory for `room` images; a forward takes 1 s and 0.01 s for each image."""
+    calls = []
+
+    def seconds(batch):
+        calls.append(batch)
+        return None if batch > room else 1 + 0.01 * batch
+
+    tried, reason = largest_batch.search(seconds)
+    assert tried[-1][0] == largest and "memory ran out at" in reason
+    assert tried == sorted(tried) and all(rate == pytest.approx(size / (1 + 0.01 * size)) for size, rate in tried)
+    assert len(calls) == len(set(calls))
+
+
+def test_the_search_ends_at_a_long_forward_and_at_the_most_images():
+    tried, reason = largest_batch.search(lambda batch: batch * 1.0)
+    assert [size for size, _ in tried] == [1, 2, 4, 8] and reason == "a forward of 8 images took 8.0 s"
+    tried, reason = largest_batch.search(lambda batch: 0.1)
+    assert tried[-1][0] == largest_batch.MOST and "ends at 65536" in reason
+    with pytest.raises(OutOfMemory, match="not even one"):
+        largest_batch.search(lambda batch: None)
+
+
+class Hungry(nn.Module):
+    """Says that memory ran out from 6 images on, as torch's allocator does, and counts the tensors that live on."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        if len(x) > 5:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return x.flatten(1) * self.weight
+
+
+def test_a_batch_without_memory_is_a_bound_and_another_error_is_an_error():
+    found = largest_batch._search(replace(WORK, build=Hungry))
+    assert max(size for size, _ in found["tried"]) == 5 and found["reason"] == "memory ran out at 6 images"
+    with pytest.raises(RuntimeError, match="expected input"):
+        largest_batch._search(replace(WORK, build=lambda: nn.Conv2d(4, 3, 1)))
+
+
+def test_a_kernel_that_refuses_a_batch_ends_the_search_and_loses_nothing():
+    def seconds(batch):
+        if batch > 16:
+            raise RuntimeError("index out of the range of 32 bits\nmore")
+        return 1.0
+
+    tried, reason = largest_batch.search(seconds)
+    assert tried[-1] == (16, 16.0) and reason == "32 images: index out of the range of 32 bits"
+
+
+# --- energy
+
+
+class Fake:
+    """A counter of energy and a clock: a run takes `run_s`, and the device draws 10 W idle and 30 W at work."""
+
+    def __init__(self, run_s):
+        self.seconds = self.joules = 0.0
+        self.run_s = run_s
+
+    def run(self):
+        self.seconds += self.run_s
+        self.joules += 30 * self.run_s
+        return [self.run_s * 1e3]
+
+    def sleep(self, seconds):
+        self.seconds += seconds
+        self.joules += 10 * seconds
+
+
+def test_energy_is_power_times_time_and_idle_stands_beside_it(monkeypatch):
+    fake = Fake(0.5)
+    seam = replace(hardware(CPU), meter=lambda: Meter(lambda: fake.joules, "board"))  # stands for NVML's counter
+    monkeypatch.setattr(energy, "hardware", lambda device: seam)
+    monkeypatch.setattr(energy, "time", SimpleNamespace(perf_counter=lambda: fake.seconds, sleep=fake.sleep))
+    monkeypatch.setattr(energy.Contender, "infer", lambda self: fake.run())
+    monkeypatch.setattr(energy.Contender, "train", lambda self: fake.run())
+    found = energy.read_energy(WORK)
+    # 15 J for each run, of a batch of 4
+    assert found["energy_mj_per_image"] == pytest.approx(15e3 / 4)
+    assert found["train_energy_j_per_step"] == pytest.approx(15)
+    assert found["idle_power_w"] == pytest.approx(10)
+    assert (found["energy_kind"], found["energy_reason"]) == ("board", None)
+    # idle, inference and training for at least 5 s each, and warm-up
+    assert 15 <= fake.seconds <= 20
+
+
+def test_without_a_counter_energy_is_empty_with_a_reason(monkeypatch, tmp_path):
+    monkeypatch.setattr(accelerator, "POWERCAP", tmp_path)
+    found = energy.read_energy(WORK)
+    assert found["energy_mj_per_image"] is found["train_energy_j_per_step"] is found["energy_kind"] is None
+    assert "energy_uj" in found["energy_reason"]
+
+
+def test_packages_of_a_processor_are_added_and_their_counters_begin_anew(monkeypatch, tmp_path):
+    for index, start in enumerate((900_000, 10)):
+        folder = tmp_path / f"intel-rapl:{index}"
+        folder.mkdir()
+        (folder / "energy_uj").write_text(f"{start}\n")
+        (folder / "max_energy_range_uj").write_text("999999\n")
+    monkeypatch.setattr(accelerator, "POWERCAP", tmp_path)
+    meter = accelerator.meter(CPU)
+    assert meter.kind == "package" and meter.joules() == 0
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100000\n")
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("500010\n")
+    assert meter.joules() == pytest.approx(0.2 + 0.5)
+
+
+# --- the driver of an NVIDIA device
+
+
+class NVML:
+    """Stands for pynvml and an H100 that two other processes use; it does not tell its memory clock."""
+
+    class NVMLError(Exception):
+        pass
+
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+
+    def __init__(self):
+        self.mj = 1000
+
+    def nvmlDeviceGetHandleByUUID(self, uuid):
+        assert uuid == "GPU-1234"
+        return "handle"
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle):
+        return self.mj
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle):
+        return 700_000
+
+    def nvmlDeviceGetClockInfo(self, handle, kind):
+        if kind == self.NVML_CLOCK_MEM:
+            raise self.NVMLError("not supported")
+        return 1755
+
+    def nvmlDeviceGetMaxClockInfo(self, handle, kind):
+        return 1980
+
+    def nvmlDeviceGetTemperature(self, handle, kind):
+        return 41
+
+    def nvmlDeviceGetMigMode(self, handle):
+        return [0, 0]
+
+    def nvmlSystemGetDriverVersion(self):
+        return "570.1"
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle):
+        return [SimpleNamespace(pid=pid) for pid in (1, 2, accelerator.os.getpid())]
+
+
+def test_the_driver_tells_limits_clocks_heat_and_neighbours(monkeypatch):
+    nvml = NVML()
+    monkeypatch.setattr(accelerator, "_nvml", lambda: nvml)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
+    device = torch.device("cuda")
+    assert accelerator.state(device) == {
+        "power_limit_w": 700.0,
+        "clock_mhz": 1755,
+        "max_clock_mhz": 1980,
+        "memory_clock_mhz": None,
+        "temperature_c": 41,
+        "mig": False,
+        "driver": "570.1",
+        "other_processes": 2,
+    }
+    meter = accelerator.meter(device)
+    before = meter.joules()
+    nvml.mj += 2500
+    assert meter.joules() - before == pytest.approx(2.5) and meter.kind == "board"
+    assert accelerator.state(CPU) == {}
+
+
+def test_without_the_drivers_library_nothing_is_told(monkeypatch):
+    monkeypatch.setattr(accelerator, "_nvml", lambda: None)
+    device = torch.device("cuda")
+    assert accelerator.state(device) == {} and accelerator.meter(device) is None
+    assert "nvidia-ml-py" in accelerator.why_no_meter(device)
+
+
+# --- counted
+
+
+def test_activations_are_what_fvcore_counts_on_the_real_model():
+    fvcore = pytest.importorskip("fvcore.nn")
+    model = attention_zoo.create_model("small", attn="swin").eval()
+    analysis = fvcore.ActivationCountAnalysis(model, torch.zeros(1, 3, 64, 64))
+    assert count_activations(model, (1, 3, 64, 64)) == analysis.unsupported_ops_warnings(False).total() > 0
+
+
+def test_activations_of_a_convolution_and_a_layer():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
+    assert count_activations(model, (1, 3, 8, 8)) == 4 * 36 + 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "keys"),
+    [
+        # maps of 16x16, 8x8, 4x4 and 2x2 tokens; the last stage is full attention
+        ({"attn": "vanilla"}, {16: 256, 8: 64, 4: 16, 2: 4}),
+        ({"attn": "swin", "settings": (("window", 2),)}, {16: 4, 8: 4, 4: 4, 2: 4}),
+        ({"attn": "axial"}, {16: 32, 8: 16, 4: 8, 2: 4}),
+        # 4x4 regions a side, of 4x4, 2x2 and 1x1 tokens
+        ({"attn": "bra", "settings": (("topk", 4),)}, {16: 64, 8: 16, 4: 4, 2: 4}),
+        ({"attn": "axial", "settings": (("layers", "sum"), ("head_dim", 5))}, {16: 32, 8: 16, 4: 8, 2: 4}),
+    ],
+    ids=lambda value: value.get("attn") if "attn" in value else None,
+)
+def test_keys_of_a_query_are_the_mean_over_tokens_and_blocks(settings, keys):
+    cell = Cell(**settings)
+    model = build_model(cell)
+    depths = [len(blocks) for blocks in model.mixers()]
+    tokens = [depth * side**2 for depth, side in zip(depths, keys, strict=True)]
+    expected = sum(count * n for count, n in zip(tokens, keys.values(), strict=True)) / sum(tokens)
+    assert keys_per_query(model, 64, 64) == pytest.approx(expected)
+
+
+# --- rows
+
+
+@pytest.mark.slow
+def test_a_job_records_the_measures_by_name(tmp_path):
+    store = open_store(tmp_path, create=True)
+    cell = Cell(attn="swin", height_px=32, width_px=32, batch_size=2, threads=1)
+    attempts = dict.fromkeys(("flops", "launches", "latency", "max_batch", "energy"), 1)
+    run_job(Job(out=tmp_path, key=store.add_cell(cell), cell=cell, attempts=attempts, memory_limit_mib=200))
+    (row,) = load(tmp_path).to_dict("records")
+    assert row["status"] == "ok", row["error_message"]
+    assert row["latency_samples"] >= 100 and row["infer_latency_ms_p50"] <= row["infer_latency_ms_p90"]
+    assert row["max_batch"] >= 2 and row["max_infer_samples_per_sec"] > 0 and "images" in row["max_batch_reason"]
+    assert row["kernel_launches"] > 50 and row["macts"] > 0 and row["keys_per_query"] > 0
+    assert (row["energy_mj_per_image"] > 0) if row["energy_kind"] == "package" else "energy_uj" in row["energy_reason"]
