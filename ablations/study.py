@@ -8,6 +8,7 @@ from types import NoneType
 from typing import Any
 
 from ablations.values import (
+    EARLIER_PRECISIONS,
     MEMORY_FORMATS,
     PRECISIONS,
     SDPA,
@@ -18,6 +19,7 @@ from ablations.values import (
     integer,
     percent,
     precision,
+    precision_today,
     read_values,
     resolution,
     switch,
@@ -29,8 +31,7 @@ SHORT_FLAGS = ("topk", "regions", "region_size", "clip_topk")
 """Fields of mechanisms that have a flag of their own; every other one is reached by --set."""
 
 
-_STORED_PRECISION = {"amp-bf16": "bf16"}
-"""What cells have written since autocast had no other name; their keys stay."""
+_STORED_PRECISION = {today: stored for stored, today in EARLIER_PRECISIONS.items()}
 
 
 def _axis(default: Any, name: str, parse: Callable[[str], Any], metavar: str, text: str, words: str = "") -> Any:
@@ -105,11 +106,6 @@ class Cell:
         if "precision" in values:
             values["precision"] = precision_today(values["precision"])
         return cls(**values)
-
-
-def precision_today(stored: str) -> str:
-    """Name of a precision that a cell or a table of any version holds, as it is called today."""
-    return {old: name for name, old in _STORED_PRECISION.items()}.get(stored, stored)
 
 
 def cell_key(cell: Cell) -> str:

@@ -9,6 +9,8 @@ MIN_PX, MAX_PX = 32, 16384
 
 PRECISIONS = ("fp32", "tf32", "amp-bf16", "amp-fp16", "bf16-weights", "fp16-weights")
 """By name: full, matrix products in TF32, autocast, and weights and images in half precision."""
+EARLIER_PRECISIONS = {"bf16": "amp-bf16"}
+"""What cells still write, and its name of today: their keys stay."""
 SDPA = ("auto", "math", "flash", "efficient", "cudnn")
 """Kernels of scaled_dot_product_attention; `auto` is torch's own choice."""
 MEMORY_FORMATS = ("contiguous", "channels_last")
@@ -109,7 +111,12 @@ def switch(text: str) -> bool:
 
 def precision(text: str) -> str:
     """Read how numbers are computed; `bf16` means autocast, as in earlier versions."""
-    return choice(*PRECISIONS)({"bf16": "amp-bf16"}.get(text, text))
+    return choice(*PRECISIONS)(precision_today(text))
+
+
+def precision_today(stored: str) -> str:
+    """Name of a precision that a cell or a table of any version holds, as it is called today."""
+    return EARLIER_PRECISIONS.get(stored, stored)
 
 
 def resolution(text: str) -> tuple[int, int]:

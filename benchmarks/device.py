@@ -28,10 +28,10 @@ from benchmarks.results import here
 from runners.jobs.progress import format_seconds
 from runners.machine.conditions import Conditions, in_force
 from runners.machine.environment import device_id, pick_device
-from runners.machine.failures import is_out_of_memory, status_of
+from runners.machine.failures import status_of
 from runners.machine.hardware import give_back, hardware
 from runners.measure.energy import read_energy
-from runners.measure.largest_batch import search
+from runners.measure.largest_batch import find_max_batch
 from runners.measure.rounds import Contender, Work
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,56 +105,29 @@ def model_of(attn: str, impl: str, layout: str) -> torch.nn.Module:
 
 def measure(row: Row, device: torch.device, layout: str, most: int) -> dict[str, Any]:
     """Columns of one row; `most` images are the end of the search for the largest batch."""
-    conditions = Conditions(precision=row.precision)
-    model = model_of(row.attn, row.impl, layout)
-    with conditions.applied(device):
-        if row.energy:
-            shape = (row.batch, 3, row.side, row.side)
-            return read_energy(
-                Work(
-                    build=lambda: model,
-                    build_baseline=None,
-                    input_shape=shape,
-                    device=str(device),
-                    conditions=conditions,
-                    compile_model=row.compiled,
-                )
-            )
-        if row.batch == LARGEST:
-            tried, reason = search(lambda batch: _forward_s(model, batch, row, conditions, device, most))
-            batch, rate = max(tried, key=lambda pair: pair[1])
-            return {"max_batch": tried[-1][0], "max_infer_samples_per_sec": rate, "fastest_batch": batch, "why": reason}
-        return {**_times(model, row, conditions, device), **in_force()}
+    work = Work(
+        build=partial(model_of, row.attn, row.impl, layout),
+        build_baseline=None,
+        input_shape=(row.batch, 3, row.side, row.side),
+        device=str(device),
+        conditions=Conditions(precision=row.precision),
+        compile_model=row.compiled,
+    )
+    if row.energy:
+        return read_energy(work)
+    if row.batch == LARGEST:
+        found = find_max_batch(work, most)
+        return {name: value for name, value in found.items() if name != "tried"}
+    with work.at_work():
+        return {**_times(work, device), **in_force()}
 
 
-def _contender(model: torch.nn.Module, batch: int, row: Row, conditions: Conditions, device: torch.device) -> Contender:
-    images = conditions.place_images(torch.randn(batch, 3, row.side, row.side, device=device), device)
-    labels = torch.zeros(batch, dtype=torch.int64, device=device)
-    return Contender(model, images, labels, conditions, row.compiled)
-
-
-def _forward_s(
-    model: torch.nn.Module, batch: int, row: Row, conditions: Conditions, device: torch.device, most: int
-) -> float | None:
-    if batch > most:
-        return None
-    try:
-        contender = _contender(model, batch, row, conditions, device)
-        contender.infer()
-        return min(contender.infer()[0] for _ in range(3)) / 1e3
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-    give_back(device)
-    return None
-
-
-def _times(model: torch.nn.Module, row: Row, conditions: Conditions, device: torch.device) -> dict[str, Any]:
+def _times(work: Work, device: torch.device) -> dict[str, Any]:
     """Quartiles of forward and step in ms, images a second, and the allocator's peaks in MiB."""
     machine, found = hardware(device), dict[str, Any]()
     for phase, call, count in (("infer", Contender.infer, RUNS), ("train", Contender.train, STEPS)):
         # a copy of its own: what a model caches in inference mode cannot be trained with
-        run = partial(call, _contender(model, row.batch, row, conditions, device))
+        run = partial(call, Contender(work.build(), *work.batch(), work.conditions, work.compile_model))
         for _ in range(WARMUP):
             run()
         machine.synchronize()
@@ -164,7 +137,7 @@ def _times(model: torch.nn.Module, row: Row, conditions: Conditions, device: tor
         found[f"peak_{phase}_mib"] = machine.peak_mib()[0]
         del run
         give_back(device)
-    return {"infer_samples_per_sec": 1e3 * row.batch / found["infer_ms"], **found, **machine.state()}
+    return {"infer_samples_per_sec": 1e3 * work.input_shape[0] / found["infer_ms"], **found, **machine.state()}
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:

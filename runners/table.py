@@ -16,7 +16,8 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.study import Cell, Scalar, precision_today
+from ablations.study import Cell, Scalar
+from ablations.values import precision_today
 from runners.measures import depends_on_device, severity
 from runners.store.columns import COLUMNS, RETIRED, impl_today
 from runners.store.csv import to_csv

@@ -137,10 +137,10 @@ class Hungry(nn.Module):
 
 
 def test_a_batch_without_memory_is_a_bound_and_another_error_is_an_error():
-    found = largest_batch._search(replace(WORK, build=Hungry))
-    assert max(size for size, _ in found["tried"]) == 5 and found["reason"] == "memory ran out at 6 images"
+    found = largest_batch.find_max_batch(replace(WORK, build=Hungry))
+    assert max(size for size, _ in found["tried"]) == 5 and found["max_batch_reason"] == "memory ran out at 6 images"
     with pytest.raises(RuntimeError, match="expected input"):
-        largest_batch._search(replace(WORK, build=lambda: nn.Conv2d(4, 3, 1)))
+        largest_batch.find_max_batch(replace(WORK, build=lambda: nn.Conv2d(4, 3, 1)))
 
 
 def test_a_kernel_that_refuses_a_batch_ends_the_search_and_loses_nothing():

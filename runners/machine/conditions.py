@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ablations.study import Cell, precision_today
-from ablations.values import PRECISIONS
+from ablations.study import Cell
+from ablations.values import PRECISIONS, precision_today
 from runners.machine.failures import Unsupported
 from runners.machine.hardware import hardware
 

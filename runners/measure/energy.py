@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from runners.machine.accelerator import Meter
-from runners.machine.environment import apply_threads, memory_limit
 from runners.machine.hardware import hardware
 from runners.measure.children import child
 from runners.measure.rounds import Contender, Work
@@ -38,18 +37,13 @@ def measure_energy(work: Work) -> tuple[dict[str, Any], dict[str, list[float]]]:
 
 def read_energy(work: Work) -> dict[str, Any]:
     """Columns of energy, measured in this process."""
-    device = torch.device(work.device)
-    machine = hardware(device)
+    machine = hardware(torch.device(work.device))
     meter = machine.meter()
     names = ("energy_mj_per_image", "train_energy_j_per_step", "idle_power_w", "energy_kind")
     if meter is None:
         return {**dict.fromkeys(names), "energy_reason": machine.why_no_meter()}
-    apply_threads(work.threads)
-    with work.conditions.applied(device), memory_limit(device, work.memory_limit_mib):
-        torch.manual_seed(work.seed)
-        images = torch.randn(work.input_shape, generator=torch.Generator().manual_seed(work.seed))
-        images = work.conditions.place_images(images, device)
-        labels = torch.zeros(len(images), dtype=torch.int64, device=device)
+    with work.at_work():
+        images, labels = work.batch()
         built = work.build()
         model = Contender(built, images, labels, work.conditions, work.compile_model)
         machine.synchronize()

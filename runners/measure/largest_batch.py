@@ -7,6 +7,7 @@ says which. On a CPU the process may have `--memory-limit`, or 80 % of what is f
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -14,7 +15,6 @@ from typing import Any
 import psutil
 import torch
 
-from runners.machine.environment import apply_threads, memory_limit
 from runners.machine.failures import OutOfMemory, is_out_of_memory
 from runners.machine.hardware import give_back
 from runners.measure.children import child
@@ -34,21 +34,14 @@ def measure_max_batch(work: Work) -> tuple[dict[str, Any], dict[str, list[float]
         OutOfMemory: not even one image fits.
         ChildFailed: the process failed otherwise; carries its traceback and its status.
     """
-    with child(partial(_search, work)) as process:
+    with child(partial(find_max_batch, work)) as process:
         process.begin()
         answer = process.answer()
-    tried = answer["tried"]
-    batch, fastest = max(tried, key=lambda pair: pair[1])
-    columns = {
-        "max_batch": max(size for size, _ in tried),
-        "max_batch_reason": answer["reason"],
-        "max_infer_samples_per_sec": fastest,
-        "fastest_batch": batch,
-    }
-    return columns, {"batches": [size for size, _ in tried], "samples_per_sec": [rate for _, rate in tried]}
+    tried = answer.pop("tried")
+    return answer, {"batches": [size for size, _ in tried], "samples_per_sec": [rate for _, rate in tried]}
 
 
-def search(seconds: Callable[[int], float | None]) -> tuple[list[tuple[int, float]], str]:
+def search(seconds: Callable[[int], float | None], most: int = MOST) -> tuple[list[tuple[int, float]], str]:
     """Batches that fitted with their images per second, smallest first, and why there is no larger one.
 
     `seconds` runs a batch, and returns the time of a forward or None if memory ran out. Where a kernel refuses a batch
@@ -60,7 +53,7 @@ def search(seconds: Callable[[int], float | None]) -> tuple[list[tuple[int, floa
     """
     tried: dict[int, float] = {}
     batch, low, high = 1, 0, 0
-    while batch <= MOST and not high:
+    while batch <= most and not high:
         try:
             taken = seconds(batch)
         except RuntimeError as error:
@@ -78,7 +71,7 @@ def search(seconds: Callable[[int], float | None]) -> tuple[list[tuple[int, floa
     if not low:
         raise OutOfMemory("not even one image fits")
     if not high:
-        return sorted(tried.items()), f"the search ends at {MOST} images"
+        return sorted(tried.items()), f"the search ends at {most} images"
     for _ in range(HALVINGS):
         middle = (low + high) // 2
         if middle == low:
@@ -91,16 +84,20 @@ def search(seconds: Callable[[int], float | None]) -> tuple[list[tuple[int, floa
     return sorted(tried.items()), f"memory ran out at {high} images"
 
 
-def _search(work: Work) -> dict[str, Any]:
-    device = torch.device(work.device)
-    apply_threads(work.threads)
-    limit = work.memory_limit_mib
-    if limit is None and device.type == "cpu":
-        limit = int(psutil.virtual_memory().available * FREE_SHARE / 2**20)
-    with work.conditions.applied(device), memory_limit(device, limit):
-        torch.manual_seed(work.seed)
-        tried, reason = search(partial(_seconds, work, work.build(), device))
-    return {"tried": tried, "reason": reason}
+def find_max_batch(work: Work, most: int = MOST) -> dict[str, Any]:
+    """Columns of the search in this process, and what was `tried`: batches and their images per second."""
+    if work.memory_limit_mib is None and work.device == "cpu":
+        work = replace(work, memory_limit_mib=int(psutil.virtual_memory().available * FREE_SHARE / 2**20))
+    with work.at_work() as device:
+        tried, reason = search(partial(_seconds, work, work.build(), device), most)
+    batch, fastest = max(tried, key=lambda pair: pair[1])
+    return {
+        "max_batch": tried[-1][0],
+        "max_batch_reason": reason,
+        "max_infer_samples_per_sec": fastest,
+        "fastest_batch": batch,
+        "tried": tried,
+    }
 
 
 def _seconds(work: Work, model: torch.nn.Module, device: torch.device, batch: int) -> float | None:

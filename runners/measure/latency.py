@@ -11,9 +11,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
-from runners.machine.environment import apply_threads, memory_limit
 from runners.measure.children import child
 from runners.measure.rounds import Contender, Work
 from runners.measure.speed import allocator_variables
@@ -49,14 +47,8 @@ def percentiles(times: list[float]) -> dict[str, float | None]:
 
 
 def _time(work: Work) -> dict[str, Any]:
-    device = torch.device(work.device)
-    apply_threads(work.threads)
-    with work.conditions.applied(device), memory_limit(device, work.memory_limit_mib):
-        torch.manual_seed(work.seed)
-        image = torch.randn(work.input_shape, generator=torch.Generator().manual_seed(work.seed))
-        image = work.conditions.place_images(image, device)
-        labels = torch.zeros(1, dtype=torch.int64, device=device)
-        model = Contender(work.build(), image, labels, work.conditions, work.compile_model)
+    with work.at_work():
+        model = Contender(work.build(), *work.batch(), work.conditions, work.compile_model)
         _run(model, WARMUP_FORWARDS, WARMUP_S)
         return {"ms": _run(model, FORWARDS, BUDGET_S)}
 

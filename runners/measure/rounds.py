@@ -10,7 +10,8 @@ Inference gets 30 % of the budget, and training, whose rounds are longer, the re
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -68,6 +69,21 @@ class Work:
     threads: int | None = None
     memory_limit_mib: int | None = None
 
+    @contextmanager
+    def at_work(self) -> Iterator[torch.device]:
+        """Threads, conditions, memory limit and seed hold within the block, whose device is given."""
+        device = torch.device(self.device)
+        apply_threads(self.threads)
+        with self.conditions.applied(device), memory_limit(device, self.memory_limit_mib):
+            torch.manual_seed(self.seed)
+            yield device
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, height_px, width_px) and labels (B,), where the model runs and as it wants them."""
+        device = torch.device(self.device)
+        images = torch.randn(self.input_shape, generator=torch.Generator().manual_seed(self.seed))
+        return self.conditions.place_images(images, device), torch.zeros(len(images), dtype=torch.int64, device=device)
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -96,13 +112,8 @@ def run_process(work: Work, budget_s: float, baseline_first: bool, with_bounds: 
         baseline_first: build the baseline before the cell, which moves where both have their weights.
         with_bounds: measure the ceilings of the device, and the traffic of a forward, too.
     """
-    device = torch.device(work.device)
-    apply_threads(work.threads)
-    with work.conditions.applied(device), memory_limit(device, work.memory_limit_mib):
-        torch.manual_seed(work.seed)
-        images = torch.randn(work.input_shape, generator=torch.Generator().manual_seed(work.seed))
-        images = work.conditions.place_images(images, device)
-        labels = torch.zeros(len(images), dtype=torch.int64, device=device)
+    with work.at_work() as device:
+        images, labels = work.batch()
         builders = {"cell": work.build, "vanilla": work.build_baseline}
         order = reversed(builders) if baseline_first else builders
         models = {name: build() for name in order if (build := builders[name]) is not None}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ablations.study import precision_today
+from ablations.values import precision_today
 from runners.measures import depends_on_device
 from runners.store.columns import COLUMNS, COMPUTED, RETIRED, impl_today
 from runners.store.csv import read_csv
