@@ -43,7 +43,7 @@ from runners.measure.rounds import TRAIN_PARTS, Phase, Work, run_process
 
 PROCESSES = 4
 TOGETHER = 2
-"""Processes that exist at a time: each holds half a gigabyte from its imports on, and a job has what it asked for."""
+"""Processes that exist at a time: each holds torch from its imports on, and a job has the memory it asked for."""
 IMPORTS = ("torch._dynamo",)
 """What the first step of an optimiser imports, for seconds."""
 CONFIDENCE = 0.95
