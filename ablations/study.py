@@ -16,6 +16,7 @@ from ablations.values import (
     argument_field,
     arguments,
     choice,
+    data_parts,
     integer,
     percent,
     precision,
@@ -42,24 +43,40 @@ def _switch(name: str, text: str) -> Any:
     return argument_field(False, Argument(name, switch, "on|off", text, several=True, default="off", alone=(True,)))
 
 
+_DATA = Argument(
+    "data",
+    str,
+    "D",
+    "digit-vote, digit-recall, fashion-mnist, imagefolder:PATH",
+    several=True,
+    default="digit-vote",
+    parts=data_parts,
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One point of a sweep: everything that decides its accuracy and its costs, the device excepted.
 
     A default never changes: `cell_key` leaves defaults out, so a new field finds the old cells again.
     `settings` holds the mechanism's config fields as sorted (name, value) pairs; a value that differs between
-    stages is a string with dashes, `"1-4-16-full"`. `defaults` holds the mechanism's other fields, for readers of the
-    cell; the key leaves them out, as all defaults.
+    stages is a string with dashes, `"1-4-16-full"`. `training` holds fields of the recipe in the same way. `defaults`
+    holds the mechanism's other fields, for readers of the cell; the key leaves them out, as all defaults.
     """
 
     attn: str = _axis("bra", "attn", str, "A", "mechanisms, 'all', or package.module:Class")
     settings: tuple[tuple[str, Scalar], ...] = ()
-    layout: str = _axis("small", "layout", str, "L", "shared host: small, stl")
+    layout: str = _axis("small", "layout", str, "L", "shared host: small, small32, stl")
     height_px: int = _axis(64, "resolution", resolution, "PX|HxW", "input in pixels", "the layout's own")
     width_px: int = 64
     seed: int = _axis(0, "seeds", integer(0, "a seed"), "N", "seeds, each a cell")
-    data: str = _axis("digit-vote", "data", str, "D", "digit-vote, digit-recall, fashion-mnist")
+    data: str = argument_field("digit-vote", _DATA)
     steps: int = _axis(400, "steps", integer(1, "a number of steps"), "N", "training steps")
+    recipe: str = _axis("probe", "recipe", str, "R", "how a model is trained: probe, deit300, small300, short")
+    training: tuple[tuple[str, Scalar | None], ...] = ()
+    strict_data: bool = _switch(
+        "strict_data", "an image that cannot be read ends the training, instead of being left out"
+    )
     target_acc: int | None = _axis(None, "target_acc", percent, "%", "tell when training reaches this acc1", "none")
     batch_size: int = _axis(64, "batch_size", integer(1, "a batch size"), "N", "images")
     precision: str = _axis("fp32", "precision", precision, "P", f"of {', '.join(PRECISIONS)}")
@@ -77,8 +94,8 @@ class Cell:
         changed.pop("defaults", None)
         if "precision" in changed:
             changed["precision"] = _STORED_PRECISION.get(self.precision, self.precision)
-        if "settings" in changed:
-            changed["settings"] = dict(self.settings)
+        for name in changed.keys() & {"settings", "training"}:
+            changed[name] = dict(changed[name])
         return changed
 
     @classmethod
@@ -92,7 +109,7 @@ class Cell:
         if unknown := sorted(set(data) - known):
             raise ValueError(f"unknown cell fields {unknown}; known: {', '.join(sorted(known))}")
         values = dict(data)
-        for name in values.keys() & {"settings", "defaults"}:
+        for name in values.keys() & {"settings", "training", "defaults"}:
             if not isinstance(data[name], dict):
                 raise ValueError(f"cell {name} must be an object, got {data[name]!r}")
             values[name] = tuple(sorted(data[name].items()))
@@ -101,8 +118,9 @@ class Cell:
             kinds = {type(default)} if (default := getattr(cls, name)) is not None else {int, NoneType}
             if type(value) not in kinds:
                 raise ValueError(f"cell {name} must be {' or '.join(k.__name__ for k in kinds)}, got {value!r}")
-        if not all(type(value) in (bool, int, float, str, NoneType) for _, value in values.get("settings", ())):
-            raise ValueError(f"settings of a cell are single values, got {data['settings']!r}")
+        for name in values.keys() & {"settings", "training"}:
+            if not all(type(value) in (bool, int, float, str, NoneType) for _, value in values[name]):
+                raise ValueError(f"{name} of a cell are single values, got {data[name]!r}")
         if "precision" in values:
             values["precision"] = precision_today(values["precision"])
         return cls(**values)
@@ -124,7 +142,8 @@ class Axes:
     """A product of values, each axis a tuple; `a + b` is first the cells of one, then those of the other.
 
     `settings` maps a config field to its values as text: `topk` for every mechanism that has it, `swin.window` for
-    one. `resolution` holds (height, width) in pixels; None is the layout's own. `epochs` replaces `steps` where given.
+    one, `recipe.lr` for the recipes. `resolution` holds (height, width) in pixels; None is the layout's own. `epochs`
+    replaces `steps` where given; without both the recipe says how long, or the default.
     """
 
     attn: tuple[str, ...] = (Cell.attn,)
@@ -133,7 +152,9 @@ class Axes:
     resolution: tuple[tuple[int, int], ...] | None = None
     seeds: tuple[int, ...] = (Cell.seed,)
     data: tuple[str, ...] = (Cell.data,)
-    steps: tuple[int, ...] = (Cell.steps,)
+    steps: tuple[int, ...] | None = None
+    recipe: tuple[str, ...] = (Cell.recipe,)
+    strict_data: tuple[bool, ...] = (Cell.strict_data,)
     target_acc: tuple[int | None, ...] = (Cell.target_acc,)
     epochs: int | None = argument_field(
         None, Argument("epochs", integer(1, "a number of epochs"), "N", "instead of steps, where data has an end")

@@ -21,6 +21,7 @@ class Argument(NamedTuple):
 
     `parse` reads one value from text and raises ValueError where it is not allowed; a switch has none. `several` are an
     axis, `default` is what the help says of it. `alone` is what the flag means without a value, if it may have none.
+    `parts` divides the text of an axis into its values, by commas unless it is given.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Argument(NamedTuple):
     several: bool = False
     default: str = ""
     alone: Any = None
+    parts: Callable[[str], list[str]] | None = None
 
     def read(self, given: Any) -> Any:
         """Check what Python gives, plain values or text: a tuple where there may be several, else one value.
@@ -94,6 +96,17 @@ def choice(*known: str) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def data_parts(text: str) -> list[str]:
+    """Divide data at their commas: `name=value` behind one belongs to the images of files before it."""
+    parts: list[str] = []
+    for part in text.split(","):
+        if parts and ":" in parts[-1] and re.match(r"\s*[a-z]+=", part):
+            parts[-1] += f",{part.strip()}"
+        else:
+            parts.append(part)
+    return parts
 
 
 def percent(text: str) -> int:

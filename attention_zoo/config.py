@@ -36,10 +36,7 @@ class AttentionConfig:
             ValueError: a value of another type than its field's, an even or non-positive `lepe_kernel`, a `qk_scale`
                 that is not positive.
         """
-        for name in field_names(type(self)):
-            options, value = _options(type(self), name), getattr(self, name)
-            if not any(_fits(option, value) for option in options):
-                raise ValueError(f"{name} takes {' or '.join(map(_describe, options))}; got {value!r}")
+        check_fields(self)
         if self.lepe_kernel < 1 or self.lepe_kernel % 2 == 0:
             raise ValueError(f"lepe_kernel must be odd and at least 1, got {self.lepe_kernel}")
         if self.qk_scale is not None and not 0 < self.qk_scale < math.inf:
@@ -54,12 +51,24 @@ class AttentionConfig:
         return replace(self, **changes)
 
 
-def field_names(config: type[AttentionConfig]) -> list[str]:
-    """Names of the fields that `create` and `--set` accept for a mechanism."""
+def check_fields(config: Any) -> None:
+    """Check the values of a dataclass against the types of its fields.
+
+    Raises:
+        ValueError: a value is of another type.
+    """
+    for name in field_names(type(config)):
+        options, value = _options(type(config), name), getattr(config, name)
+        if not any(_fits(option, value) for option in options):
+            raise ValueError(f"{name} takes {' or '.join(map(_describe, options))}; got {value!r}")
+
+
+def field_names(config: type[Any]) -> list[str]:
+    """Names of the fields that `create` and `--set` accept for a mechanism, or for another dataclass."""
     return [f.name for f in fields(config)]
 
 
-def parse_field(config: type[AttentionConfig], name: str, text: str) -> Any:
+def parse_field(config: type[Any], name: str, text: str) -> Any:
     """Read one value of a config field from text: `4`, `0.5`, `on`, `off`, `none`, `auto`, `4x6`.
 
     Raises:

@@ -1,6 +1,6 @@
 """Layouts of the shared pyramid: what the host fixes for every mechanism. Plain data, no tensors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -97,4 +97,7 @@ SMALL = Layout(
 )
 """The default sweep's: trains on the digit probes within a minute on two cores."""
 
-LAYOUTS = {layout.name: layout for layout in (STL, SMALL)}
+SMALL32 = replace(SMALL, name="small32", stem_px=2, resolution_px=32)
+"""The same for images of 32 px, such as CIFAR's: its stem makes a token of 2 px, so that the maps are those of 64 px."""
+
+LAYOUTS = {layout.name: layout for layout in (STL, SMALL, SMALL32)}

@@ -8,9 +8,9 @@ from torch import nn
 
 from attention_zoo import LAYOUTS, create_model
 from benchmarks.paper_steps import paper_model
-from runners.measure.accuracy import train_step
-from runners.measure.recipe import make_optimizer
 from runners.measure.rounds import STILL
+from runners.train.optim import make_optimizer
+from runners.train.step import train_step
 
 NUM_CLASSES = 1000
 TIMM_SWIN, TIMM_MAXVIT = "timm/swin_tiny_patch4_window7_224", "timm/maxvit_tiny_tf_224"

@@ -151,6 +151,7 @@ def _describe(cell: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     row = {**_DEFAULTS, **cell}
     attention, settings, defaults = row.pop("attn"), dict(row.pop("settings")), dict(row.pop("defaults"))
+    training = dict(row.pop("training"))
     topk = {**defaults, **settings}.get("topk")
     return {
         **row,
@@ -158,6 +159,7 @@ def _describe(cell: Mapping[str, Any] | None) -> dict[str, Any]:
         "attention": attention,
         "precision": precision_today(row["precision"]),
         "settings": as_text(settings),
+        "training": as_text(training),
         "topk" if isinstance(topk, int) else "topk_schedule": topk,
         "resolution": f"{row['height_px']}x{row['width_px']}",
     }

@@ -23,10 +23,10 @@ from runners.machine import conditions as module
 from runners.machine.conditions import Conditions, in_force
 from runners.machine.failures import Unsupported
 from runners.machine.hardware import hardware
-from runners.measure.accuracy import train_and_evaluate
 from runners.rows.selection import CONDITIONS, conditions
 from runners.store.store import open_store
 from runners.table import load
+from runners.train.accuracy import train_and_evaluate
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -19,10 +19,10 @@ from test_train import Stripes, without_times
 from torch import nn
 
 from runners.machine.failures import ChildFailed
-from runners.measure.accuracy import train_and_evaluate
-from runners.measure.batch_norm import SyncedBatchNorm, synchronise_batch_norm
-from runners.measure.distributed import ALONE, Group, _reachable, setup
 from runners.measures import MEASURES
+from runners.train.accuracy import train_and_evaluate
+from runners.train.batch_norm import SyncedBatchNorm, synchronise_batch_norm
+from runners.train.distributed import ALONE, Group, _reachable, setup
 
 CPU = torch.device("cpu")
 
@@ -93,7 +93,7 @@ def processes():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
-            "runners.measure.accuracy",
+            "runners.train.accuracy",
             "hypothesis",
             "pytest",
             "torch._dynamo",

@@ -16,7 +16,7 @@ from runners.machine.failures import (
     status_of,
     was_oom_killed,
 )
-from runners.measure.accuracy import Diverged
+from runners.train.accuracy import Diverged
 
 
 def caused(error, cause):

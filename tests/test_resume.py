@@ -23,11 +23,12 @@ from torch import nn
 
 from runners.machine import environment
 from runners.machine.conditions import Conditions
-from runners.measure import resume as checkpoint
-from runners.measure.accuracy import Diverged, train_and_evaluate
-from runners.measure.distributed import Group
-from runners.measure.recipe import Recipe, make_optimizer
-from runners.measure.resume import NOTICES, Checkpoint, Training
+from runners.train import resume as checkpoint
+from runners.train.accuracy import Diverged, train_and_evaluate
+from runners.train.distributed import Group
+from runners.train.optim import make_optimizer
+from runners.train.recipe import Recipe
+from runners.train.resume import NOTICES, Checkpoint, Training
 
 CPU = torch.device("cpu")
 STEPS = 12
@@ -157,7 +158,7 @@ def child(path, every_s, steps, reports, result):
 def processes():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["runners.measure.accuracy", "hypothesis", "pytest", "torch._dynamo", "hypothesis.strategies"]
+        ["runners.train.accuracy", "hypothesis", "pytest", "torch._dynamo", "hypothesis.strategies"]
     )
     return context
 
@@ -293,7 +294,7 @@ def test_a_flipped_bit_anywhere_is_noticed(tmp_path, capsys):
     [
         {"seed": 1},
         {"steps": 13},
-        {"recipe": Recipe(learning_rate=2e-3)},
+        {"recipe": Recipe(lr=2e-3)},
         {"conditions": Conditions(precision="amp-bf16")},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -395,7 +396,7 @@ def test_seconds_add_up_and_leave_out_the_saving(tmp_path, monkeypatch):
             now += 1
             return super().batch(seed, step)
 
-    from runners.measure import accuracy as train
+    from runners.train import accuracy as train
 
     monkeypatch.setattr(train.time, "perf_counter", lambda: now)
     monkeypatch.setattr(

@@ -11,10 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from runners.machine.conditions import Conditions
-from runners.measure import accuracy as train
-from runners.measure.accuracy import Diverged, evaluate, prefetch, train_and_evaluate, train_step
-from runners.measure.recipe import Recipe, make_optimizer
-from runners.measure.resume import Training
+from runners.train import accuracy as train
+from runners.train.accuracy import Diverged, evaluate, prefetch, train_and_evaluate
+from runners.train.optim import make_optimizer
+from runners.train.recipe import Recipe
+from runners.train.resume import Training
+from runners.train.step import train_step
 
 CPU = torch.device("cpu")
 
@@ -71,7 +73,7 @@ def test_training_learns_and_fills_the_columns():
     assert row["train_samples_per_sec"] == pytest.approx(16 * 40 / row["train_seconds"])
     assert set(row) == {
         *("acc1", "acc5", "n_eval", "val_loss", "train_loss", "steps", "train_seconds", "train_samples_per_sec"),
-        *("data_wait_frac", "steps_to_acc", "seconds_to_acc"),
+        *("data_wait_frac", "steps_to_acc", "seconds_to_acc", "acc1_ema"),
         *("resumed", "world_size", "learning_rate_rule", "ceiling_percent", "chance_percent"),
     }
     assert (row["resumed"], row["world_size"]) == (0, 1)
@@ -143,12 +145,12 @@ def test_the_recipe_reaches_every_step(monkeypatch):
 
     def record(model, optimizer, images, labels, **settings):
         used.append(
-            ({group["lr"] for group in optimizer.param_groups}, optimizer.param_groups[0], settings["clip_norm"])
+            ({group["lr"] for group in optimizer.param_groups}, optimizer.param_groups[-1], settings["clip_norm"])
         )
         return train_step(model, optimizer, images, labels, **settings)
 
     monkeypatch.setattr(train, "train_step", record)
-    recipe = Recipe(learning_rate=0.5, betas=(0.5, 0.6), weight_decay=0.3, clip_norm=7)
+    recipe = Recipe(lr=0.5, beta1=0.5, beta2=0.6, weight_decay=0.3, clip_norm=7)
     run(steps=12, recipe=recipe)
     assert [rates for rates, *_ in used] == [{recipe.learning_rate_at(step, 12)} for step in range(12)]
     for _, group, clip_norm in used:
@@ -158,7 +160,7 @@ def test_the_recipe_reaches_every_step(monkeypatch):
 def test_only_parameters_of_two_axes_or_more_decay():
     model = make_model()
     model[0].bias.requires_grad_(False)
-    decayed, plain = make_optimizer(model, Recipe(weight_decay=0.3)).param_groups
+    plain, decayed = make_optimizer(model, Recipe(weight_decay=0.3)).param_groups
     assert [id(p) for p in decayed["params"]] == [id(model[0].weight), id(model[5].weight)]
     assert [id(p) for p in plain["params"]] == [id(p) for p in (model[4].weight, model[4].bias, model[5].bias)]
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0)

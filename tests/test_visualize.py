@@ -373,7 +373,7 @@ REFUSED = {
     "contradiction": (["--model", "{}/bra.pth", "--attn", "swin"], "holds small, bra, not attn=swin"),
     "settings of a file": (["--model", "{}/bra.pth", "--set", "topk=2"], "takes no other settings, got topk=2"),
     "no image": ([*SMALL, "--image", "{}/none.png"], "--image: .*none.png does not exist.*built in: china"),
-    "no picture": ([*SMALL, "--image", "{}/text.png"], "--image: .*text.png is no image"),
+    "no picture": ([*SMALL, "--image", "{}/text.png"], "--image: .*text.png cannot be read: no image"),
     "cut image": ([*SMALL, "--image", "{}/cut.png"], "--image: .*cut.png cannot be read: .*truncated"),
     "folder": ([*SMALL, "--image", "{}"], "--image: .* cannot be read: Is a directory"),
     "unknown option of a probe": ([*SMALL, "--image", "digit-vote:jitters=1"], "--image: unknown option 'jitters'"),

@@ -21,9 +21,10 @@ from runners.cells.models import (
 from runners.cells.registered import is_registered_here, pack
 from runners.cells.source import code_of
 from runners.cells.weights import save_checkpoint
+from runners.data.datasets import Data
+from runners.data.images import ImageData
 from runners.data.loading import make_data
 from runners.machine.conditions import Conditions
-from runners.measure import accuracy
 from runners.measure import macs as complexity
 from runners.measure import memory as peak_memory
 from runners.measure.energy import measure_energy
@@ -32,6 +33,8 @@ from runners.measure.latency import measure_latency
 from runners.measure.launches import count_launches
 from runners.measure.rounds import Work
 from runners.measure.speed import measure_speed
+from runners.train import accuracy
+from runners.train.recipe import make_recipe
 
 PROGRESS_S = 0.5
 """Time between two writes of the progress file."""
@@ -113,8 +116,17 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
     """Train and evaluate the model of a cell, together with the other processes of the job."""
     cell = run.job.cell
     with run.group.joined(run.device):
-        data = make_data(cell.data, cell.height_px, cell.width_px, cell.batch_size)
-        model = build_model(cell, data.num_classes)
+        recipe = make_recipe(cell.recipe, cell.training)
+        data = make_data(
+            cell.data,
+            cell.height_px,
+            cell.width_px,
+            cell.batch_size,
+            recipe,
+            smoothing=recipe.smoothing,
+            strict=cell.strict_data,
+        )
+        model = build_model(cell, data.num_classes, recipe.drop_path)
         values, samples = accuracy.train_and_evaluate(
             model,
             data,
@@ -123,13 +135,26 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
             device=run.device,
             conditions=Conditions.of(cell),
             compile_model=cell.compile,
+            recipe=recipe,
             progress=progress,
             state_path=run.store.state_path(run.job.key, run.place.device_id),
             code=code_of(cell.attn).hash,
             target_acc=cell.target_acc,
             group=run.group,
         )
+    values |= {"num_classes": data.num_classes, **_tell_images(data)}
     return values | (_keep_weights(run, model) if run.job.save_weights else {}), samples
+
+
+def _tell_images(data: Data) -> dict[str, Any]:
+    """Columns of images of files; none for those that are drawn."""
+    if not isinstance(data, ImageData):
+        return {}
+    return {
+        "n_train": len(data.folders.train_indices),
+        "data_hash": data.folders.fingerprint(),
+        "broken_images": len(data.broken),
+    }
 
 
 def _keep_weights(run: Run, model: Pyramid) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ablations.study import Cell
-from runners.measure.distributed import Group
 from runners.store.store import Store
+from runners.train.distributed import Group
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from runners.cells.registered import unpack
 from runners.cells.source import code_of
 
 
-def build_model(cell: Cell, num_classes: int = 10) -> Pyramid:
+def build_model(cell: Cell, num_classes: int = 10, drop_path_rate: float = 0.0) -> Pyramid:
     """Build the model of a cell on the CPU, its weights drawn from the cell's seed alone.
 
     Raises:
@@ -23,7 +23,9 @@ def build_model(cell: Cell, num_classes: int = 10) -> Pyramid:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.seed)
         settings: dict[str, Any] = dict(cell.settings)
-        return create_model(cell.layout, attn=cell.attn, num_classes=num_classes, **settings)
+        return create_model(
+            cell.layout, attn=cell.attn, num_classes=num_classes, drop_path_rate=drop_path_rate, **settings
+        )
 
 
 def build_packed(mechanism: bytes, cell: Cell) -> Pyramid:

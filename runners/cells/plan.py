@@ -11,11 +11,20 @@ from attention_zoo import LAYOUTS, names, resolve
 from attention_zoo.config import field_names, parse_values
 from attention_zoo.registry import suggest
 from runners.cells.models import Description, describe
+from runners.data.augment import Augmentation
 from runners.data.datasets import check_data, steps_per_epoch
+from runners.data.image_specs import is_image_spec
 from runners.measures import MEASURES
+from runners.train.recipe import Recipe, check_recipe, make_recipe, read_field
 
 CONDITIONS = ("precision", "threads", "compile", "sdpa", "memory_format", "deterministic", "cudnn_benchmark")
 """Axes that say how numbers are computed, not which; they may differ for every cell."""
+
+RECIPE = "recipe"
+"""Owner of the settings that are fields of the recipe of a training."""
+
+AS_DRAWN = vars(Augmentation())
+"""Augmentation of data that are drawn, not read."""
 
 Spelling = Callable[[str, Sequence[str]], str]
 """Writes an argument and its values as whoever gave them would."""
@@ -87,6 +96,8 @@ def _check_settings(axes: Axes, selected: list[str], spell: Spelling) -> list[st
     for setting, values in axes.settings:
         owner, _, field = setting.rpartition(".")
         shown = spell(setting, values)
+        if owner == RECIPE:
+            continue
         having = [name for name in selected if _applies(setting, name)]
         if owner and not having:
             raise ValueError(f"{shown}: {owner!r} is not selected; {spell('attn', [])} has {', '.join(selected)}")
@@ -99,6 +110,25 @@ def _check_settings(axes: Axes, selected: list[str], spell: Spelling) -> list[st
         if without and not owner:
             remarks.append(f"{shown} applies to {', '.join(having)}; it changes nothing of {', '.join(without)}")
     return remarks
+
+
+def _recipes(axes: Axes, spell: Spelling) -> Iterable[tuple[str, tuple[tuple[str, Any], ...], Recipe]]:
+    """Products of recipes and of the fields that are set; what a recipe says itself is left out."""
+    setting = [(name.rpartition(".")[2], values) for name, values in axes.settings if name.startswith(f"{RECIPE}.")]
+    for name in axes.recipe:
+        try:
+            own = vars(check_recipe(name))
+        except ValueError as error:
+            raise ValueError(f"{spell(RECIPE, [])}: {error}") from error
+        for combination in itertools.product(*(values for _, values in setting)):
+            typed = {}
+            for (field, _), text in zip(setting, combination, strict=True):
+                try:
+                    typed[field] = read_field(field, text)
+                except ValueError as error:
+                    raise ValueError(f"{spell(f'{RECIPE}.{field}', [text])}: {error}") from error
+            changes = tuple(sorted((field, value) for field, value in typed.items() if value != own[field]))
+            yield name, changes, make_recipe(name, changes)
 
 
 def _unknown(field: str, selected: list[str]) -> str:
@@ -120,11 +150,14 @@ def _expand(axes: Axes, selected: list[str], spell: Spelling) -> Iterable[Cell]:
     ]
     every = itertools.product(*(getattr(axes, name) for name in CONDITIONS))
     conditions = [dict(zip(CONDITIONS, values, strict=True)) for values in every]
-    outer = itertools.product(hosts, axes.data, axes.target_acc, axes.batch_size, conditions)
-    for (layout, (height, width)), data, target_acc, batch_size, under in outer:
+    recipes = list(_recipes(axes, spell))
+    trained = itertools.product(axes.data, recipes, axes.strict_data, axes.target_acc, axes.batch_size)
+    for (layout, (height, width)), how, under in itertools.product(hosts, trained, conditions):
+        data, (recipe_name, training, recipe), strict_data, target_acc, batch_size = how
+        lengths = _steps(axes, data, recipe, batch_size, spell)
         for attn in selected:
             for settings in _settings(axes, attn, spell):
-                for steps, seed in itertools.product(_steps(axes, data, batch_size, spell), axes.seeds):
+                for steps, seed in itertools.product(lengths, axes.seeds):
                     yield Cell(
                         attn=attn,
                         settings=settings,
@@ -134,6 +167,9 @@ def _expand(axes: Axes, selected: list[str], spell: Spelling) -> Iterable[Cell]:
                         seed=seed,
                         data=data,
                         steps=steps,
+                        recipe=recipe_name,
+                        training=training,
+                        strict_data=strict_data,
                         target_acc=target_acc,
                         batch_size=batch_size,
                         **under,
@@ -164,27 +200,43 @@ def _defaults(attn: str, settings: tuple[tuple[str, Scalar], ...]) -> tuple[tupl
     return tuple((name, value) for name, value in sorted(vars(resolve(attn).Config()).items()) if name not in chosen)
 
 
-def _steps(axes: Axes, data: str, batch_size: int, spell: Spelling) -> tuple[int, ...]:
+def _steps(axes: Axes, data: str, recipe: Recipe, batch_size: int, spell: Spelling) -> tuple[int, ...]:
+    """Lengths of the trainings: steps, or epochs of the sweep, or those of the recipe."""
+    epochs = axes.epochs or (recipe.epochs if axes.steps is None else None)
     try:
         check_data(data)
-        if axes.epochs is None:
-            return axes.steps
-        per_epoch = steps_per_epoch(data, batch_size)
+        if epochs is None and recipe.schedule == "steps":
+            return axes.steps or (Cell.steps,)
+        per_epoch = steps_per_epoch(data, batch_size, recipe.repeats)
     except ValueError as error:
         raise ValueError(f"{spell('data', [])}: {error}") from error
     if per_epoch is None:
-        given = spell("epochs", [str(axes.epochs)])
+        given = spell("epochs", [str(epochs)]) if axes.epochs else "the recipe counts epochs"
         raise ValueError(f"{given}: {data} is an endless stream; give {spell('steps', [])}")
-    return (axes.epochs * per_epoch,)
+    return axes.steps or (Cell.steps,) if epochs is None else (epochs * per_epoch,)
 
 
 def _check(cell: Cell) -> Description:
+    _check_training(cell)
     settings = ", ".join(f"{name}={value}" for name, value in cell.settings)
     try:
         check_data(cell.data, cell.height_px, cell.width_px)
         return describe(cell)
     except ValueError as error:
         raise ValueError(f"{cell.attn}{f' ({settings})' if settings else ''}: {error}") from error
+
+
+def _check_training(cell: Cell) -> None:
+    """Refuse images that are not there, and recipes that do not fit them."""
+    recipe = make_recipe(cell.recipe, cell.training)
+    if not is_image_spec(cell.data):
+        if changed := [name for name in field_names(Augmentation) if getattr(recipe, name) != AS_DRAWN[name]]:
+            listed = ", ".join(f"{name}={as_text(getattr(recipe, name))}" for name in changed)
+            raise ValueError(f"data {cell.data}: its images are drawn and not augmented; the recipe has {listed}")
+        return
+    steps_per_epoch(cell.data, cell.batch_size, recipe.repeats)
+    if recipe.mixes and cell.batch_size % 2:
+        raise ValueError(f"batch size {cell.batch_size}: Mixup and CutMix join pairs, give an even one")
 
 
 def estimate_seconds(cell: Cell, measures: Iterable[str]) -> float:
@@ -202,6 +254,7 @@ def command_for(cell: Cell, measures: Iterable[str]) -> str:
     for name, value in cell.settings:
         is_short = name in SHORT_FLAGS and value is not False
         parts.append(as_flag(name if is_short else f"{cell.attn}.{name}", [as_text(value)]))
+    parts += [as_flag(f"{RECIPE}.{name}", [as_text(value)]) for name, value in cell.training]
     side = LAYOUTS[cell.layout].resolution_px if cell.layout in LAYOUTS else None
     if (cell.height_px, cell.width_px) != (side, side):
         parts.append(as_flag("resolution", [f"{cell.height_px}x{cell.width_px}"]))

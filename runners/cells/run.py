@@ -23,11 +23,11 @@ from runners.machine.conditions import Conditions, in_force
 from runners.machine.environment import apply_threads, device_id, environment, memory_limit, pick_device
 from runners.machine.failures import status_of
 from runners.machine.hardware import give_back
-from runners.measure.distributed import ALONE, Group
 from runners.measures import MEASURES
 from runners.store.lease import Held, acquire
 from runners.store.record import Record
 from runners.store.store import open_store
+from runners.train.distributed import ALONE, Group
 
 
 class End(Enum):

@@ -64,11 +64,13 @@ def reader(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return read
 
 
-def axis(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """Return a reader of a comma-separated axis, each of whose values `parse` reads."""
+def axis(
+    parse: Callable[[str], Any], divide: Callable[[str], list[str]] | None = None
+) -> Callable[[str], tuple[Any, ...]]:
+    """Return a reader of a comma-separated axis, each of whose values `parse` reads; `divide` knows other commas."""
 
     def read(text: str) -> tuple[Any, ...]:
-        parts = text.split(",")
+        parts = divide(text) if divide else text.split(",")
         if not all(part.strip() for part in parts):
             raise ValueError(f"{text!r} has an empty value; separate values by single commas")
         return tuple(dict.fromkeys(parse(part.strip()) for part in parts))
@@ -99,7 +101,7 @@ def add_flag(group: Any, argument: Argument, value: Any = None, *, append: bool 
     group.add_argument(
         flag,
         metavar=f"{argument.metavar}[,{argument.metavar}]" if several else argument.metavar,
-        type=reader(axis(argument.parse) if several else argument.parse),
+        type=reader(axis(argument.parse, argument.parts) if several else argument.parse),
         action="append" if append else Once if several else "store",
         default=value,
         help=text,

@@ -1,7 +1,8 @@
 """The data a cell can be trained on: names, options and the interface, without torch.
 
 A spec is a name and options, separated by colons because a comma is a sweep axis:
-`digit-vote`, `digit-vote:jitter=3:noise=0.1`, `digit-recall`, `fashion-mnist`.
+`digit-vote`, `digit-vote:jitter=3:noise=0.1`, `digit-recall`, `fashion-mnist`. Images of files are named as
+`runners.data.image_specs` says.
 """
 
 import difflib
@@ -9,6 +10,8 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+from runners.data.image_specs import KINDS, is_image_spec, parse_image_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +86,7 @@ def parse_data(spec: str) -> tuple[str, dict[str, Any]]:
     """
     name, *parts = spec.split(":")
     if name not in DATASETS:
-        known = f"known: {', '.join(DATASETS)}"
+        known = f"known: {', '.join([*DATASETS, *(f'{kind}:PATH' for kind in KINDS)])}"
         if "=" in name:
             raise ValueError(f"data {spec!r} has no name; write NAME:option=value:option=value ({known})")
         raise ValueError(f"unknown data {name!r}; {_nearest(name, DATASETS)}{known}")
@@ -110,6 +113,9 @@ def check_data(spec: str, height_px: int | None = None, width_px: int | None = N
     Raises:
         ValueError: what `parse_data` raises, or a jitter that could move a tile off the canvas.
     """
+    if is_image_spec(spec):
+        parse_image_spec(spec)
+        return
     _, options = parse_data(spec)
     sides = [side for side in (height_px, width_px) if side is not None]
     cell_px = min(sides, default=GRID * (1 << 30)) // GRID
@@ -120,12 +126,23 @@ def check_data(spec: str, height_px: int | None = None, width_px: int | None = N
         )
 
 
-def steps_per_epoch(spec: str, batch_size: int) -> int | None:
+def steps_per_epoch(spec: str, batch_size: int, repeats: int = 1) -> int | None:
     """Return the optimiser steps of one pass over the training images, None for an endless stream.
 
+    With `repeats` an image of a file comes that often in an epoch, which has no more images than without.
+
     Raises:
-        ValueError: an unknown spec, or a batch larger than the training set.
+        ValueError: an unknown spec, images that are not there, or a batch larger than the training set.
     """
+    if is_image_spec(spec):
+        # timm's readers take a second to import, and the probes do not need them
+        from runners.data.folders import open_folders
+        from runners.data.images import images_per_epoch
+
+        images = images_per_epoch(len(open_folders(spec).train_indices), repeats)
+        if not 1 <= batch_size <= images:
+            raise ValueError(f"batch size must be 1 to {images} for {spec}, got {batch_size}")
+        return images // batch_size
     name, _ = parse_data(spec)
     if name != "fashion-mnist":
         return None

@@ -56,7 +56,7 @@ class ArrayTask:
 
         from runners.cells import run as execute
         from runners.jobs.executors import export_distributed
-        from runners.measure.distributed import setup
+        from runners.train.distributed import setup
 
         cells = {work.key: cell for work in works if (cell := store.cell(work.key))}
         for work in works:

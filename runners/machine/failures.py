@@ -53,7 +53,7 @@ def status_of(error: BaseException) -> str:
         return error.status
     if isinstance(error, Unsupported) or (isinstance(error, RuntimeError) and _UNSUPPORTED.search(str(error))):
         return "unsupported"
-    if _is_a(error, "runners.measure.accuracy", "Diverged"):
+    if _is_a(error, "runners.train.accuracy", "Diverged"):
         return "diverged"
     if isinstance(error, TimeoutError):
         return "timeout"

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from runners.machine.conditions import Conditions
 from runners.machine.failures import is_out_of_memory
 from runners.machine.hardware import hardware
-from runners.measure.accuracy import PLAIN
+from runners.train.step import PLAIN
 
 RUNS = 5
 LONG_ENOUGH_MS = 20.0

@@ -27,9 +27,9 @@ from runners.machine.conditions import Conditions
 from runners.machine.environment import apply_threads, memory_limit, process_memory_mib
 from runners.machine.failures import OutOfMemory
 from runners.machine.hardware import Hardware, hardware
-from runners.measure.accuracy import PLAIN, train_step
 from runners.measure.children import child
-from runners.measure.recipe import make_optimizer
+from runners.train.optim import make_optimizer
+from runners.train.step import PLAIN, train_step
 
 Columns = dict[str, float | None]
 

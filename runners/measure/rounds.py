@@ -26,8 +26,9 @@ from runners.machine.environment import apply_threads, memory_limit
 from runners.machine.failures import is_out_of_memory
 from runners.machine.hardware import hardware
 from runners.measure import ceilings, disturbance
-from runners.measure.accuracy import PLAIN
-from runners.measure.recipe import RECIPE, make_optimizer
+from runners.train.optim import make_optimizer
+from runners.train.recipe import PROBE
+from runners.train.step import PLAIN
 
 INFER_SHARE = 0.3
 WARMUP_ROUNDS = 2
@@ -38,7 +39,7 @@ MAX_ROUNDS = 100
 TRAIN_PARTS = ("forward", "backward", "optimizer")
 
 # a batch learned by heart has gradients so small that the CPU computes them slowly
-STILL = replace(RECIPE, learning_rate=1e-7)
+STILL = replace(PROBE, lr=1e-7)
 
 Run = Callable[[], list[float]]  # runs once and returns the milliseconds of each part
 

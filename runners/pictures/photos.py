@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from runners.data.datasets import parse_data
+from runners.data.decode import decode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,52 +68,16 @@ def open_image(name: str) -> Source:
     if name.partition(":")[0] in PROBES:
         parse_data(name)
         return Source(None, name)
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     if name in PHOTOGRAPHS:
+        from PIL import Image
         from sklearn.datasets import load_sample_image
 
         return Source(Image.fromarray(load_sample_image(f"{name}.jpg")), PHOTOGRAPHS[name])
     try:
-        with Image.open(name) as file:
-            # turned as the camera says, and read whole, so that damage shows here
-            photograph = _in_colour(ImageOps.exif_transpose(file))
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is no image that Pillow can read") from error
+        photograph = decode(name)
     except FileNotFoundError as error:
         built_in = ", ".join((*PHOTOGRAPHS, *PROBES))
         raise ValueError(f"{name} does not exist; give an image file, or one built in: {built_in}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # truncated files, broken PNG chunks, sizes that no memory holds
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"{name} cannot be read: {reason}") from error
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be read: {error}") from error
     return Source(photograph, Path(name).name)
-
-
-def _in_colour(image: "Image") -> "Image":
-    """Convert an image to 8-bit RGB; Pillow alone would clip a grey of more bits at 255.
-
-    Raises:
-        ValueError: its greys are not finite.
-    """
-    import numpy as np
-    from PIL import Image
-
-    if image.mode.partition(";")[0] not in ("I", "F"):
-        return image.convert("RGB")
-    grey = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(grey).all():
-        raise ValueError("its greys are not all finite")
-    low, high = _range(image.mode, float(grey.min()), float(grey.max()))
-    scaled = 255 * (grey - low) / max(high - low, 1e-300)
-    return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-
-
-def _range(mode: str, low: float, high: float) -> tuple[float, float]:
-    """Values of black and white: 0 and the largest of the fewest bits that hold the image, else its own extremes."""
-    whites = [float(2**bits - 1) for bits in (8, 10, 12, 14, 16)]
-    if mode == "F":
-        whites.insert(0, 1.0)
-    if low >= 0 and high <= whites[-1]:
-        return 0.0, next(white for white in whites if high <= white)
-    return low, high

@@ -25,7 +25,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from runners.machine.failures import ChildFailed, status_of
-from runners.measure.batch_norm import synchronise_batch_norm
+from runners.train.batch_norm import synchronise_batch_norm
 
 TIMEOUT_S = 600.0
 """How long a rank waits for another, at the start of a training and in any step of it."""

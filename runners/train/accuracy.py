@@ -2,13 +2,13 @@
 
 Protocol: AdamW with a linear warm-up and a cosine decay (`Recipe`) on the data's training stream, then one pass over
 its fixed test set with the weights of the last step; nothing is selected on the test set. Step s draws its images and
-its dropout from (seed, s) alone, so a run that is interrupted goes on from a saved state (runners/measure/resume.py) to
+its dropout from (seed, s) alone, so a run that is interrupted goes on from a saved state (runners/train/resume.py) to
 the same bits. `train_seconds` is the wall time of the steps, with the first and any wait for data, of all parts of the
 run; the next batch is drawn in a background thread, and `data_wait_frac` is the share of waiting for it. A stated
 accuracy (`--target-acc`) is looked for on the test set after each twentieth of the steps, outside of these times. With
 `compile_model` the training steps are compiled and the evaluation is not. With autocast to fp16 the loss is scaled, and
 a step whose gradients overflow is left out, as torch's GradScaler does it. Several processes
-(runners/measure/distributed.py) share out the batch, and the learning rate stays.
+(runners/train/distributed.py) share out the batch, and the learning rate stays.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
@@ -25,15 +25,19 @@ from typing import cast
 
 import numpy as np
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runners.data.datasets import Data
+from runners.data.images import ImageData
 from runners.machine.conditions import Conditions
-from runners.measure.distributed import ALONE, Group
-from runners.measure.recipe import RECIPE, Recipe, make_optimizer
-from runners.measure.resume import Checkpoint, Training, identify
 from runners.measures import MEASURES
+from runners.train.distributed import ALONE, Group
+from runners.train.optim import Schedule, make_optimizer
+from runners.train.recipe import PROBE, Recipe
+from runners.train.resume import Checkpoint, Training, identify
+from runners.train.step import PLAIN, make_criterion, recompute, train_step
 
 Progress = Callable[[int, int, float], None]  # steps done, steps in all, loss of the last one
 LOOKS = 20
@@ -44,34 +48,19 @@ class Diverged(RuntimeError):
     """The loss is no longer finite."""
 
 
-PLAIN = Conditions()
+def batches(
+    data: Data, seed: int, start: int, stop: int, group: Group = ALONE
+) -> Generator[tuple[Tensor, Tensor, float], None, None]:
+    """Yield this process's images and targets of the steps start .. stop - 1, and how much its mean loss counts.
 
-
-def train_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    conditions: Conditions = PLAIN,
-    scaler: torch.amp.GradScaler | None = None,
-    clip_norm: float = RECIPE.clip_norm,
-    share: float = 1.0,
-) -> Tensor:
-    """One forward, backward and optimiser step on a batch of the model's device; return the loss, detached.
-
-    The gradient, not the loss returned, is that of `share` times the loss.
+    The next batch is read while the one before is in use: by processes, or where a batch is drawn by a thread.
     """
-    with conditions.autocast(images.device):
-        loss = F.cross_entropy(model(images).float(), labels)
-    optimizer.zero_grad()
-    scaler = scaler or conditions.scaler(images.device)
-    scaler.scale(loss if share == 1 else share * loss).backward()
-    scaler.unscale_(optimizer)
-    nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-    scaler.step(optimizer)
-    scaler.update()
-    return loss.detach()
+    if isinstance(data, ImageData):
+        yield from data.train_batches(seed, start, stop, group.rank, group.world_size)
+    else:
+        with closing(prefetch(data, seed, start, stop)) as drawn:
+            for images, labels in drawn:
+                yield group.shard(images, labels)
 
 
 def prefetch(data: Data, seed: int, start: int, stop: int) -> Generator[tuple[Tensor, Tensor], None, None]:
@@ -94,7 +83,7 @@ def train(
     device: torch.device,
     conditions: Conditions = PLAIN,
     compile_model: bool = False,
-    recipe: Recipe = RECIPE,
+    recipe: Recipe = PROBE,
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
     look: Callable[[], None] | None = None,
@@ -110,25 +99,27 @@ def train(
     network = group.wrap(training.model, device)
     if compile_model:
         network = cast(nn.Module, torch.compile(network))
-    with closing(prefetch(data, seed, training.step, steps)) as batches, checkpoint or contextlib.nullcontext():
+    schedule = Schedule(training.optimizer, recipe, steps, data.steps_per_epoch, data.batch_size)
+    criterion = make_criterion(recipe)
+    parts = batches(data, seed, training.step, steps, group)
+    with closing(parts), checkpoint or contextlib.nullcontext():
         started = time.perf_counter()
-        for images, labels in batches:
+        for images, targets, share in parts:
             training.waited += time.perf_counter() - started
             # dropout must follow from (seed, step) too, or a resumed run would differ; a trailing 0 changes nothing
             entropy = np.random.SeedSequence((seed, training.step, group.rank))
             torch.manual_seed(int(entropy.generate_state(1)[0]))
-            rate = recipe.learning_rate_at(training.step, steps)
-            for parameters in training.optimizer.param_groups:
-                parameters["lr"] = rate
-            images, labels, share = group.shard(images, labels)
+            rate = schedule.set(training.step)
             part = train_step(
                 network,
                 training.optimizer,
                 conditions.place_images(images, device),
-                labels.to(device),
+                targets.to(device),
                 conditions=conditions,
                 scaler=training.scaler,
                 clip_norm=recipe.clip_norm,
+                criterion=criterion,
+                accumulate=recipe.accumulate,
                 share=share,
             )
             loss = group.mean(part, share)
@@ -136,6 +127,8 @@ def train(
                 if checkpoint is not None:
                     checkpoint.remove()  # from there it would diverge again
                 raise Diverged(f"training loss is {loss} at step {training.step + 1} of {steps}, lr {rate:.2g}")
+            if training.average is not None:
+                training.average.update(training.model, training.step)
             training.step += 1
             training.losses.append(loss)
             training.seconds += time.perf_counter() - started
@@ -148,6 +141,13 @@ def train(
             started = time.perf_counter()
 
 
+def eval_batches(data: Data, group: Group) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's part of the test images."""
+    if isinstance(data, ImageData):
+        return data.eval_batches(group.rank, group.world_size)
+    return itertools.islice(data.eval_batches(), group.rank, None, group.world_size)
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, data: Data, *, device: torch.device, conditions: Conditions = PLAIN, group: Group = ALONE
@@ -158,7 +158,7 @@ def evaluate(
     """
     model.eval()
     totals = torch.zeros(4, dtype=torch.float64)
-    for images, labels in itertools.islice(data.eval_batches(), group.rank, None, group.world_size):
+    for images, labels in eval_batches(data, group):
         with conditions.autocast(device):
             logits = model(conditions.place_images(images, device))
         logits = logits.float().cpu()
@@ -179,7 +179,7 @@ def train_and_evaluate(
     device: torch.device,
     conditions: Conditions = PLAIN,
     compile_model: bool = False,
-    recipe: Recipe = RECIPE,
+    recipe: Recipe = PROBE,
     progress: Progress | None = None,
     state_path: Path | None = None,
     code: str | None = None,
@@ -203,13 +203,17 @@ def train_and_evaluate(
         raise ValueError(f"steps must be at least 1, got {steps}")
     conditions.check(device, training=True)
     conditions.place(model, device)
-    training = Training(model, make_optimizer(model, recipe), conditions.scaler(device))
+    if recipe.checkpointing:
+        recompute(model)
+    optimizer = make_optimizer(model, recipe, data.batch_size)
+    average = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
+    training = Training(model, optimizer, conditions.scaler(device), average)
     checkpoint = None
     if state_path is not None:
         run = identify(
             model,
             protocol=MEASURES["accuracy"].protocol,
-            recipe=asdict(recipe),
+            recipe=recipe.to_dict(),
             steps=steps,
             seed=seed,
             batch_size=data.batch_size,
@@ -248,6 +252,9 @@ def train_and_evaluate(
         group=group,
     )
     quality = evaluate(model, data, device=device, conditions=conditions, group=group)
+    averaged = None
+    if average is not None:
+        averaged = evaluate(average.module, data, device=device, conditions=conditions, group=group)["acc1"]
     if checkpoint is not None:
         checkpoint.remove()
     if not math.isfinite(quality["val_loss"]):
@@ -255,6 +262,7 @@ def train_and_evaluate(
     recent = training.losses[-max(1, round(0.05 * steps)) :]
     row = {
         **quality,
+        "acc1_ema": averaged,
         "train_loss": sum(recent) / len(recent),
         "steps": steps,
         "train_seconds": training.seconds,

@@ -24,11 +24,12 @@ from types import FrameType
 from typing import Any
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from runners.machine import environment
-from runners.measure.distributed import ALONE, Group
 from runners.store.files import StoreError, opened, write_whole
+from runners.train.distributed import ALONE, Group
 
 HEADER_BYTES = 1 << 12
 NOTICES = (signal.SIGTERM, signal.SIGUSR2)
@@ -39,12 +40,14 @@ class Training:
     """A training run between two steps: all of its state, for the learning rate and the data follow from `step`.
 
     `resumed` counts how often it went on from a saved state, `seconds` leave out what was lost with the rest; `waited`
-    of them were spent waiting for images. `reached` is the step, and the seconds, at which a stated accuracy was there.
+    of them were spent waiting for images. `average` follows the weights, where there is one. `reached` is the step, and
+    the seconds, at which a stated accuracy was there.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler = field(default_factory=partial(torch.amp.GradScaler, "cpu", enabled=False))
+    average: ModelEmaV3 | None = None
     step: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
@@ -178,6 +181,7 @@ def _state(training: Training) -> dict[str, Any]:
         "model": training.model.state_dict(),
         "optimizer": training.optimizer.state_dict(),
         "scaler": training.scaler.state_dict(),
+        "average": training.average and training.average.module.state_dict(),
         "step": training.step,
         "seconds": training.seconds,
         "losses": torch.tensor(training.losses, dtype=torch.float64),
@@ -207,6 +211,8 @@ def _apply(training: Training, state: dict[str, Any]) -> None:
     training.optimizer.load_state_dict(state["optimizer"])
     if training.scaler.is_enabled():
         training.scaler.load_state_dict(state["scaler"])
+    if training.average is not None:
+        training.average.module.load_state_dict(state["average"])
     training.step, training.seconds = state["step"], state["seconds"]
     training.losses, training.resumed = state["losses"].tolist(), state["resumed"]
     training.waited, training.reached = state["waited"], state["reached"]

@@ -1,0 +1,1 @@
+"""Training: recipes, the steps, evaluation, saved states, and several processes."""

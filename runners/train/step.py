@@ -1,0 +1,82 @@
+"""One step of a training: the loss of a recipe, forward, backward, optimiser."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from runners.machine.conditions import Conditions
+from runners.train.recipe import PROBE, Recipe
+
+PLAIN = Conditions()
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""Mean loss of logits (B, C) in fp32 and labels (B,) or shares of classes (B, C)."""
+
+
+def make_criterion(recipe: Recipe) -> Criterion:
+    """Return the loss of a recipe; where images are mixed, the labels are smoothed with them."""
+    if recipe.mixes:
+        soft: Criterion = SoftTargetCrossEntropy()
+        return soft
+    if recipe.smoothing:
+        smooth: Criterion = LabelSmoothingCrossEntropy(smoothing=recipe.smoothing)
+        return smooth
+    return F.cross_entropy
+
+
+def recompute(model: nn.Module) -> None:
+    """Make a model recompute the activations of its blocks in backward.
+
+    Raises:
+        ValueError: it does not know how to.
+    """
+    switch: Any = getattr(model, "set_grad_checkpointing", None)
+    if switch is None:
+        raise ValueError(f"{type(model).__name__} has no set_grad_checkpointing, which recipe.checkpointing=on needs")
+    switch(True)
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    conditions: Conditions = PLAIN,
+    scaler: torch.amp.GradScaler | None = None,
+    clip_norm: float | None = PROBE.clip_norm,
+    criterion: Criterion = F.cross_entropy,
+    accumulate: int = 1,
+    share: float = 1.0,
+) -> Tensor:
+    """One forward, backward and optimiser step on a batch of the model's device; return the loss, detached.
+
+    The gradient, not the loss returned, is that of `share` times the loss. With `accumulate` the batch is taken in
+    that many parts, one after another, whose gradients are added.
+    """
+    scaler = scaler or conditions.scaler(images.device)
+    pieces = list(zip(images.tensor_split(accumulate), targets.tensor_split(accumulate), strict=True))
+    pieces = [piece for piece in pieces if len(piece[0])]
+    losses = []
+    for number, (some, wanted) in enumerate(pieces, 1):
+        weight = len(some) / len(images)
+        alone = getattr(model, "no_sync", None) if number < len(pieces) else None
+        with alone() if alone else contextlib.nullcontext():  # processes add up their gradients once
+            with conditions.autocast(images.device):
+                loss = criterion(model(some).float(), wanted)
+            if number == 1:
+                optimizer.zero_grad()
+            factor = share * weight
+            scaler.scale(loss if factor == 1 else factor * loss).backward()
+        losses.append(loss.detach() * weight if weight != 1 else loss.detach())
+    if clip_norm is not None:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
