@@ -21,6 +21,7 @@ from ablations.values import (
     percent,
     precision,
     precision_today,
+    rates,
     read_values,
     resolution,
     switch,
@@ -54,6 +55,9 @@ _DATA = Argument(
 )
 
 
+_TUNE = Argument("tune_lr", rates, "LR,LR...", "choose the rate by short trainings on training images", default="none")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One point of a sweep: everything that decides its accuracy and its costs, the device excepted.
@@ -77,6 +81,12 @@ class Cell:
     strict_data: bool = _switch(
         "strict_data", "an image that cannot be read ends the training, instead of being left out"
     )
+    init_from: str = _axis(
+        "", "init_from", str, "KEY|FILE", "weights to start from: of a cell that kept them, or a file", "none"
+    )
+    reset_classes: bool = _switch("reset_classes", "begin with a new classifier where --init-from has another")
+    freeze: bool = _switch("freeze", "train the classifier alone, on what --init-from has")
+    tune_lr: str = argument_field("", _TUNE)
     target_acc: int | None = _axis(None, "target_acc", percent, "%", "tell when training reaches this acc1", "none")
     batch_size: int = _axis(64, "batch_size", integer(1, "a batch size"), "N", "images")
     precision: str = _axis("fp32", "precision", precision, "P", f"of {', '.join(PRECISIONS)}")
@@ -155,6 +165,10 @@ class Axes:
     steps: tuple[int, ...] | None = None
     recipe: tuple[str, ...] = (Cell.recipe,)
     strict_data: tuple[bool, ...] = (Cell.strict_data,)
+    init_from: tuple[str, ...] = (Cell.init_from,)
+    reset_classes: tuple[bool, ...] = (Cell.reset_classes,)
+    freeze: tuple[bool, ...] = (Cell.freeze,)
+    tune_lr: str = Cell.tune_lr
     target_acc: tuple[int | None, ...] = (Cell.target_acc,)
     epochs: int | None = argument_field(
         None, Argument("epochs", integer(1, "a number of epochs"), "N", "instead of steps, where data has an end")
@@ -193,6 +207,8 @@ class Axes:
             if name not in ARGUMENTS:
                 settings[name] = read_values(name, value, pairs=True)
             else:
+                if name == "tune_lr" and not isinstance(value, str):  # several rates are one value
+                    value = ",".join(map(str, value))
                 is_count = name == "seeds" and isinstance(value, int)
                 given[name] = ARGUMENTS[name].read(range(value) if is_count else value)
         return replace(self, **given, settings=tuple(settings.items()))

@@ -3,9 +3,12 @@
 import functools
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ablations.study import Cell
 from attention_zoo.hosts.pyramid import Pyramid
@@ -20,6 +23,7 @@ from runners.cells.models import (
 )
 from runners.cells.registered import is_registered_here, pack
 from runners.cells.source import code_of
+from runners.cells.starting import Start, find_start, read_start, start_from
 from runners.cells.weights import save_checkpoint
 from runners.data.datasets import Data
 from runners.data.images import ImageData
@@ -33,8 +37,10 @@ from runners.measure.latency import measure_latency
 from runners.measure.launches import count_launches
 from runners.measure.rounds import Work
 from runners.measure.speed import measure_speed
+from runners.measures import MEASURES
 from runners.train import accuracy
-from runners.train.recipe import make_recipe
+from runners.train.recipe import Recipe, make_recipe
+from runners.train.tuning import SEED, Trial, choose_rate
 
 PROGRESS_S = 0.5
 """Time between two writes of the progress file."""
@@ -126,7 +132,9 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
             smoothing=recipe.smoothing,
             strict=cell.strict_data,
         )
-        model = build_model(cell, data.num_classes, recipe.drop_path)
+        start = _start(run)
+        model = _build(cell, data, recipe, start)
+        recipe, tuned = _tuned(run, data, recipe, start)
         values, samples = accuracy.train_and_evaluate(
             model,
             data,
@@ -140,9 +148,16 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
             state_path=run.store.state_path(run.job.key, run.place.device_id),
             code=code_of(cell.attn).hash,
             target_acc=cell.target_acc,
+            frozen=cell.freeze,
+            start=start.sha256 if start else None,
             group=run.group,
         )
-    values |= {"num_classes": data.num_classes, **_tell_images(data)}
+        if run.group.rank == 0:
+            _rates_path(run).unlink(missing_ok=True)
+    values |= {"num_classes": data.num_classes, "init_hash": start.sha256 if start else None, **_tell_images(data)}
+    if tuned:
+        values |= {"tuned_lr": tuned[0].lr}
+        samples |= {"tune_lr": [trial.lr for trial in tuned], "tune_acc1": [trial.acc1 for trial in tuned]}
     return values | (_keep_weights(run, model) if run.job.save_weights else {}), samples
 
 
@@ -155,6 +170,66 @@ def _tell_images(data: Data) -> dict[str, Any]:
         "data_hash": data.folders.fingerprint(),
         "broken_images": len(data.broken),
     }
+
+
+def _start(run: Run) -> Start | None:
+    """Weights that the training starts from, if it does."""
+    cell = run.job.cell
+    path = find_start(cell.init_from, run.store, run.place.device_id) if cell.init_from else None
+    return read_start(path) if path else None
+
+
+def _build(cell: Cell, data: Data, recipe: Recipe, start: Start | None) -> Pyramid:
+    """Build the model that is trained, from its seed or from earlier weights."""
+    model = build_model(cell, data.num_classes, recipe.drop_path)
+    if start:
+        start_from(model, start, reset_classes=cell.reset_classes)
+    return model
+
+
+def _rates_path(run: Run) -> Path:
+    """Where the short trainings that choose a rate are kept while the cell is not done."""
+    state = run.store.state_path(run.job.key, run.place.device_id)
+    return state.with_name(f"{state.name}.rates")
+
+
+def _tuned(run: Run, data: Data, recipe: Recipe, start: Start | None) -> tuple[Recipe, list[Trial]]:
+    """Choose the learning rate by short trainings, if the cell asks for it."""
+    cell = run.job.cell
+    if not cell.tune_lr:
+        return recipe, []
+    drawn_alike = replace(cell, seed=SEED)
+
+    def short(model: nn.Module, part: Data, tried: Recipe, steps: int, seed: int) -> tuple[float, float] | None:
+        run.say(measure="accuracy", step=0, steps=steps, loss=None, tuning=tried.lr)
+        try:
+            found, _ = accuracy.train_and_evaluate(
+                model,
+                part,
+                steps=steps,
+                seed=seed,
+                device=run.device,
+                conditions=Conditions.of(cell),
+                compile_model=cell.compile,
+                recipe=tried,
+                frozen=cell.freeze,
+                group=run.group,
+            )
+        except accuracy.Diverged:
+            return None
+        return float(found["acc1"] or 0), float(found["val_loss"] or 0)
+
+    trials = choose_rate(
+        [float(rate) for rate in cell.tune_lr.split(",")],
+        data,
+        recipe,
+        cell.steps,
+        build=functools.partial(_build, drawn_alike, data, recipe, start),
+        train=short,
+        kept=None if run.group.rank else _rates_path(run),
+        run=f"{run.job.key} {code_of(cell.attn).hash} {MEASURES['accuracy'].protocol}",
+    )
+    return replace(recipe, lr=trials[0].lr), trials
 
 
 def _keep_weights(run: Run, model: Pyramid) -> dict[str, Any]:

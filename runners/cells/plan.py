@@ -11,6 +11,7 @@ from attention_zoo import LAYOUTS, names, resolve
 from attention_zoo.config import field_names, parse_values
 from attention_zoo.registry import suggest
 from runners.cells.models import Description, describe
+from runners.cells.starting import check_start
 from runners.data.augment import Augmentation
 from runners.data.datasets import check_data, steps_per_epoch
 from runners.data.image_specs import is_image_spec
@@ -19,6 +20,9 @@ from runners.train.recipe import Recipe, check_recipe, make_recipe, read_field
 
 CONDITIONS = ("precision", "threads", "compile", "sdpa", "memory_format", "deterministic", "cudnn_benchmark")
 """Axes that say how numbers are computed, not which; they may differ for every cell."""
+
+TRAINING = ("strict_data", "init_from", "reset_classes", "freeze", "target_acc")
+"""Axes that say how a model is trained, beside data, recipe and batch size."""
 
 RECIPE = "recipe"
 """Owner of the settings that are fields of the recipe of a training."""
@@ -148,12 +152,12 @@ def _expand(axes: Axes, selected: list[str], spell: Spelling) -> Iterable[Cell]:
         for layout in axes.layout
         for resolution in axes.resolution or ((LAYOUTS[layout].resolution_px,) * 2,)
     ]
-    every = itertools.product(*(getattr(axes, name) for name in CONDITIONS))
-    conditions = [dict(zip(CONDITIONS, values, strict=True)) for values in every]
+    conditions = [dict(zip(CONDITIONS, values, strict=True)) for values in _products(axes, CONDITIONS)]
     recipes = list(_recipes(axes, spell))
-    trained = itertools.product(axes.data, recipes, axes.strict_data, axes.target_acc, axes.batch_size)
+    switches = [dict(zip(TRAINING, values, strict=True)) for values in _products(axes, TRAINING)]
+    trained = itertools.product(axes.data, recipes, switches, axes.batch_size)
     for (layout, (height, width)), how, under in itertools.product(hosts, trained, conditions):
-        data, (recipe_name, training, recipe), strict_data, target_acc, batch_size = how
+        data, (recipe_name, training, recipe), trained_so, batch_size = how
         lengths = _steps(axes, data, recipe, batch_size, spell)
         for attn in selected:
             for settings in _settings(axes, attn, spell):
@@ -169,12 +173,16 @@ def _expand(axes: Axes, selected: list[str], spell: Spelling) -> Iterable[Cell]:
                         steps=steps,
                         recipe=recipe_name,
                         training=training,
-                        strict_data=strict_data,
-                        target_acc=target_acc,
+                        tune_lr=axes.tune_lr,
                         batch_size=batch_size,
+                        **trained_so,
                         **under,
                         defaults=_defaults(attn, settings),
                     )
+
+
+def _products(axes: Axes, names: Iterable[str]) -> Iterable[tuple[Any, ...]]:
+    return itertools.product(*(getattr(axes, name) for name in names))
 
 
 def _settings(axes: Axes, attn: str, spell: Spelling) -> Iterable[tuple[tuple[str, Scalar], ...]]:
@@ -229,6 +237,13 @@ def _check(cell: Cell) -> Description:
 def _check_training(cell: Cell) -> None:
     """Refuse images that are not there, and recipes that do not fit them."""
     recipe = make_recipe(cell.recipe, cell.training)
+    if cell.init_from:
+        check_start(cell)
+    for name in ("reset_classes", "freeze"):
+        if getattr(cell, name) and not cell.init_from:
+            raise ValueError(f"{name} needs init_from, weights to start from")
+    if cell.tune_lr and any(name == "lr" for name, _ in cell.training):
+        raise ValueError(f"tune_lr={cell.tune_lr} chooses the rate that recipe.lr gives; give one of them")
     if not is_image_spec(cell.data):
         if changed := [name for name in field_names(Augmentation) if getattr(recipe, name) != AS_DRAWN[name]]:
             listed = ", ".join(f"{name}={as_text(getattr(recipe, name))}" for name in changed)

@@ -87,6 +87,11 @@ class Folders:
         """Names of the classes, in their order."""
         return self.train.classes
 
+    def divided(self, share: float) -> "Folders":
+        """Training images alone: a share of each class is the test."""
+        rest, kept = _divide(self.train.labels[self.train_indices], share)
+        return Folders(self.train, self.train, self.train_indices[rest], self.train_indices[kept])
+
     def fingerprint(self) -> str:
         """Hash of the names and labels of all images, 16 hex digits: other images are other data."""
         digest = hashlib.sha256()

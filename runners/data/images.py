@@ -10,7 +10,7 @@ are counted and named.
 import itertools
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from runners.data.augment import Augmentation, Pixels, eval_transform, make_mixup, train_transform
+from runners.data.datasets import HELD_OUT_SHARE
 from runners.data.decode import decode
 from runners.data.folders import Folders, Listing
 from runners.data.seeding import drawn_from
@@ -198,6 +199,10 @@ class ImageData:
             self._note(broken)
             if len(labels):
                 yield images, labels
+
+    def for_tuning(self) -> "ImageData":
+        """Test on a tenth of the training images of each class, as a test image is read, and train on the others."""
+        return replace(self, folders=self.folders.divided(HELD_OUT_SHARE), broken={})
 
     def _load(self, samples: Any, batches: Any) -> Iterator[tuple[Tensor, Tensor, dict[str, str]]]:
         loader: DataLoader[Any] = DataLoader(

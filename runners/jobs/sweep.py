@@ -17,6 +17,7 @@ from ablations.values import choice, read_values
 from attention_zoo.registry import suggest
 from runners.cells.plan import Spelling, as_keyword, make_plan
 from runners.cells.registered import is_registered_here
+from runners.cells.starting import check_start
 from runners.jobs.executors import PLACEHOLDERS
 from runners.jobs.launch import Order, Outcome, check_plain, launch
 from runners.jobs.local import LocalRun
@@ -92,7 +93,11 @@ class Sweep:
             check_plain(out, PLACEHOLDERS)
         elif options.cluster == "slurm":
             check_plain(out)
-        return open_store(out, create=True)
+        store = open_store(out, create=True)
+        for cell in self.plan.cells:
+            if cell.init_from:  # of another cell, which is in this folder
+                check_start(cell, store)
+        return store
 
     def check(self, options: RunOptions) -> None:
         """Check that these cells can be run so.
