@@ -152,10 +152,12 @@ def _describe(cell: Mapping[str, Any] | None) -> dict[str, Any]:
     row = {**_DEFAULTS, **cell}
     attention, settings, defaults = row.pop("attn"), dict(row.pop("settings")), dict(row.pop("defaults"))
     topk = {**defaults, **settings}.get("topk")
+    for name in ("model", "baseline", "layout"):
+        row[name] = row[name] or None
     return {
         **row,
         **{name: settings[name] for name in _SETTINGS if name in settings},
-        "attention": attention,
+        "attention": attention or None,
         "precision": precision_today(row["precision"]),
         "settings": as_text(settings),
         "topk" if isinstance(topk, int) else "topk_schedule": topk,

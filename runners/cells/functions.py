@@ -6,20 +6,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from ablations.study import Cell
 from attention_zoo.hosts.pyramid import Pyramid
 from runners.cells.job import Run
 from runners.cells.models import (
     build_baseline,
+    build_counted,
     build_model,
     build_packed,
-    counted_cell,
     first_core_macs,
     keys_per_query,
 )
 from runners.cells.registered import is_registered_here, pack
-from runners.cells.source import code_of
+from runners.cells.source import code_of_cell
 from runners.cells.weights import save_checkpoint
 from runners.data.loading import make_data
 from runners.machine.conditions import Conditions
@@ -44,10 +45,11 @@ Found = tuple[dict[str, Any], dict[str, Any]]
 
 def _flops(run: Run) -> Found:
     cell = run.job.cell
-    counted = counted_cell(cell)
-    executed = None if counted == cell else build_model(cell)
-    model = build_model(counted)
+    ran, counted = build_model(cell), build_counted(cell)
+    model, executed = (ran, None) if counted is None else (counted, ran)
     values = complexity.count(model, cell.height_px, cell.width_px, executed=executed)
+    if not isinstance(model, Pyramid):
+        return values, {}
     more = {
         "first_core_gmacs": first_core_macs(model, cell.height_px, cell.width_px) / 1e9,
         "keys_per_query": keys_per_query(model, cell.height_px, cell.width_px),
@@ -75,7 +77,7 @@ def _throughput(run: Run) -> Found:
     return measure_speed(_work(run), budget_s=SPEED_BUDGET_S, patience_s=run.job.patience_s)
 
 
-def _builder(cell: Cell) -> Callable[[], Pyramid]:
+def _builder(cell: Cell) -> Callable[[], nn.Module]:
     """What builds the model in a process that measures, which does not know a mechanism that was registered here."""
     if is_registered_here(cell.attn):
         return functools.partial(build_packed, pack(cell.attn), cell)
@@ -125,18 +127,18 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
             compile_model=cell.compile,
             progress=progress,
             state_path=run.store.state_path(run.job.key, run.place.device_id),
-            code=code_of(cell.attn).hash,
+            code=code_of_cell(cell).hash,
             target_acc=cell.target_acc,
             group=run.group,
         )
     return values | (_keep_weights(run, model) if run.job.save_weights else {}), samples
 
 
-def _keep_weights(run: Run, model: Pyramid) -> dict[str, Any]:
+def _keep_weights(run: Run, model: nn.Module) -> dict[str, Any]:
     """Write the trained weights; that they cannot be written costs them alone, not the accuracy."""
     cell, path = run.job.cell, run.store.weights_path(run.job.key, run.place.device_id)
     try:
-        save_checkpoint(path, model, cell.layout, attn=cell.attn, **dict(cell.settings))
+        save_checkpoint(path, model, cell.model or cell.layout, attn=cell.attn or None, **dict(cell.settings))
     except ValueError as error:
         print(f"warning: {error}; the accuracy is recorded without them", flush=True)
         return {}

@@ -139,8 +139,8 @@ def spell_fits(fits: Sequence[Fit | None]) -> str:
 
 def _draw_guides(sheet: Sheet, ax: Axes, rows: DataFrame, y: float) -> None:
     """Draw the slopes of the rows' closed forms from the lowest point on, dashed, with their powers beside them."""
-    kinds = rows.drop_duplicates(["attention", "configuration"])
-    found = {exponent(name, own) for name, own in zip(kinds["attention"], kinds["settings"], strict=True)}
+    kinds = rows.drop_duplicates(["subject", "configuration"])
+    found = {exponent(name, own) for name, own in zip(kinds["subject"], kinds["settings"], strict=True)}
     x, right, top = float(rows["tokens"].min()), ax.get_xlim()[1], ax.get_ylim()[1]
     for slope in sorted(slope for slope in found if slope):
         # where the line leaves the axes, on the right or on top

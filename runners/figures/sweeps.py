@@ -132,7 +132,7 @@ def select(rows: DataFrame, over: Swept) -> tuple[DataFrame, DataFrame]:
             f"no mechanism has two values of {over.name} under the same conditions: there is no sweep to draw"
         )
     comparable = rows["conditions"].isin(set(rows.loc[in_sweep, "conditions"]))
-    level = comparable & (rows["attention"] == "vanilla") & ~in_sweep
+    level = comparable & (rows["subject"] == "vanilla") & ~in_sweep
     chosen = comparable & line.str.endswith(AUTO)
     # named again, since what tells lines apart may have been left out with the others
     found = rows[in_sweep | level | chosen]

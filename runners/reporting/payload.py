@@ -33,9 +33,9 @@ TELLING = (
     "host",
 )
 
-ORDER = ["attention", "topk", "settings", "layout", "height_px", "width_px", "seed"]
+ORDER = ["attention", "model", "topk", "settings", "layout", "height_px", "width_px", "seed"]
 
-FILTERS = ("study", "attention", "layout", "resolution", "data", "precision", "device_id", "status")
+FILTERS = ("study", "attention", "model", "layout", "resolution", "data", "precision", "device_id", "status")
 _SYMBOLS = {
     **{"o": "circle", "s": "square", "D": "diamond", "P": "cross", "X": "x", "p": "pentagon", "h": "hexagon"},
     **{"*": "star", "^": "triangle-up", "v": "triangle-down", "<": "triangle-left", ">": "triangle-right"},
@@ -67,7 +67,7 @@ def table(rows: pd.DataFrame) -> dict[str, Any]:
         first.append("disturbed")
     identity = [name for name in IDENTITY if name in names]
     first = [*identity, *telling(rows, identity), *(name for name in first if name not in identity)]
-    about = selection.units(names) | {"configuration": ("", "mechanism and its settings")}
+    about = selection.units(names) | {"configuration": ("", "mechanism and its settings, or model")}
     columns = [
         {"name": name, "unit": about[name][0], "about": about[name][1], "main": name in first, **_values(rows[name])}
         for name in [*first, *(name for name in names if name not in first)]
@@ -113,7 +113,7 @@ def points(rows: pd.DataFrame, groups: Sequence[Group]) -> dict[str, Any]:
         groups: what `ranking.groups` makes of it, which knows the ties.
     """
     present = [metric for metric in QUANTITIES if rows[metric.column].notna().any()]
-    mechanisms = looks(rows["attention"].dropna().unique())
+    mechanisms = looks(rows["subject"].dropna().unique())
     configurations = _configurations(rows, list(mechanisms))
     for group in groups:
         for name in group.disturbed:
@@ -139,7 +139,7 @@ def points(rows: pd.DataFrame, groups: Sequence[Group]) -> dict[str, Any]:
 
 def _configurations(rows: pd.DataFrame, mechanisms: Sequence[str]) -> dict[tuple[str, ...], dict[str, Any]]:
     """A point for each (conditions, configuration), without its values."""
-    columns = ["conditions", "configuration", "others", "attention", "resolution", "pixels", "topk", "status"]
+    columns = ["conditions", "configuration", "others", "subject", "resolution", "pixels", "topk", "status"]
     named = rows.assign(
         others=selection.conditions(rows, leave_out=("resolution",)),
         pixels=rows["height_px"] * rows["width_px"],
@@ -148,8 +148,8 @@ def _configurations(rows: pd.DataFrame, mechanisms: Sequence[str]) -> dict[tuple
     for row in named.drop_duplicates(columns[:2]).to_dict("records"):
         configurations[row["conditions"], row["configuration"]] = {
             "name": row["configuration"],
-            "mechanism": None if pd.isna(row["attention"]) else mechanisms.index(row["attention"]),
-            "series": _series(row["attention"], row["settings"]),
+            "mechanism": None if pd.isna(row["subject"]) else mechanisms.index(row["subject"]),
+            "series": _series(row["subject"], row["settings"]),
             **{name: _plain(row[name]) for name in ("conditions", "others", "resolution", "pixels", "topk")},
             **{"status": None, "message": None, "values": {}, "n": 0, "front": [], "leads": False, "disturbed": False},
         }
@@ -160,10 +160,10 @@ def _configurations(rows: pd.DataFrame, mechanisms: Sequence[str]) -> dict[tuple
     return configurations
 
 
-def _series(attention: Any, settings: Mapping[str, str]) -> str:
+def _series(subject: Any, settings: Mapping[str, str]) -> str:
     """Name of the line that joins a configuration over its top-k."""
     others = {name: value for name, value in settings.items() if name != "topk"}
-    return configuration_name("unknown" if pd.isna(attention) else attention, others)
+    return configuration_name("unknown" if pd.isna(subject) else subject, others)
 
 
 def _mark_fronts(points: Sequence[dict[str, Any]]) -> None:
