@@ -49,6 +49,8 @@ def check_model(name: str) -> None:
         near = get_close_matches(architecture, theirs, n=CLOSE, cutoff=0.5)
         hint = f"did you mean {', '.join(TIMM + known for known in near)}?" if near else "timm.list_models() has them"
         raise ValueError(f"unknown model {name!r}; {hint}")
+    if "." not in architecture:
+        return
     try:
         get_pretrained_cfg(architecture, allow_unregistered=False)
     except RuntimeError as error:  # a tag that timm does not have

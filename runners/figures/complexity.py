@@ -30,6 +30,7 @@ from runners.figures.mechanisms import exponent
 from runners.figures.placing import Tag
 from runners.figures.sheet import Sheet, titled
 from runners.measures import FIRST_CORE_MACS, LATENCY, MACS, MEMORY, Quantity
+from runners.rows.selection import models
 from runners.rows.stats import Fit, Interval, fit_exponent, mean_interval
 
 QUANTITIES = (FIRST_CORE_MACS, MACS, LATENCY, MEMORY)
@@ -59,7 +60,7 @@ def draw_complexity(sheet: Sheet, rows: DataFrame) -> None:
     rows = rows[with_curve]
     # named again, since what tells lines apart may have been left out with the others
     rows = rows.assign(line=labels(rows, apart=("resolution",)))
-    styles = looks(rows["line"])
+    styles = looks(rows["line"], models(rows))
     quantities = shown(rows, QUANTITIES)
     for ax, quantity in zip(line_panels(sheet, len(quantities), styles), quantities, strict=True):
         complexity_curve(sheet, ax, rows, quantity, styles)

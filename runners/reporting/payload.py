@@ -2,12 +2,12 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from runners.figures.looks import Look, looks
+from runners.figures.looks import MODEL_MARKERS, Look, looks
 from runners.measures import ACCURACY, COSTS, MEASURES, NOT_FAILED, QUANTITIES
 from runners.rows import selection
 from runners.rows.ranking import Group, mean_intervals
@@ -36,7 +36,8 @@ TELLING = (
 ORDER = ["attention", "model", "topk", "settings", "layout", "height_px", "width_px", "seed"]
 
 FILTERS = ("study", "attention", "model", "layout", "resolution", "data", "precision", "device_id", "status")
-_SYMBOLS = {
+_SYMBOLS: dict[Any, str] = {
+    **dict(zip(MODEL_MARKERS, ("star-diamond", "hexagram", "star-square", "star-triangle-up"), strict=True)),
     **{"o": "circle", "s": "square", "D": "diamond", "P": "cross", "X": "x", "p": "pentagon", "h": "hexagon"},
     **{"*": "star", "^": "triangle-up", "v": "triangle-down", "<": "triangle-left", ">": "triangle-right"},
     "d": "diamond-tall",
@@ -113,7 +114,8 @@ def points(rows: pd.DataFrame, groups: Sequence[Group]) -> dict[str, Any]:
         groups: what `ranking.groups` makes of it, which knows the ties.
     """
     present = [metric for metric in QUANTITIES if rows[metric.column].notna().any()]
-    mechanisms = looks(rows["subject"].dropna().unique())
+    models = selection.models(rows)
+    mechanisms = looks(rows["subject"].dropna().unique(), models)
     configurations = _configurations(rows, list(mechanisms))
     for group in groups:
         for name in group.disturbed:
@@ -132,7 +134,7 @@ def points(rows: pd.DataFrame, groups: Sequence[Group]) -> dict[str, Any]:
             {"column": m.column, "heading": m.heading, "timing": MEASURES[m.measure].is_timing} for m in present
         ],
         "costs": [metric.column for metric in COSTS if metric in present],
-        "mechanisms": [_look(name, look) for name, look in mechanisms.items()],
+        "mechanisms": [_look(name, look, models) for name, look in mechanisms.items()],
         "points": list(configurations.values()),
     }
 
@@ -179,10 +181,11 @@ def _mark_fronts(points: Sequence[dict[str, Any]]) -> None:
                 point["front"] += [cost.column] if is_front else []
 
 
-def _look(name: str, look: Look) -> dict[str, Any]:
+def _look(name: str, look: Look, models: Collection[str]) -> dict[str, Any]:
     from matplotlib.colors import to_hex
 
-    return {"name": name, "colour": to_hex(look.colour), "symbol": _SYMBOLS[look.marker]}
+    kind = ("models" if name in models else "mechanisms") if models else ""
+    return {"name": name, "colour": to_hex(look.colour), "symbol": _SYMBOLS[look.marker], "kind": kind}
 
 
 def _plain(value: Any) -> Any:
