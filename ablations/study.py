@@ -63,6 +63,7 @@ class Cell:
     """One point of a sweep: everything that decides its accuracy and its costs, the device excepted.
 
     A default never changes: `cell_key` leaves defaults out, so a new field finds the old cells again.
+    A cell with a `model` has neither `attn` nor `layout`, both "", nor settings.
     `settings` holds the mechanism's config fields as sorted (name, value) pairs; a value that differs between
     stages is a string with dashes, `"1-4-16-full"`. `training` holds fields of the recipe in the same way. `defaults`
     holds the mechanism's other fields, for readers of the cell; the key leaves them out, as all defaults.
@@ -70,6 +71,8 @@ class Cell:
 
     attn: str = _axis("bra", "attn", str, "A", "mechanisms, 'all', or package.module:Class")
     settings: tuple[tuple[str, Scalar], ...] = ()
+    model: str = _axis("", "model", str, "M", "published models, or timm:NAME; alone unless --attn is given", "none")
+    baseline: str = _axis("", "baseline", str, "M", "model that vs_vanilla compares with", "vanilla in the same host")
     layout: str = _axis("small", "layout", str, "L", "shared host: small, small32, stl")
     height_px: int = _axis(64, "resolution", resolution, "PX|HxW", "input in pixels", "the layout's own")
     width_px: int = 64
@@ -152,12 +155,15 @@ class Axes:
     """A product of values, each axis a tuple; `a + b` is first the cells of one, then those of the other.
 
     `settings` maps a config field to its values as text: `topk` for every mechanism that has it, `swin.window` for
-    one, `recipe.lr` for the recipes. `resolution` holds (height, width) in pixels; None is the layout's own. `epochs`
-    replaces `steps` where given; without both the recipe says how long, or the default.
+    one, `recipe.lr` for the recipes. `resolution` holds (height, width) in pixels; None is the layout's own, and the
+    model's. `epochs` replaces `steps` where given; without both the recipe says how long, or the default. Without
+    `attn` there is that of `Cell`, unless there are models; with both, both are measured.
     """
 
-    attn: tuple[str, ...] = (Cell.attn,)
+    attn: tuple[str, ...] | None = None
     settings: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    model: tuple[str, ...] = ()
+    baseline: tuple[str, ...] = (Cell.baseline,)
     layout: tuple[str, ...] = (Cell.layout,)
     resolution: tuple[tuple[int, int], ...] | None = None
     seeds: tuple[int, ...] = (Cell.seed,)

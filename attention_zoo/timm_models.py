@@ -1,8 +1,8 @@
 """The zoo's models in timm's registry: import this module, then `timm.create_model("zoo_biformer_tiny")`.
 
-`zoo_biformer_*` are the published models, `zoo_stl_<mechanism>` is the shared layout around each mechanism. Fields of
-the mechanism pass through: `timm.create_model("zoo_stl_bra", topk="1-4-16-full")`. We host no weights. Official ones
-are read from a file: `checkpoint=PATH`, or, into another number of classes,
+`zoo_biformer_tiny`, `zoo_swin_tiny` and so on are the published models, `zoo_stl_<mechanism>` is the shared layout
+around each mechanism. Fields of the mechanism pass through: `timm.create_model("zoo_stl_bra", topk="1-4-16-full")`. We
+host no weights. Official ones are read from a file: `checkpoint=PATH`, or, into another number of classes,
 `pretrained=True, pretrained_cfg_overlay={"file": PATH}`; timm's own `checkpoint_path=PATH` reads what was saved here.
 """
 
@@ -30,13 +30,17 @@ _MODELS: dict[str, tuple[str, str | None]] = {
 """Layout or published model, and mechanism, of each name."""
 
 
+FIRST_CONVOLUTIONS = {"models.BiFormer": ".0", "models.CrossFormer": ".scales.0"}
+"""By official class, where the first convolution of a stem lies that has several."""
+
+
 def _cfg(layout: str) -> dict[str, Any]:
-    has_two_convolutions = layout.startswith("biformer") and "stl" not in layout
+    inner = FIRST_CONVOLUTIONS.get(PUBLISHED[layout].official, "") if layout in PUBLISHED else ""
     return {
         "input_size": (3, 224, 224),
         "pool_size": (7, 7),
         "num_classes": 1000,
-        "first_conv": "downsamples.0.reduce.0" if has_two_convolutions else "downsamples.0.reduce",
+        "first_conv": f"downsamples.0.reduce{inner}",
         "classifier": "head",
     }
 

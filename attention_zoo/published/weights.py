@@ -152,8 +152,8 @@ def is_ours(state: Mapping[str, Tensor]) -> bool:
 
 
 def classes_in(state: Mapping[str, Tensor]) -> int:
-    """Number of classes of the classifier in some weights, 0 without one; ours and the official ones name it alike."""
-    head = state.get("head.weight")
+    """Number of classes of the classifier in some weights, 0 without one."""
+    head = state.get("head.weight", state.get("cls_head.weight"))  # DAT's code has the other name
     return len(head) if head is not None and head.dim() == 2 else 0
 
 

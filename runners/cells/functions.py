@@ -3,8 +3,6 @@
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,19 +13,14 @@ from attention_zoo.hosts.pyramid import Pyramid
 from runners.cells.job import Run
 from runners.cells.models import (
     build_baseline,
+    build_counted,
     build_model,
     build_packed,
-    counted_cell,
     first_core_macs,
     keys_per_query,
 )
 from runners.cells.registered import is_registered_here, pack
-from runners.cells.source import code_of
-from runners.cells.starting import Start, find_start, read_start, start_from
-from runners.cells.weights import save_checkpoint
-from runners.data.datasets import Data
-from runners.data.images import ImageData
-from runners.data.loading import make_data
+from runners.cells.training import train
 from runners.machine.conditions import Conditions
 from runners.measure import macs as complexity
 from runners.measure import memory as peak_memory
@@ -37,10 +30,6 @@ from runners.measure.latency import measure_latency
 from runners.measure.launches import count_launches
 from runners.measure.rounds import Work
 from runners.measure.speed import measure_speed
-from runners.measures import MEASURES
-from runners.train import accuracy
-from runners.train.recipe import Recipe, make_recipe
-from runners.train.tuning import SEED, Trial, choose_rate
 
 PROGRESS_S = 0.5
 """Time between two writes of the progress file."""
@@ -53,10 +42,11 @@ Found = tuple[dict[str, Any], dict[str, Any]]
 
 def _flops(run: Run) -> Found:
     cell = run.job.cell
-    counted = counted_cell(cell)
-    executed = None if counted == cell else build_model(cell)
-    model = build_model(counted)
+    ran, counted = build_model(cell), build_counted(cell)
+    model, executed = (ran, None) if counted is None else (counted, ran)
     values = complexity.count(model, cell.height_px, cell.width_px, executed=executed)
+    if not isinstance(model, Pyramid):
+        return values, {}
     more = {
         "first_core_gmacs": first_core_macs(model, cell.height_px, cell.width_px) / 1e9,
         "keys_per_query": keys_per_query(model, cell.height_px, cell.width_px),
@@ -84,7 +74,7 @@ def _throughput(run: Run) -> Found:
     return measure_speed(_work(run), budget_s=SPEED_BUDGET_S, patience_s=run.job.patience_s)
 
 
-def _builder(cell: Cell) -> Callable[[], Pyramid]:
+def _builder(cell: Cell) -> Callable[[], nn.Module]:
     """What builds the model in a process that measures, which does not know a mechanism that was registered here."""
     if is_registered_here(cell.attn):
         return functools.partial(build_packed, pack(cell.attn), cell)
@@ -116,131 +106,6 @@ def _accuracy(run: Run) -> Found:
 
     run.group.lead(run.job.key)
     return train(run, report)
-
-
-def train(run: Run, progress: accuracy.Progress | None) -> Found:
-    """Train and evaluate the model of a cell, together with the other processes of the job."""
-    cell = run.job.cell
-    with run.group.joined(run.device):
-        recipe = make_recipe(cell.recipe, cell.training)
-        data = make_data(
-            cell.data,
-            cell.height_px,
-            cell.width_px,
-            cell.batch_size,
-            recipe,
-            smoothing=recipe.smoothing,
-            strict=cell.strict_data,
-        )
-        start = _start(run)
-        model = _build(cell, data, recipe, start)
-        recipe, tuned = _tuned(run, data, recipe, start)
-        values, samples = accuracy.train_and_evaluate(
-            model,
-            data,
-            steps=cell.steps,
-            seed=cell.seed,
-            device=run.device,
-            conditions=Conditions.of(cell),
-            compile_model=cell.compile,
-            recipe=recipe,
-            progress=progress,
-            state_path=run.store.state_path(run.job.key, run.place.device_id),
-            code=code_of(cell.attn).hash,
-            target_acc=cell.target_acc,
-            frozen=cell.freeze,
-            start=start.sha256 if start else None,
-            group=run.group,
-        )
-        if run.group.rank == 0:
-            _rates_path(run).unlink(missing_ok=True)
-    values |= {"num_classes": data.num_classes, "init_hash": start.sha256 if start else None, **_tell_images(data)}
-    if tuned:
-        values |= {"tuned_lr": tuned[0].lr}
-        samples |= {"tune_lr": [trial.lr for trial in tuned], "tune_acc1": [trial.acc1 for trial in tuned]}
-    return values | (_keep_weights(run, model) if run.job.save_weights else {}), samples
-
-
-def _tell_images(data: Data) -> dict[str, Any]:
-    """Columns of images of files; none for those that are drawn."""
-    if not isinstance(data, ImageData):
-        return {}
-    return {
-        "n_train": len(data.folders.train_indices),
-        "data_hash": data.folders.fingerprint(),
-        "broken_images": len(data.broken),
-    }
-
-
-def _start(run: Run) -> Start | None:
-    """Weights that the training starts from, if it does."""
-    cell = run.job.cell
-    path = find_start(cell.init_from, run.store, run.place.device_id) if cell.init_from else None
-    return read_start(path) if path else None
-
-
-def _build(cell: Cell, data: Data, recipe: Recipe, start: Start | None) -> Pyramid:
-    """Build the model that is trained, from its seed or from earlier weights."""
-    model = build_model(cell, data.num_classes, recipe.drop_path)
-    if start:
-        start_from(model, start, reset_classes=cell.reset_classes)
-    return model
-
-
-def _rates_path(run: Run) -> Path:
-    """Where the short trainings that choose a rate are kept while the cell is not done."""
-    state = run.store.state_path(run.job.key, run.place.device_id)
-    return state.with_name(f"{state.name}.rates")
-
-
-def _tuned(run: Run, data: Data, recipe: Recipe, start: Start | None) -> tuple[Recipe, list[Trial]]:
-    """Choose the learning rate by short trainings, if the cell asks for it."""
-    cell = run.job.cell
-    if not cell.tune_lr:
-        return recipe, []
-    drawn_alike = replace(cell, seed=SEED)
-
-    def short(model: nn.Module, part: Data, tried: Recipe, steps: int, seed: int) -> tuple[float, float] | None:
-        run.say(measure="accuracy", step=0, steps=steps, loss=None, tuning=tried.lr)
-        try:
-            found, _ = accuracy.train_and_evaluate(
-                model,
-                part,
-                steps=steps,
-                seed=seed,
-                device=run.device,
-                conditions=Conditions.of(cell),
-                compile_model=cell.compile,
-                recipe=tried,
-                frozen=cell.freeze,
-                group=run.group,
-            )
-        except accuracy.Diverged:
-            return None
-        return float(found["acc1"] or 0), float(found["val_loss"] or 0)
-
-    trials = choose_rate(
-        [float(rate) for rate in cell.tune_lr.split(",")],
-        data,
-        recipe,
-        cell.steps,
-        build=functools.partial(_build, drawn_alike, data, recipe, start),
-        train=short,
-        kept=None if run.group.rank else _rates_path(run),
-        run=f"{run.job.key} {code_of(cell.attn).hash} {MEASURES['accuracy'].protocol}",
-    )
-    return replace(recipe, lr=trials[0].lr), trials
-
-
-def _keep_weights(run: Run, model: Pyramid) -> dict[str, Any]:
-    """Write the trained weights; that they cannot be written costs them alone, not the accuracy."""
-    cell, path = run.job.cell, run.store.weights_path(run.job.key, run.place.device_id)
-    try:
-        save_checkpoint(path, model, cell.layout, attn=cell.attn, **dict(cell.settings))
-    except ValueError as error:
-        print(f"warning: {error}; the accuracy is recorded without them", flush=True)
-        return {}
-    return {"weights": str(path.relative_to(run.store.out))}
 
 
 def _launches(run: Run) -> Found:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attention_zoo import LAYOUTS, create_model
 from attention_zoo.hosts.pyramid import Pyramid
@@ -23,6 +23,7 @@ from attention_zoo.published.models import PUBLISHED
 from attention_zoo.published.places import Official
 from attention_zoo.published.weights import classes_in, load_weights, read_weights
 from attention_zoo.registry import suggest
+from runners.cells.named import TIMM, is_rival
 from runners.store.files import StoreError, write_whole
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
@@ -58,9 +59,11 @@ class Identity(NamedTuple):
 
 
 def save_checkpoint(
-    path: str | Path, model: Pyramid, arch: str, /, *, attn: str | None = None, **config: int | float | str | bool
+    path: str | Path, model: nn.Module, arch: str, /, *, attn: str | None = None, **config: int | float | str | bool
 ) -> None:
     """Write the weights of a model that `create_model(arch, attn=attn, **config)` made, and those arguments.
+
+    Of one that timm made `arch` is `timm:NAME`; `timm.create_model` reads the weights under `model`.
 
     Raises:
         StoreError: the file cannot be written; one that was there before stays.
@@ -88,7 +91,8 @@ def load_model(
     name, `attn` and `config` choose the mechanism.
 
     Raises:
-        ValueError: an unknown name, values that do not fit, or a file that cannot be read or is another model's.
+        ValueError: an unknown name, values that do not fit, a file that cannot be read or is another model's, or a
+            model of timm, whose attention is not the zoo's.
     """
     if is_file_name(model):
         return _load_file(Path(model), arch, attn, dict(config or {}))
@@ -101,7 +105,17 @@ def load_model(
     return Model(_build(identity).eval(), f"{identity} (random weights)")
 
 
+def _refuse_rival(what: str, name: str) -> None:
+    if is_rival(name):
+        architecture = name.removeprefix(TIMM)
+        raise ValueError(
+            f"{what} is timm's {architecture}, whose attention nothing here can show; timm.create_model builds it, and "
+            "torch.load(FILE, weights_only=True)['model'] has the weights of a sweep"
+        )
+
+
 def _check_arch(what: str, name: str) -> None:
+    _refuse_rival(f"{what} {name}", name)
     if name not in NAMES:
         raise ValueError(suggest(what, name, NAMES) + (", or the path of a checkpoint" if what == "model" else ""))
 
@@ -120,6 +134,7 @@ def _load_file(path: Path, arch: str | None, attn: str | None, config: dict[str,
         _check_arch("arch", arch)
         identity = Identity(arch, attn, config)
     else:
+        _refuse_rival(str(path), written.arch)
         identity = _agreed(path, written, arch, attn, config)
     model = _build(identity, num_classes=classes_in(state))
     published = PUBLISHED.get(identity.arch)

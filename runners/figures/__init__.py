@@ -103,7 +103,7 @@ def draw(
         module: Any = import_module(f"runners.figures.{KINDS[kind].module}")
         chosen = frame if attn is None else of_mechanisms(frame, attn)
         rows = check(chosen, module.COLUMNS, by_device)
-        shown = shown_names(rows["attention"].unique(), names or {})
+        shown = shown_names(rows["subject"].unique(), names or {})
         pending = chosen.loc[chosen["device_id"].isna(), "status"].value_counts()
         return draw_sheets(
             getattr(module, KINDS[kind].function),

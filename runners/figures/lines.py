@@ -3,14 +3,16 @@
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from runners.figures.looks import Look, mechanism, short_names
+from runners.figures.looks import MARKERS, MODEL_MARKERS, Look, mechanism, short_names
 from runners.figures.placing import REACHES_PT, Tag
 from runners.figures.sheet import Sheet
 
+GREY = "#8A8A8A"
 MOST_NAMES = 14
 """Lines that are named one by one."""
 
@@ -104,6 +106,15 @@ def colour_key(sheet: Sheet, styles: Mapping[str, Look]) -> list[Line2D]:
     return [
         Line2D([], [], color=look.ink, marker=look.marker, linestyle="none", mew=0, label=sheet.name(name))
         for name, look in found.items()
+    ]
+
+
+def kind_key() -> list[Line2D]:
+    """Entries of a key that tell models from mechanisms."""
+    kinds: dict[str, Any] = {"mechanisms in a host": MARKERS[0], "models": MODEL_MARKERS[0]}
+    return [
+        Line2D([], [], color=GREY, marker=marker, linestyle="none", mew=0, label=label)
+        for label, marker in kinds.items()
     ]
 
 

@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from pandas import DataFrame
 
 from runners.figures.frames import conditions, disturbed, failures, labels, seeds_of, shown, within
-from runners.figures.lines import CROWD, colour_key, crowd_note, point_names, reach_of
+from runners.figures.lines import CROWD, colour_key, crowd_note, kind_key, point_names, reach_of
 from runners.figures.looks import Look, looks
 from runners.figures.marks import (
     DISTURBED,
@@ -24,6 +24,7 @@ from runners.figures.marks import (
 from runners.figures.placing import Tag
 from runners.figures.sheet import Sheet, titled
 from runners.measures import ACCURACY, LATENCY, MACS, MEMORY, TRAINING_STEP, Quantity
+from runners.rows.selection import models
 from runners.rows.stats import Interval, mean_interval, pareto_standing
 
 COSTS = (MACS, LATENCY, MEMORY, TRAINING_STEP)
@@ -58,13 +59,13 @@ def draw_pareto(sheet: Sheet, rows: DataFrame) -> None:
         raise ValueError("a front needs the accuracy of two mechanisms or settings; measure accuracy of more")
     panels = [(str(under), own, cost) for under, own in rows.groupby("under", sort=False) for cost in shown(own, COSTS)]
     is_crowded = bool(points.max() > CROWD)
-    styles, names = looks(rows["line"]), point_names(sheet, rows["line"], is_crowded)
+    styles, names = looks(rows["line"], models(rows)), point_names(sheet, rows["line"], is_crowded)
     axes = sheet.panels(len(panels), HEIGHT if len(panels) > 1 else HEIGHT_ALONE)
     standings = set[str]()
     for ax, (under, own, cost) in zip(axes, panels, strict=True):
         ax.set_title(titled(under), loc="left")
         standings |= pareto_front_plot(sheet, ax, own, cost, styles, names)
-    _draw_key(sheet, styles if is_crowded else {}, standings)
+    _draw_key(sheet, styles if is_crowded else {}, standings, has_models=bool(models(rows)))
     _write_caption(sheet, rows, standings, is_crowded)
 
 
@@ -148,14 +149,15 @@ def _failed(rows: DataFrame, cost: Quantity) -> list[Failed]:
     return list(found.values())
 
 
-def _draw_key(sheet: Sheet, styles: Mapping[str, Look], standings: set[str]) -> None:
+def _draw_key(sheet: Sheet, styles: Mapping[str, Look], standings: set[str], *, has_models: bool) -> None:
     """Explain the marks, and the colours where points have no room for the names of their mechanisms."""
+    kinds = kind_key() if has_models else []
     marks = [
         Line2D([], [], color="#8A8A8A", marker="o", linestyle="none", label=words, **style)
         for name, (words, style) in STANDINGS.items()
         if name in standings
     ]
-    sheet.key([*colour_key(sheet, styles), *(marks if len(marks) > 1 else [])])
+    sheet.key([*colour_key(sheet, styles), *kinds, *(marks if len(marks) > 1 else [])])
 
 
 def _write_caption(sheet: Sheet, rows: DataFrame, standings: set[str], is_crowded: bool) -> None:

@@ -43,8 +43,8 @@ class Sweep:
     ) -> None:
         """Plan the cells: every combination of `values`, of which a list makes an axis.
 
-        They have the names of the flags: `attn`, `layout`, `resolution`, `seeds`, `data`, `steps`, `epochs`,
-        `target_acc`, `batch_size`, `precision`, `compile`, `sdpa`, `memory_format`, `deterministic`,
+        They have the names of the flags: `attn`, `model`, `baseline`, `layout`, `resolution`, `seeds`, `data`, `steps`,
+        `epochs`, `target_acc`, `batch_size`, `precision`, `compile`, `sdpa`, `memory_format`, `deterministic`,
         `cudnn_benchmark`, `threads`. Any other name is a field of the mechanisms that have it, such as `topk` or
         `window`; `**{"swin.window": [2, 4]}` is one of swin alone. A pair (height, width) is one value, `seeds=3`
         stands for the seeds 0, 1 and 2. A study brings its cells, and the values take the place of its own.
