@@ -3,13 +3,15 @@
 `zoo_biformer_*` are the published models, `zoo_stl_<mechanism>` is the shared layout around each mechanism. Fields of
 the mechanism pass through: `timm.create_model("zoo_stl_bra", topk="1-4-16-full")`. We host no weights. Official ones
 are read from a file: `checkpoint=PATH`, or, into another number of classes,
-`pretrained=True, pretrained_cfg_overlay={"file": PATH}`; timm's own `checkpoint_path=PATH` reads what was saved here.
+`pretrained=True, pretrained_cfg_overlay={"file": PATH}`. The models' `load_state_dict` takes official names too, so
+timm's own `checkpoint_path=PATH` and `load_checkpoint` read official files as well as those that were saved here.
 """
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ from attention_zoo.layouts import STL
 from attention_zoo.models import create_model
 from attention_zoo.published.models import PUBLISHED, create_published
 from attention_zoo.published.places import Official
-from attention_zoo.published.weights import classes_in, is_ours, load_official, read_weights
+from attention_zoo.published.weights import classes_in, is_ours, load_official, read_weights, to_official
 from attention_zoo.registry import names
 
 __all__: list[str] = []
@@ -60,6 +62,8 @@ def _pyramid(
     model = create_model(layout, attn=attn, **settings)
     model.drop_rate = drop_rate
     model.set_global_pool(global_pool)
+    if layout in PUBLISHED:
+        model.register_load_state_dict_pre_hook(partial(_rename_official, layout))  # type: ignore[no-untyped-call]
     return model
 
 
@@ -71,6 +75,29 @@ def _ours(published: str, state: dict[str, Tensor], model: nn.Module) -> dict[st
     whole = create_published(published, num_classes=classes_in(state))
     load_official(whole, Official(PUBLISHED[published].official), state)
     return whole.state_dict()
+
+
+def _rename_official(
+    published: str, module: nn.Module, state_dict: dict[str, Tensor], prefix: str, /, *_about_loading: Any
+) -> None:
+    """Before `load_state_dict` of a published model: put official weights under our names, in place.
+
+    Weights with none of the official names are left to torch, which says what is missing and what is unknown.
+
+    Raises:
+        ValueError: official names, but not those of this model.
+    """
+    state = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+    foreign = state.keys() - module.state_dict().keys()
+    if not foreign:
+        return
+    with torch.device("meta"):
+        official = to_official(create_published(published), Official(PUBLISHED[published].official))
+    if foreign & official.keys():
+        ours = _ours(published, state, module)
+        for name in state:
+            del state_dict[prefix + name]
+        state_dict.update({prefix + name: tensor for name, tensor in ours.items()})
 
 
 def _create(variant: str, pretrained: bool = False, **settings: Any) -> nn.Module:

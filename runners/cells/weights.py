@@ -91,14 +91,28 @@ def load_model(
         ValueError: an unknown name, values that do not fit, or a file that cannot be read or is another model's.
     """
     if is_file_name(model):
-        return _load_file(Path(model), arch, attn, dict(config or {}))
+        path = Path(model)
+        loaded, identity = load_file(path, arch=arch, attn=attn, config=config)
+        return Model(loaded, f"{identity} (weights of {path.name})")
     if arch is not None:
         raise ValueError(
             f"arch={arch} says what a checkpoint file holds, and model={model} is no file; give the name alone"
         )
-    _check_arch("model", model)
-    identity = Identity(model, attn, dict(config or {}))
-    return Model(_build(identity).eval(), f"{identity} (random weights)")
+    loaded, identity = random_model(model, attn=attn, config=config)
+    return Model(loaded, f"{identity} (random weights)")
+
+
+def random_model(
+    name: str, *, attn: str | None = None, config: Mapping[str, Any] | None = None, num_classes: int = 1000
+) -> tuple[Pyramid, Identity]:
+    """Build a model by its name in evaluation mode, its weights drawn from `SEED`, and say what it is.
+
+    Raises:
+        ValueError: an unknown name, or values that do not fit.
+    """
+    _check_arch("model", name)
+    identity = Identity(name, attn, dict(config or {}))
+    return _build(identity, num_classes).eval(), identity
 
 
 def _check_arch(what: str, name: str) -> None:
@@ -112,8 +126,21 @@ def _build(identity: Identity, num_classes: int = 1000) -> Pyramid:
         return create_model(identity.arch, attn=identity.attn, num_classes=num_classes, **identity.config)
 
 
-def _load_file(path: Path, arch: str | None, attn: str | None, config: dict[str, Any]) -> Model:
-    state, written = read_checkpoint(path)
+def load_file(
+    path: Path,
+    *,
+    arch: str | None = None,
+    attn: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    ema: bool = False,
+) -> tuple[Pyramid, Identity]:
+    """Load a checkpoint in evaluation mode, and say what it is of; `ema` takes the moving average of its weights.
+
+    Raises:
+        ValueError: what `load_model` raises for a file.
+    """
+    state, written = read_checkpoint(path, ema=ema)
+    config = dict(config or {})
     if written is None:
         if arch is None:
             raise ValueError(f"{path} does not say what model it holds; name it by arch: {', '.join(NAMES)}")
@@ -127,7 +154,7 @@ def _load_file(path: Path, arch: str | None, attn: str | None, config: dict[str,
         load_weights(model, state, Official(published.official) if published else None)
     except ValueError as error:
         raise ValueError(f"{path} is no checkpoint of {identity}: {error}") from error
-    return Model(model.eval(), f"{identity} (weights of {path.name})")
+    return model.eval(), identity
 
 
 def _agreed(path: Path, written: Identity, arch: str | None, attn: str | None, config: dict[str, Any]) -> Identity:
@@ -144,8 +171,8 @@ def _agreed(path: Path, written: Identity, arch: str | None, attn: str | None, c
     return written
 
 
-def read_checkpoint(path: Path) -> tuple[State, Identity | None]:
-    """Read the weights in a file, and what they are of if it says so; runs no code of the file.
+def read_checkpoint(path: Path, *, ema: bool = False) -> tuple[State, Identity | None]:
+    """Read the weights in a file, or their moving average, and what they are of if it says so; runs no code of it.
 
     `attention_zoo.published.weights.read_weights` says where the weights may lie.
 
@@ -153,7 +180,7 @@ def read_checkpoint(path: Path) -> tuple[State, Identity | None]:
         ValueError: it cannot be read, or holds no weights.
     """
     try:
-        state, rest = read_weights(path)
+        state, rest, _ = read_weights(path, ema=ema)
     except ValueError as error:
         raise ValueError(f"checkpoint {error}") from error
     return state, _identity(path, rest.get(FORMAT))
