@@ -142,15 +142,22 @@ def main(argv: Sequence[str]) -> int:
             open_store(request.out, create=True)
             check_evaluations(request.out)
         prepared = prepare(request, place)
-        rows, unread = [], []
+        rows: list[dict[str, Any]] = []
+        unread: list[str] = []
         share = len(range(place.rank, len(prepared.images), place.world_size))
         with _bar(share * len(prepared.resolutions), is_first) as bar:
-            for row, names in evaluate(request, prepared, place, lambda count: bar.advance(bar.task_ids[0], count)):
-                append_evaluations(request.out, [row])
-                rows.append(row)
-                unread = names
+            results = evaluate(request, prepared, place, lambda count: bar.advance(bar.task_ids[0], count))
+            try:
+                for row, names in results:
+                    rows.append(row)
+                    unread = names
+                    append_evaluations(request.out, [row])
+            finally:
+                # also if the disk is full, or somebody ends it
+                if rows:
+                    bar.stop()
+                    _print(rows, unread)
     if is_first:
-        _print(rows, unread)
         print(f"table: {request.out / NAME}")
     return 0
 

@@ -28,6 +28,7 @@ from runners.evaluation.labels import class_indices, read_real_labels
 from runners.evaluation.models import Asked, open_model
 from runners.evaluation.scoring import Answers, Way, answer, merge, score
 from runners.machine.conditions import Conditions
+from runners.store import evaluations
 from runners.store.csv import read_csv
 from runners.store.evaluations import EVALUATION_COLUMNS, append_evaluations, check_evaluations
 from runners.store.files import StoreError
@@ -324,11 +325,16 @@ def test_without_a_checkpoint_weights_are_random_and_it_is_said(run):
         (["--checkpoint", "{tmp}/nowhere.pth"], "--checkpoint {tmp}/nowhere.pth: no such file"),
         (["--checkpoint", "{tmp}/cut.pth"], "cut.pth cannot be read: "),
         (["--checkpoint", "{tmp}/headless.pth"], "has no classifier"),
-        (["--model", "biformer_tiny", "--checkpoint", "{tmp}/own.pth"], "holds small, vanilla, not arch=biformer_tiny"),
+        (
+            ["--model", "biformer_tiny", "--checkpoint", "{tmp}/own.pth"],
+            "holds small, vanilla, not --model=biformer_tiny; leave --model out",
+        ),
         (["--model", "biformer_tiny", "--checkpoint", "{tmp}/vit.pth"], "is no checkpoint of biformer_tiny: "),
         (["--model", "timm:test_resnet", "--checkpoint", "{tmp}/own.pth"], "has no classifier"),
         (["--model", "timm:test_vit", "--checkpoint", "{tmp}/own.pth"], "is no checkpoint of timm:test_vit: unknown: "),
-        (["--checkpoint", "{tmp}/vit.pth"], "does not say what model it holds"),
+        (["--checkpoint", "{tmp}/vit.pth"], "does not say what model it holds; name it by --model: "),
+        (["--model", "stll", "--checkpoint", "{tmp}/vit.pth"], "unknown --model 'stll'; did you mean 'stl'"),
+        (["--data", "imagefolder:{tmp}/broken"], "none of the 8 images can be read"),
         (["--model", "biformer_tny"], "unknown model 'biformer_tny'; did you mean 'biformer_tiny'"),
         (["--model", "timm:tst_vit"], "timm has no model 'tst_vit'; near: test_vit"),
         (["--model", "timm:test_vit.nowhere"], "Invalid pretrained tag (nowhere) for test_vit"),
@@ -351,6 +357,9 @@ def test_bad_input_is_one_line(run, crafted, tmp_path, flags, message):
         (tmp_path / folder).mkdir(parents=True)
     for place in ("flat/one.png", "two/a/one.png", "two/b/one.png"):
         Image.new("RGB", (32, 32)).save(tmp_path / place)
+    for name in CLASSES:
+        (tmp_path / "broken" / name).mkdir(parents=True)
+        (tmp_path / "broken" / name / "empty.jpg").touch()
     with tarfile.open(tmp_path / "empty.tar", "w"):
         pass
     with tarfile.open(tmp_path / "whole.tar", "w") as tar:
@@ -385,6 +394,17 @@ def test_rows_are_added_and_what_was_there_stays(tmp_path):
     assert lines[1].startswith("other,81.30000000000001,'=1+1,")
     assert lines[2].startswith("'=cmd(),50.0,,") and lines[3].startswith("third,,,")
     assert [path.name for path in tmp_path.iterdir()] == ["evaluations.csv"]
+
+
+def test_a_row_that_cannot_be_written_is_shown(crafted, tmp_path, monkeypatch, capsys):
+    def full(folder, rows):
+        raise StoreError("no space left")
+
+    monkeypatch.setattr(evaluations, "append_evaluations", full)
+    flags = ["--checkpoint", str(crafted / "own.pth"), "--data", f"imagefolder:{crafted}", "--workers", "0"]
+    assert main([*flags, "--results", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr()
+    assert f"{ACC1:.4f} {ACC5:.4f}" in said.out and said.err == "evaluate.py: error: no space left\n"
 
 
 def test_a_file_that_is_no_table_is_left_alone(tmp_path):

@@ -133,8 +133,11 @@ def load_file(
     attn: str | None = None,
     config: Mapping[str, Any] | None = None,
     ema: bool = False,
+    named_by: str = "arch",
 ) -> tuple[Pyramid, Identity]:
     """Load a checkpoint in evaluation mode, and say what it is of; `ema` takes the moving average of its weights.
+
+    `named_by` is what messages call `arch`.
 
     Raises:
         ValueError: what `load_model` raises for a file.
@@ -143,11 +146,11 @@ def load_file(
     config = dict(config or {})
     if written is None:
         if arch is None:
-            raise ValueError(f"{path} does not say what model it holds; name it by arch: {', '.join(NAMES)}")
-        _check_arch("arch", arch)
+            raise ValueError(f"{path} does not say what model it holds; name it by {named_by}: {', '.join(NAMES)}")
+        _check_arch(named_by, arch)
         identity = Identity(arch, attn, config)
     else:
-        identity = _agreed(path, written, arch, attn, config)
+        identity = _agreed(path, written, {named_by: arch, "attn": attn}, config)
     model = _build(identity, num_classes=classes_in(state))
     published = PUBLISHED.get(identity.arch)
     try:
@@ -157,13 +160,13 @@ def load_file(
     return model.eval(), identity
 
 
-def _agreed(path: Path, written: Identity, arch: str | None, attn: str | None, config: dict[str, Any]) -> Identity:
-    """Refuse what contradicts the file."""
+def _agreed(path: Path, written: Identity, named: dict[str, str | None], config: dict[str, Any]) -> Identity:
+    """Refuse what contradicts the file; `named` are layout or model and mechanism, by what messages call them."""
     own_attn = written.attn or "bra"
-    for name, wanted, own in (("arch", arch, written.arch), ("attn", attn, own_attn)):
+    for (name, wanted), own in zip(named.items(), (written.arch, own_attn), strict=True):
         if wanted not in (None, own):
             raise ValueError(f"{path} holds {written}, not {name}={wanted}; leave {name} out, the file says what it is")
-    if ":" in own_attn and attn is None:
+    if ":" in own_attn and named["attn"] is None:
         raise ValueError(f"{path} holds {written}: to import that module, which can run any code, give attn={own_attn}")
     if config:
         listed = ", ".join(f"{key}={value}" for key, value in config.items())

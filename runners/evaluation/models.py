@@ -68,7 +68,12 @@ def open_model(asked: Asked) -> Opened:
 def _of_the_zoo(asked: Asked) -> Opened:
     if asked.checkpoint is not None:
         model, identity = load_file(
-            asked.checkpoint, arch=asked.name, attn=asked.attn, config=asked.config, ema=asked.ema
+            asked.checkpoint,
+            arch=asked.name,
+            attn=asked.attn,
+            config=asked.config,
+            ema=asked.ema,
+            named_by="--model",
         )
     else:
         assert asked.name is not None

@@ -25,9 +25,13 @@ from runners.store.names import as_text
 
 
 class Prepared(NamedTuple):
-    """A model, images, the model's class of each, their other labels, how to compute, and at which sizes (H, W)."""
+    """A model, images, the model's class of each, their other labels, how to compute, and at which sizes (H, W).
+
+    `sha256` is that of the checkpoint when it was read.
+    """
 
     opened: Opened
+    sha256: str | None
     images: EvalSet
     labels: list[int]
     real_labels: RealLabels | None
@@ -46,6 +50,7 @@ def prepare(request: EvaluationRequest, place: Place) -> Prepared:
     device = place.device(pick_device(request.device))
     way = Way(request.batch_size, request.workers, device, Conditions(precision=request.precision))
     images = eval_set(request.data)
+    sha256 = _sha256(request.checkpoint) if request.checkpoint else None
     opened = open_model(
         Asked(
             request.model,
@@ -63,13 +68,17 @@ def prepare(request: EvaluationRequest, place: Place) -> Prepared:
     resolutions = request.resolution or (opened.resolution_px,)
     for size in resolutions:
         _try(opened, size, way)
-    return Prepared(opened, images, [indices[label] for label in images.labels], real, way, resolutions)
+    return Prepared(opened, sha256, images, [indices[label] for label in images.labels], real, way, resolutions)
 
 
 def evaluate(
     request: EvaluationRequest, prepared: Prepared, place: Place, done: Callable[[int], None]
 ) -> Iterator[tuple[dict[str, Any], list[str]]]:
-    """Evaluate at each resolution: on the first process the row, and the names of the images that cannot be read."""
+    """Evaluate at each resolution: on the first process the row, and the names of the images that cannot be read.
+
+    Raises:
+        ValueError: none of the images can be read.
+    """
     opened, images = prepared.opened, prepared.images
     with contextlib.closing(images):
         for size in prepared.resolutions:
@@ -81,6 +90,8 @@ def evaluate(
             parts = place.gather(answer(model, images, prepared.labels, prepared.way, share=share, done=done))
             if parts is not None:
                 answers = merge(parts, len(images))
+                if not len(answers.indices):
+                    raise ValueError(f"--data {request.data}: none of the {len(images)} images can be read")
                 row = _describe(request, prepared, config) | score(answers, prepared.labels, prepared.real_labels)
                 names = [images.names[index] for index in answers.unread]
                 yield row | {"processes": place.world_size, "started_at": started}, names
@@ -125,7 +136,7 @@ def _describe(request: EvaluationRequest, prepared: Prepared, config: dict[str, 
         "attention": opened.identity.attn,
         "settings": as_text(opened.identity.config) or None,
         "checkpoint": str(request.checkpoint) if request.checkpoint else None,
-        "checkpoint_sha256": _sha256(request.checkpoint) if request.checkpoint else None,
+        "checkpoint_sha256": prepared.sha256,
         "ema": request.ema,
         "params_m": sum(parameter.numel() for parameter in opened.model.parameters()) / 1e6,
         "num_classes": opened.num_classes,
@@ -142,5 +153,8 @@ def _describe(request: EvaluationRequest, prepared: Prepared, config: dict[str, 
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"--checkpoint {path} cannot be read: {error.strerror or error}") from error

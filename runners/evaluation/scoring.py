@@ -101,7 +101,7 @@ def answer(
                 with way.conditions.autocast(way.device):
                     logits = model(way.conditions.place_images(batch.images, way.device))
                 target = torch.tensor([labels[index] for index in batch.indices])
-                best, loss = _judge(logits.double().cpu(), target)
+                best, loss = _judge(logits.cpu().double(), target)
                 classes.append(best)
                 losses.append(loss)
             done(len(batch.indices) + len(batch.unread))
