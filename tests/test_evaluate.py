@@ -311,6 +311,33 @@ def test_without_a_checkpoint_weights_are_random_and_it_is_said(run):
     assert pd.isna(row["checkpoint"]) and "random weights" in run.said.out
 
 
+@pytest.fixture(scope="module")
+def spoilt(crafted, tmp_path_factory):
+    """A folder with images and checkpoints that cannot be evaluated, or not with the others."""
+    tmp = tmp_path_factory.mktemp("spoilt")
+    for part in ("empty", "flat", "two/a", "two/b"):
+        (tmp / part).mkdir(parents=True)
+    for place in ("flat/one.png", "two/a/one.png", "two/b/one.png"):
+        Image.new("RGB", (32, 32)).save(tmp / place)
+    for name in CLASSES:
+        (tmp / "broken" / name).mkdir(parents=True)
+        (tmp / "broken" / name / "empty.jpg").touch()
+    with tarfile.open(tmp / "empty.tar", "w"):
+        pass
+    with tarfile.open(tmp / "whole.tar", "w") as tar:
+        tar.add(crafted / "val", "val")
+    whole = (tmp / "whole.tar").read_bytes()
+    (tmp / "cut.tar").write_bytes(whole[: len(whole) // 2 + 100])
+    own = (crafted / "own.pth").read_bytes()
+    (tmp / "own.pth").write_bytes(own)
+    (tmp / "cut.pth").write_bytes(own[: len(own) // 2])
+    headless = create_model("small", attn="vanilla", num_classes=0)
+    save_checkpoint(tmp / "headless.pth", headless, "small", attn="vanilla")
+    torch.save(timm.create_model("test_vit", num_classes=8).state_dict(), tmp / "vit.pth")
+    (tmp / "three.json").write_text("[[1], [2], []]")
+    return tmp
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -352,29 +379,9 @@ def test_without_a_checkpoint_weights_are_random_and_it_is_said(run):
     ],
     ids=lambda value: " ".join(value).replace("{tmp}/", "") if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line(run, crafted, tmp_path, flags, message):
-    for folder in ("empty", "flat", "two/a", "two/b"):
-        (tmp_path / folder).mkdir(parents=True)
-    for place in ("flat/one.png", "two/a/one.png", "two/b/one.png"):
-        Image.new("RGB", (32, 32)).save(tmp_path / place)
-    for name in CLASSES:
-        (tmp_path / "broken" / name).mkdir(parents=True)
-        (tmp_path / "broken" / name / "empty.jpg").touch()
-    with tarfile.open(tmp_path / "empty.tar", "w"):
-        pass
-    with tarfile.open(tmp_path / "whole.tar", "w") as tar:
-        tar.add(crafted / "val", "val")
-    whole = (tmp_path / "whole.tar").read_bytes()
-    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2 + 100])
-    own = (crafted / "own.pth").read_bytes()
-    (tmp_path / "own.pth").write_bytes(own)
-    (tmp_path / "cut.pth").write_bytes(own[: len(own) // 2])
-    headless = create_model("small", attn="vanilla", num_classes=0)
-    save_checkpoint(tmp_path / "headless.pth", headless, "small", attn="vanilla")
-    torch.save(timm.create_model("test_vit", num_classes=8).state_dict(), tmp_path / "vit.pth")
-    (tmp_path / "three.json").write_text("[[1], [2], []]")
-    said = run(*(flag.format(tmp=tmp_path) for flag in flags), code=2)
-    assert message.format(tmp=tmp_path) in said
+def test_bad_input_is_one_line(run, spoilt, tmp_path, flags, message):
+    said = run(*(flag.format(tmp=spoilt) for flag in flags), code=2)
+    assert message.format(tmp=spoilt) in said
     assert not (tmp_path / "runs" / "evaluations.csv").exists()
 
 
