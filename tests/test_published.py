@@ -22,7 +22,7 @@ from attention_zoo import create, create_model
 from attention_zoo.published.classes import counterpart, counterpart_model
 from attention_zoo.published.models import PUBLISHED
 from attention_zoo.published.places import Official
-from attention_zoo.published.weights import load_official, to_official
+from attention_zoo.published.weights import load_official, read_weights, to_official
 from runners.cells.weights import load_model
 
 OTHER_NAMES = {"cswin_tiny_224": "cswin_tiny"}
@@ -147,6 +147,20 @@ def test_all_readers_read_the_same_files(tiny, tmp_path, layout):
     for found in read_by_all(path, classes=10):
         assert found.keys() == ours.keys()
         assert all(torch.equal(tensor, ours[name]) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize("key", ["model_ema", "state_dict_ema"])
+def test_the_moving_average_is_read_where_it_is_asked_for(tmp_path, key):
+    path = tmp_path / "model.pth"
+    args = argparse.Namespace(lr=1e-3)
+    torch.save({"state_dict": {"head.bias": torch.zeros(2)}, key: {"head.bias": torch.ones(2)}, "args": args}, path)
+    plain, average = read_weights(path), read_weights(path, ema=True)
+    assert (plain.place, plain.state["head.bias"].tolist()) == ("state_dict", [0, 0])
+    assert (average.place, average.state["head.bias"].tolist()) == (key, [1, 1])
+    assert average.rest.keys() == {"state_dict", "args"} and average.rest["args"] == args
+    torch.save({"model": {"head.bias": torch.zeros(2)}}, path)
+    with pytest.raises(ValueError, match="under model_ema or state_dict_ema"):
+        read_weights(path, ema=True)
 
 
 class Malicious:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from attention_zoo.hosts.pyramid import Mixer, Pyramid
 from attention_zoo.mechanisms.bra import BRAConfig
 from attention_zoo.mechanisms.cswin import CSWinConfig
@@ -20,7 +22,7 @@ from attention_zoo.padding import PartitionConfig
 from attention_zoo.published.classes import MODELS
 from attention_zoo.published.places import Official
 from attention_zoo.published.reader import MODEL_MOOT, Reader
-from attention_zoo.published.weights import load_checkpoint
+from attention_zoo.published.weights import classes_in, is_ours, load_checkpoint, load_official
 
 RESOLUTION_PX = 224
 """Side of the images that all of them were published for."""
@@ -150,3 +152,17 @@ def _on_any_map(mixer: Mixer, block: int, is_last: bool, padding: str) -> Mixer:
     if isinstance(config, CSWinConfig):
         config = config.replace(stripe=WHOLE_MAP if is_last else config.stripe, clip_stripe=True)
     return mixer._replace(config=config)
+
+
+def in_our_names(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put the official weights of a published model under our names; what was saved here stays as it is.
+
+    Raises:
+        ValueError: they are another model's.
+    """
+    if is_ours(state):
+        return state
+    # with its own classes, whatever those of the model at hand
+    whole = create_published(name, num_classes=classes_in(state))
+    load_official(whole, Official(PUBLISHED[name].official), state)
+    return whole.state_dict()

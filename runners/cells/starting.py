@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ablations.study import Cell
+from attention_zoo.published.models import PUBLISHED, in_our_names
 from attention_zoo.published.weights import load_weights
 from runners.cells.models import build_model
 from runners.cells.weights import State, read_checkpoint
@@ -80,18 +81,19 @@ def check_start(cell: Cell, store: Store | None = None) -> None:
         return
     with torch.device("meta"):
         model = build_model(cell, count_classes(cell.data))
-    start_from(model, read_start(path), reset_classes=cell.reset_classes)
+    start_from(model, read_start(path), reset_classes=cell.reset_classes, published=cell.model)
 
 
-def start_from(model: nn.Module, start: Start, *, reset_classes: bool = False) -> None:
-    """Load the weights of a start into a model.
+def start_from(model: nn.Module, start: Start, *, reset_classes: bool = False, published: str = "") -> None:
+    """Load the weights of a start into a model; `published` is its name, whose official weights are known.
 
     Raises:
         ValueError: they are another model's, or of another number of classes.
     """
     own = model.state_dict()
     head = classifier_names(model)
-    state = {name: _resampled(name, tensor, own.get(name)) for name, tensor in start.state.items()}
+    given = _in_our_names(published, start)
+    state = {name: _resampled(name, tensor, own.get(name)) for name, tensor in given.items()}
     if reset_classes:
         state = {name: tensor for name, tensor in state.items() if name not in head} | {
             name: own[name] for name in head
@@ -108,6 +110,15 @@ def start_from(model: nn.Module, start: Start, *, reset_classes: bool = False) -
             # planning checks the names and shapes on a model without memory
             warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
             load_weights(model, state)
+    except ValueError as error:
+        raise ValueError(f"{start.path} holds weights of another model: {error}") from error
+
+
+def _in_our_names(published: str, start: Start) -> State:
+    if published not in PUBLISHED:
+        return start.state
+    try:
+        return in_our_names(published, start.state)
     except ValueError as error:
         raise ValueError(f"{start.path} holds weights of another model: {error}") from error
 

@@ -91,7 +91,7 @@ def _build(cell: Cell, data: Data, recipe: Recipe, start: Start | None) -> nn.Mo
     """Build the model that is trained, from its seed or from earlier weights."""
     model = build_model(cell, data.num_classes, recipe.drop_path)
     if start:
-        start_from(model, start, reset_classes=cell.reset_classes)
+        start_from(model, start, reset_classes=cell.reset_classes, published=cell.model)
     return model
 
 
