@@ -119,7 +119,9 @@ def kind_key() -> list[Line2D]:
 
 
 def crowd_note(sheet: Sheet, lines: Iterable[str]) -> str:
-    """Sentences for the caption that explain names of settings alone."""
+    """Sentence for the caption that explains the names of points in a crowd."""
     fields = short_names([*lines])[1]
+    if not fields:
+        return "Points are named where there is room."
     listed = "; ".join(f"{sheet.name(name)}: {', '.join(own)}" for name, own in fields.items())
     return f"Points are labelled by their settings ({listed}), whose order the shades follow, where there is room."

@@ -19,7 +19,10 @@ from runners.table import load
 
 REQUIRED = ("cell_key", "attention", "resolution", "seed", "device_id", "status")
 
-CONDITIONS = ("layout", "baseline", "resolution", "data", "steps", "target_acc", "batch_size", *COMPUTED)
+TRAINED = ("data", "recipe", "training", "steps", "init_from", "reset_classes", "freeze", "tune_lr", "target_acc")
+"""How a model was trained."""
+
+CONDITIONS = ("layout", "baseline", "resolution", *TRAINED, "batch_size", *COMPUTED)
 
 MODELS_HOST = "stl"
 """Layout in which vanilla is what models are compared with."""
