@@ -4,6 +4,7 @@ Every random draw of these transforms comes from Python's, NumPy's or torch's gl
 `runners.data.seeding` sets for each image.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -130,11 +131,12 @@ def make_mixup(augmentation: Augmentation, num_classes: int, smoothing: float) -
 
 
 def _allow_zero_bits(steps: Sequence[Any]) -> None:
-    """Let RandAugment's posterize keep 0 bits, a black image, which Pillow refuses from version 13 on."""
+    """Let posterize keep 0 bits, a black image, which Pillow refuses from version 13 on."""
     from timm.data import auto_augment
 
     for step in steps:
-        for operation in getattr(step, "ops", ()):
+        # of RandAugment and AugMix, and of AutoAugment
+        for operation in (*getattr(step, "ops", ()), *itertools.chain(*getattr(step, "policy", ()))):
             if getattr(operation, "aug_fn", None) is auto_augment.posterize:
                 operation.aug_fn = _posterize
 
