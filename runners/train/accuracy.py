@@ -128,7 +128,7 @@ def train(
                     checkpoint.remove()  # from there it would diverge again
                 raise Diverged(f"training loss is {loss} at step {training.step + 1} of {steps}, lr {rate:.2g}")
             if training.average is not None:
-                training.average.update(training.model, training.step)
+                training.average.update(training.model)
             training.step += 1
             training.losses.append(loss)
             training.seconds += time.perf_counter() - started
