@@ -1,6 +1,7 @@
 """What each measure does with a cell: the functions that a job runs."""
 
 import functools
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +20,10 @@ from runners.cells.models import (
     keys_per_query,
 )
 from runners.cells.registered import is_registered_here, pack
-from runners.cells.source import code_of
+from runners.cells.source import code_of, code_of_module
 from runners.cells.weights import save_checkpoint
 from runners.data.datasets import Data
+from runners.data.image_specs import own_class
 from runners.data.images import ImageData
 from runners.data.loading import make_data
 from runners.machine.conditions import Conditions
@@ -40,6 +42,9 @@ PROGRESS_S = 0.5
 """Time between two writes of the progress file."""
 SPEED_BUDGET_S = 12.0
 """Time for warm-up and rounds of the throughput measure; three rounds a process are taken even if it is short."""
+
+NAMED = 100
+"""Broken images that a record names."""
 
 Found = tuple[dict[str, Any], dict[str, Any]]
 """Columns of a measure, and the raw samples behind them."""
@@ -124,10 +129,12 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
             cell.batch_size,
             recipe,
             smoothing=recipe.smoothing,
+            workers=run.job.workers,
             strict=cell.strict_data,
         )
+        told = _tell_images(cell, data)
         model = build_model(cell, data.num_classes, recipe.drop_path)
-        values, samples = accuracy.train_and_evaluate(
+        values, curves = accuracy.train_and_evaluate(
             model,
             data,
             steps=cell.steps,
@@ -138,22 +145,30 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
             recipe=recipe,
             progress=progress,
             state_path=run.store.state_path(run.job.key, run.place.device_id),
-            code=code_of(cell.attn).hash,
+            # of other images a state would go on in another order
+            code=" ".join([code_of(cell.attn).hash, *filter(None, [told.get("data_hash")])]),
             target_acc=cell.target_acc,
             group=run.group,
         )
-    values |= {"num_classes": data.num_classes, **_tell_images(data)}
+    values |= {"num_classes": data.num_classes, **told}
+    samples: dict[str, Any] = dict(curves)
+    if isinstance(data, ImageData):
+        values["broken_images"] = len(data.broken)
+        samples["broken_images"] = [f"{name}: {why}" for name, why in itertools.islice(data.broken.items(), NAMED)]
     return values | (_keep_weights(run, model) if run.job.save_weights else {}), samples
 
 
-def _tell_images(data: Data) -> dict[str, Any]:
+def _tell_images(cell: Cell, data: Data) -> dict[str, Any]:
     """Columns of images of files; none for those that are drawn."""
     if not isinstance(data, ImageData):
         return {}
+    own = own_class(cell.data)
+    code = code_of_module(own.partition(":")[0]) if own else ""
     return {
         "n_train": len(data.folders.train_indices),
-        "data_hash": data.folders.fingerprint(),
-        "broken_images": len(data.broken),
+        "data_hash": data.folders.fingerprint(code),
+        "norm_mean": "/".join(f"{value:g}" for value in data.pixels.mean),
+        "norm_std": "/".join(f"{value:g}" for value in data.pixels.std),
     }
 
 

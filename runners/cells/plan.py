@@ -1,6 +1,7 @@
 """From axes to cells: which axis multiplies which mechanism, and every error before any work starts."""
 
 import itertools
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -261,5 +262,6 @@ def command_for(cell: Cell, measures: Iterable[str]) -> str:
     for field in fields(Cell):
         value, argument = getattr(cell, field.name), field.metadata.get("argument")
         if value != field.default and argument and argument.name not in ("attn", "resolution"):
-            parts.append(as_flag(argument.name, [as_text(value)]))
+            # a path may have spaces
+            parts.append(as_flag(argument.name, [shlex.quote(as_text(value))]))
     return f"python runners/sweep.py {' '.join(parts)} --measure {','.join(measures)}"

@@ -76,12 +76,13 @@ def train_transform(augmentation: Augmentation, pixels: Pixels) -> "Callable[[Im
     from torchvision import transforms
 
     height, width = pixels.height_px, pixels.width_px
+    jitter: Any = augmentation.color_jitter or None
     composed: Any = create_transform(
         pixels.size,
         is_training=True,
         scale=(augmentation.scale_min, 1.0),
         hflip=augmentation.hflip,
-        color_jitter=augmentation.color_jitter or None,
+        color_jitter=jitter,
         auto_augment=augmentation.auto_augment or None,
         interpolation=augmentation.interpolation,
         mean=pixels.mean,
@@ -97,7 +98,8 @@ def train_transform(augmentation: Augmentation, pixels: Pixels) -> "Callable[[Im
         # timm puts its crop first, or the images as they are where there is nothing to draw
         composed.transforms[:1] = first
     _allow_zero_bits(composed.transforms)
-    return composed
+    transform: Callable[[Image], Tensor] = composed
+    return transform
 
 
 def eval_transform(augmentation: Augmentation, pixels: Pixels) -> "Callable[[Image], Tensor]":
@@ -113,7 +115,8 @@ def eval_transform(augmentation: Augmentation, pixels: Pixels) -> "Callable[[Ima
         # a whole image that is not square would be cut to the part that fits
         crop_mode="squash" if augmentation.eval_crop == 1 else "center",
     )
-    return composed
+    transform: Callable[[Image], Tensor] = composed
+    return transform
 
 
 def make_mixup(augmentation: Augmentation, num_classes: int, smoothing: float) -> "Mixup | None":

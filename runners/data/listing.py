@@ -224,9 +224,10 @@ def _members(file: IO[bytes], folder: bytes, start: int) -> Iterator[_Member]:
         TarError: it is damaged, or ends before it says that it does.
     """
     with tarfile.open(fileobj=file, mode="r:") as tar:
+        kept: Any = tar
         while (member := tar.next()) is not None:
             # the tarfile module would keep them all
-            tar.members.clear()
+            kept.members.clear()
             parts = [part for part in os.fsencode(member.name).split(b"/") if part not in (b"", b".")]
             if not member.isfile() or not parts or any(part.startswith(b".") for part in parts):
                 continue

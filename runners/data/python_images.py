@@ -121,9 +121,11 @@ def _open_own(name: str, split: str) -> DatasetImages:
 
 def _classes(dataset: Any) -> tuple[str, ...]:
     names, count = getattr(dataset, "classes", None), getattr(dataset, "num_classes", None)
-    if names is None and not isinstance(count, int):
+    if names is None and isinstance(count, int):
+        names = range(count)
+    if names is None:
         raise TypeError("it has neither classes, a list of names, nor num_classes")
-    return tuple(map(str, names if names is not None else range(count)))
+    return tuple(map(str, names))
 
 
 def _open_timm(spec: ImageSpec, split: str) -> DatasetImages:

@@ -21,7 +21,7 @@ class Key(NamedTuple):
     """A sample of a training: its epoch, the image, and which of its repeats in that epoch it is."""
 
     epoch: int
-    index: int
+    image: int
     repeat: int
 
 
@@ -53,7 +53,7 @@ class TrainSamples(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         """Read and change an image; of one that cannot be read, the next that can."""
         broken: dict[str, str] = {}
-        first = int(np.searchsorted(self.indices, key.index))
+        first = int(np.searchsorted(self.indices, key.image))
         for index in itertools.islice(itertools.chain(self.indices[first:], self.indices[:first]), MAX_BROKEN):
             with drawn_from(SAMPLE, self.seed, *key):
                 sample = _read(self.source, int(index), self.transform)
