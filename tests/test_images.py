@@ -215,6 +215,13 @@ def test_a_disk_that_is_gone_ends_the_run(spec, tmp_path, workers):
     assert "\n" not in str(caught.value)
 
 
+def test_a_test_without_any_image_is_an_error(spec, tmp_path):
+    for path in (tmp_path / "data" / "val").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="none of the 12 test images can be read"):
+        list(load(spec).eval_batches())
+
+
 def test_the_batch_must_fit(spec):
     with pytest.raises(ValueError, match="1 to 21 for this data, got 22"):
         load(spec, batch=22)

@@ -1,7 +1,6 @@
 """What each measure does with a cell: the functions that a job runs."""
 
 import functools
-import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -150,11 +149,14 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
             target_acc=cell.target_acc,
             group=run.group,
         )
+        # each process has read others
+        parts = run.group.gather(data.broken) if isinstance(data, ImageData) else []
     values |= {"num_classes": data.num_classes, **told}
     samples: dict[str, Any] = dict(curves)
     if isinstance(data, ImageData):
-        values["broken_images"] = len(data.broken)
-        samples["broken_images"] = [f"{name}: {why}" for name, why in itertools.islice(data.broken.items(), NAMED)]
+        broken = sorted({f"{name}: {why}" for part in parts for name, why in part.items()})
+        values["broken_images"] = len(broken)
+        samples["broken_images"] = broken[:NAMED]
     return values | (_keep_weights(run, model) if run.job.save_weights else {}), samples
 
 

@@ -134,14 +134,18 @@ class ImageData:
 
         Raises:
             BrokenImage: an image cannot be read, and `strict` is set.
-            DataError: a data set of the user's fails.
+            DataError: none can be, or a data set of the user's fails.
         """
         indices = self.folders.val_indices[rank::world_size].tolist()
         parts = (indices[first : first + self.batch_size] for first in range(0, len(indices), self.batch_size))
         samples = TestSamples(self.folders.val, eval_transform(self.augmentation, self.pixels))
+        count = 0
         for images, labels in self._load(samples, parts):
+            count += len(labels)
             if len(labels):
                 yield images, labels
+        if not count and world_size == 1:
+            raise DataError(f"none of the {len(indices)} test images can be read")
 
     def _load(self, samples: Any, batches: Any) -> Iterator[tuple[Tensor, Tensor]]:
         loader: DataLoader[Any] = DataLoader(
