@@ -19,6 +19,15 @@ def mechanism(*names: str, **values: Any) -> Axes:
     return Axes().changed({"attn": names, **values})
 
 
+def model(*names: str, **values: Any) -> Axes:
+    """Return the cells of some models, published ones such as `swin_tiny` or any of timm as `timm:NAME`.
+
+    Raises:
+        ValueError: a value is not allowed.
+    """
+    return Axes().changed({"model": names, **values})
+
+
 def __getattr__(name: str) -> Callable[..., Axes]:
     """Return `mechanism` for a name, so that `from ablations.mechanisms import swin` needs no list of them."""
     if name.startswith("_"):

@@ -21,6 +21,7 @@ from ablations.values import (
     percent,
     precision,
     precision_today,
+    rates,
     read_values,
     resolution,
     switch,
@@ -54,11 +55,15 @@ _DATA = Argument(
 )
 
 
+_TUNE = Argument("tune_lr", rates, "LR,LR...", "choose the rate by short trainings on training images", default="none")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One point of a sweep: everything that decides its accuracy and its costs, the device excepted.
 
     A default never changes: `cell_key` leaves defaults out, so a new field finds the old cells again.
+    A cell with a `model` has neither `attn` nor `layout`, both "", nor settings.
     `settings` holds the mechanism's config fields as sorted (name, value) pairs; a value that differs between
     stages is a string with dashes, `"1-4-16-full"`. `training` holds fields of the recipe in the same way. `defaults`
     holds the mechanism's other fields, for readers of the cell; the key leaves them out, as all defaults.
@@ -66,6 +71,8 @@ class Cell:
 
     attn: str = _axis("bra", "attn", str, "A", "mechanisms, 'all', or package.module:Class")
     settings: tuple[tuple[str, Scalar], ...] = ()
+    model: str = _axis("", "model", str, "M", "published models, or timm:NAME; alone unless --attn is given", "none")
+    baseline: str = _axis("", "baseline", str, "M", "model that vs_vanilla compares with", "vanilla in the same host")
     layout: str = _axis("small", "layout", str, "L", "shared host: small, small32, stl")
     height_px: int = _axis(64, "resolution", resolution, "PX|HxW", "input in pixels", "the layout's own")
     width_px: int = 64
@@ -77,6 +84,12 @@ class Cell:
     strict_data: bool = _switch(
         "strict_data", "an image that cannot be read ends the training, instead of being left out"
     )
+    init_from: str = _axis(
+        "", "init_from", str, "KEY|FILE", "weights to start from: of a cell that kept them, or a file", "none"
+    )
+    reset_classes: bool = _switch("reset_classes", "begin with a new classifier where --init-from has another")
+    freeze: bool = _switch("freeze", "train the classifier alone, on what --init-from has")
+    tune_lr: str = argument_field("", _TUNE)
     target_acc: int | None = _axis(None, "target_acc", percent, "%", "tell when training reaches this acc1", "none")
     batch_size: int = _axis(64, "batch_size", integer(1, "a batch size"), "N", "images")
     precision: str = _axis("fp32", "precision", precision, "P", f"of {', '.join(PRECISIONS)}")
@@ -142,12 +155,15 @@ class Axes:
     """A product of values, each axis a tuple; `a + b` is first the cells of one, then those of the other.
 
     `settings` maps a config field to its values as text: `topk` for every mechanism that has it, `swin.window` for
-    one, `recipe.lr` for the recipes. `resolution` holds (height, width) in pixels; None is the layout's own. `epochs`
-    replaces `steps` where given; without both the recipe says how long, or the default.
+    one, `recipe.lr` for the recipes. `resolution` holds (height, width) in pixels; None is the layout's own, and the
+    model's. `epochs` replaces `steps` where given; without both the recipe says how long, or the default. Without
+    `attn` there is that of `Cell`, unless there are models; with both, both are measured.
     """
 
-    attn: tuple[str, ...] = (Cell.attn,)
+    attn: tuple[str, ...] | None = None
     settings: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    model: tuple[str, ...] = ()
+    baseline: tuple[str, ...] = (Cell.baseline,)
     layout: tuple[str, ...] = (Cell.layout,)
     resolution: tuple[tuple[int, int], ...] | None = None
     seeds: tuple[int, ...] = (Cell.seed,)
@@ -155,6 +171,10 @@ class Axes:
     steps: tuple[int, ...] | None = None
     recipe: tuple[str, ...] = (Cell.recipe,)
     strict_data: tuple[bool, ...] = (Cell.strict_data,)
+    init_from: tuple[str, ...] = (Cell.init_from,)
+    reset_classes: tuple[bool, ...] = (Cell.reset_classes,)
+    freeze: tuple[bool, ...] = (Cell.freeze,)
+    tune_lr: str = Cell.tune_lr
     target_acc: tuple[int | None, ...] = (Cell.target_acc,)
     epochs: int | None = argument_field(
         None, Argument("epochs", integer(1, "a number of epochs"), "N", "instead of steps, where data has an end")
@@ -193,6 +213,8 @@ class Axes:
             if name not in ARGUMENTS:
                 settings[name] = read_values(name, value, pairs=True)
             else:
+                if name == "tune_lr" and not isinstance(value, str):  # several rates are one value
+                    value = ",".join(map(str, value))
                 is_count = name == "seeds" and isinstance(value, int)
                 given[name] = ARGUMENTS[name].read(range(value) if is_count else value)
         return replace(self, **given, settings=tuple(settings.items()))

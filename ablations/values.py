@@ -87,6 +87,17 @@ def integer(low: int, what: str) -> Callable[[str], int]:
     return read
 
 
+def rates(text: str) -> str:
+    """Read two or more learning rates with commas between them; return them so."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(set(values)) < 2 or not all(0 < value < 10 for value in values):
+        raise ValueError(f"{text!r} is not two or more learning rates between 0 and 10, such as 3e-4,1e-3,3e-3")
+    return ",".join(f"{value:g}" for value in values)
+
+
 def choice(*known: str) -> Callable[[str], str]:
     """Return a reader of one of some words."""
 

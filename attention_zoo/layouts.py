@@ -98,6 +98,6 @@ SMALL = Layout(
 """The default sweep's: trains on the digit probes within a minute on two cores."""
 
 SMALL32 = replace(SMALL, name="small32", stem_px=2, resolution_px=32)
-"""The same for images of 32 px, such as CIFAR's: its stem makes a token of 2 px, so that the maps are those of 64 px."""
+"""The same for images of 32 px, such as CIFAR's: its stem makes a token of 2 px, so its maps are those of 64 px."""
 
 LAYOUTS = {layout.name: layout for layout in (STL, SMALL, SMALL32)}

@@ -8,11 +8,16 @@ import runpy
 import sys
 from pathlib import Path
 
+import torch
+
+from attention_zoo.published.weights import SETTINGS
+
 USAGE = """\
 usage: python -m attention_zoo.timm_run SCRIPT [ARGS ...]
 
 Run SCRIPT as `python SCRIPT ARGS ...` would, after registering the zoo's models in timm.
 example: python -m attention_zoo.timm_run train.py --data-dir DATA --model zoo_biformer_tiny --drop-path 0.1
+         python -m attention_zoo.timm_run validate.py --data-dir DATA --model zoo_biformer_tiny --checkpoint FILE
 models:  python -c "import timm, attention_zoo.timm_models; print(*timm.list_models('zoo_*'))"
 """
 
@@ -32,7 +37,9 @@ def main(arguments: list[str]) -> int:
     importlib.import_module("attention_zoo.timm_models")
     sys.argv = arguments
     sys.path.insert(0, str(script.resolve().parent))
-    runpy.run_path(str(script), run_name="__main__")
+    # official trainings put paths and numbers of NumPy beside the weights; timm allows argparse.Namespace alone
+    with torch.serialization.safe_globals(SETTINGS):
+        runpy.run_path(str(script), run_name="__main__")
     return 0
 
 

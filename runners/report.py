@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ablations.values import Argument
 from runners.cli.command import RESULTS, Parser, add_flag, command
 from runners.cli.program import run_program
+from runners.figures.choices import ACCURACIES, accuracy_file
 from runners.measures import MARGIN
 from runners.store.files import write_whole
 
@@ -42,7 +43,11 @@ def read_command(argv: Sequence[str]) -> argparse.Namespace:
     add_flag(parser, Argument("mixed_devices", help="take rows of several devices, and keep them apart"))
     margin = "points of acc1 within which accuracies are called equal, if the 95 %% interval of their gap is"
     add_flag(parser, Argument("margin", points, "POINTS", margin, default=str(MARGIN)), MARGIN)
+    accuracies = f"html: draw also the front of accuracies that are {ACCURACIES}"
+    add_flag(parser, Argument("accuracy", accuracy_file, "WHICH", accuracies, default="measured"))
     options = parser.parse_args(argv)
+    if options.accuracy and options.format != "html":
+        parser.error(f"--accuracy is for a figure of the html page; --format {options.format} has none")
     if options.out is None and options.format == "html":
         options.out = Path("report.html")
     return options
@@ -86,13 +91,15 @@ def write(options: argparse.Namespace) -> str:
     from runners.reporting import export
     from runners.reporting.page import to_html
     from runners.rows import selection
+    from runners.rows.published import read_published
 
+    published = read_published(options.accuracy) if options.accuracy else None
     rows = selection.read_rows(options.results, options.study)
     selection.check_devices(rows, options.mixed_devices)
     if options.format in COMPARING:
         selection.check_comparable(rows)
     if options.format == "html":
-        return to_html(rows, str(options.results), options.study, margin=options.margin)
+        return to_html(rows, str(options.results), options.study, margin=options.margin, published=published)
     writers: dict[str, Callable[[pd.DataFrame], str]] = {
         "markdown": export.to_markdown,
         "latex": export.to_latex,

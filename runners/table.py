@@ -153,10 +153,12 @@ def _describe(cell: Mapping[str, Any] | None) -> dict[str, Any]:
     attention, settings, defaults = row.pop("attn"), dict(row.pop("settings")), dict(row.pop("defaults"))
     training = dict(row.pop("training"))
     topk = {**defaults, **settings}.get("topk")
+    for name in ("model", "baseline", "layout"):
+        row[name] = row[name] or None
     return {
         **row,
         **{name: settings[name] for name in _SETTINGS if name in settings},
-        "attention": attention,
+        "attention": attention or None,
         "precision": precision_today(row["precision"]),
         "settings": as_text(settings),
         "training": as_text(training),

@@ -91,6 +91,8 @@ def test_bad_data_end_a_dry_run_with_one_line(data, spec, capsys):
     ("flags", "words"),
     [
         (["--workers", "-1"], "--workers"),
+        (["--batch-size", "4", "--set", "recipe.auto_augment=ran-m9"], "auto_augment 'ran-m9' is no policy of timm"),
+        (["--batch-size", "4", "--set", "recipe.auto_augment=rand-x9"], "auto_augment 'rand-x9' is no policy of timm"),
         (["--strict-data", "yes"], "'yes' is not one of on, off"),
         (["--batch-size", "19"], "batch size must be 1 to 18 for imagefolder:good, got 19"),
         (["--batch-size", "5", "--set", "recipe.mixup=0.8"], "Mixup and CutMix join pairs"),
@@ -173,7 +175,7 @@ def test_workers_are_no_part_of_a_cell(data):
 
 
 def test_the_number_of_workers_reaches_the_data(data, monkeypatch, capsys):
-    import runners.cells.functions as functions
+    from runners.cells import training
 
     asked = []
 
@@ -181,6 +183,6 @@ def test_the_number_of_workers_reaches_the_data(data, monkeypatch, capsys):
         asked.append(workers)
         raise ValueError("enough")
 
-    monkeypatch.setattr(functions, "make_data", make_data)
+    monkeypatch.setattr(training, "make_data", make_data)
     main([*TRAINED[:-2], "--workers", "7", "--data", "imagefolder:good", "--out", "runs"])
     assert asked == [7]

@@ -10,8 +10,9 @@ from PIL import Image
 
 from runners.data.augment import Augmentation, Pixels, eval_transform, train_transform
 from runners.data.image_specs import IMAGENET_MEAN, IMAGENET_STD
-from runners.data.images import BrokenImage, DataError, ImageData, epoch_order, part_of_batch
+from runners.data.images import BrokenImage, DataError, ImageData, part_of_batch
 from runners.data.loading import make_data, spare_processors
+from runners.data.order import epoch_order
 from runners.data.seeding import drawn_from
 from runners.train.recipe import DEIT300
 

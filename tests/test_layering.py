@@ -159,7 +159,7 @@ ZOO = {
 
 
 COMMANDS = {
-    *("sweep", "status", "collect", "retry", "cancel", "clean", "report", "compare", "visualize"),
+    *("sweep", "status", "collect", "retry", "cancel", "clean", "report", "compare", "visualize", "evaluate"),
     # under this name the pickles of earlier versions find their task
     "slurm_job",
 }
@@ -174,6 +174,7 @@ RUNNERS = {
     "measure": {"measures", "store", "machine", "data", "train"},
     "cells": {"measures", "store", "machine", "data", "train", "measure"},
     "pictures": {"data", "cells"},
+    "evaluation": {"store", "machine", "cells"},
     "rows": {"measures", "store", "table"},
     "figures": {"measures", "store", "rows"},
     "reporting": {"measures", "store", "rows", "figures"},

@@ -89,10 +89,9 @@ def test_names_of_any_bytes(tmp_path):
     images = Listing(folder)
     assert images.name(0) == "a\\udcff\\nb/1.png"
     assert images.read(0)[0].size == (40, 36)
-    for form in ("NFC", "NFD"):
-        os.mkdir(folder / "cat" / form)
-        write_folder(folder / form, {unicodedata.normalize(form, "Käfer"): 1})
-    assert Listing(folder).classes.count(unicodedata.normalize("NFC", "Käfer")) == 1
+    # two systems write one name in two ways
+    write_folder(folder, {unicodedata.normalize(form, "Käfer"): 1 for form in ("NFC", "NFD")})
+    assert Listing(folder).classes == (unicodedata.normalize("NFC", "Käfer"), "a\udcff\nb", "cat")
 
 
 def test_a_listing_is_arrays_that_processes_share(tmp_path):

@@ -22,20 +22,12 @@ from attention_zoo import create, create_model
 from attention_zoo.published.classes import counterpart, counterpart_model
 from attention_zoo.published.models import PUBLISHED
 from attention_zoo.published.places import Official
-from attention_zoo.published.weights import load_official, to_official
+from attention_zoo.published.weights import load_official, read_weights, to_official
 from runners.cells.weights import load_model
 
-# models of other codes whose configuration the lists leave to the name
-HOSTS = {
-    "crossformer_tiny": ("models.CrossFormer", {}),
-    "cswin_tiny_224": (
-        "models.CSWinTransformer",
-        {"depth": [1, 2, 21, 1], "split_size": [1, 2, 7, 7], "num_heads": [2, 4, 8, 16], "qkv_bias": True},
-    ),
-    "dat_tiny_2022": ("models.DAT_v1", {}),
-    "maxvit_stl": ("models.MaxViTSTL", {"depth": [2, 2, 6, 2], "embed_dim": [96, 192, 384, 768]}),
-    "swin_tiny": ("models.SwinTransformer", {}),
-}
+OTHER_NAMES = {"cswin_tiny_224": "cswin_tiny"}
+LISTED = ("biformer_base", "biformer_small", "biformer_stl", "biformer_stl_nchw", "biformer_tiny", "crossformer_tiny")
+LISTED += ("cswin_tiny_224", "dat_tiny_2022", "maxvit_stl", "swin_tiny")
 ELSEWHERE = {"dat_tiny_2023", "maxvit_tiny_tf_224"}  # hosts of their own; see the last two tests
 NOT_MACS = {"layer_norm", "batch_norm", "grid_sampler", "adaptive_avg_pool2d"}
 
@@ -45,20 +37,17 @@ def list_of(name):
 
 
 def build(listed):
-    name = listed["model"]
-    if name in PUBLISHED:
-        return create_model(name), Official(PUBLISHED[name].official)
-    official, arguments = HOSTS[name]
-    return counterpart_model(official, {"ctor": {**arguments, **listed["config"]}, "H": 224, "W": 224})
+    name = OTHER_NAMES.get(listed["model"], listed["model"])
+    return create_model(name), Official(PUBLISHED[name].official)
 
 
 @needs_golden
 def test_every_list_is_used():
-    assert {path.stem for path in (FOLDER / "models").glob("*.json")} == {*PUBLISHED, *HOSTS, *ELSEWHERE}
+    assert {path.stem for path in (FOLDER / "models").glob("*.json")} == {*LISTED, *ELSEWHERE}
 
 
 @needs_golden
-@pytest.mark.parametrize("name", [*PUBLISHED, *HOSTS])
+@pytest.mark.parametrize("name", LISTED)
 def test_names_shapes_parameters_and_macs_are_the_official_ones(name):
     listed = list_of(name)
     # on the meta device: a shape is a shape
@@ -158,6 +147,20 @@ def test_all_readers_read_the_same_files(tiny, tmp_path, layout):
     for found in read_by_all(path, classes=10):
         assert found.keys() == ours.keys()
         assert all(torch.equal(tensor, ours[name]) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize("key", ["model_ema", "state_dict_ema"])
+def test_the_moving_average_is_read_where_it_is_asked_for(tmp_path, key):
+    path = tmp_path / "model.pth"
+    args = argparse.Namespace(lr=1e-3)
+    torch.save({"state_dict": {"head.bias": torch.zeros(2)}, key: {"head.bias": torch.ones(2)}, "args": args}, path)
+    plain, average = read_weights(path), read_weights(path, ema=True)
+    assert (plain.place, plain.state["head.bias"].tolist()) == ("state_dict", [0, 0])
+    assert (average.place, average.state["head.bias"].tolist()) == (key, [1, 1])
+    assert average.rest.keys() == {"state_dict", "args"} and average.rest["args"] == args
+    torch.save({"model": {"head.bias": torch.zeros(2)}}, path)
+    with pytest.raises(ValueError, match="under model_ema or state_dict_ema"):
+        read_weights(path, ema=True)
 
 
 class Malicious:

@@ -306,3 +306,8 @@ def test_an_image_of_a_data_set_is_checked_like_a_file(module, monkeypatch):
     with pytest.raises(DataError, match="32 x 32 pixels, the limit is 1000"):
         data.batch(0, 0)
     assert Image.open(io.BytesIO(encoded(picture(0)))).size == (40, 36)
+
+
+def test_a_part_can_be_held_out_where_only_reading_tells_the_label(module):
+    part = load(f"{module}:Drawing").for_tuning()
+    assert (len(part.folders.train_indices), len(part.folders.val_indices), part.steps_per_epoch) == (5, 1, 1)

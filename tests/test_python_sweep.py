@@ -41,6 +41,12 @@ SAME = {
     },
     "--study topk --seeds 7 --steps 2": {"study": "topk", "seeds": [7], "steps": 2},
     "--set bra.qk_scale=0.001": {"qk_scale": 1e-3},
+    "--model swin_tiny,timm:resnet18 --attn bra --topk 1,4": {
+        "model": ["swin_tiny", "timm:resnet18"],
+        "attn": "bra",
+        "topk": [1, 4],
+    },
+    "--model swin_tiny --baseline timm:resnet18": {"model": "swin_tiny", "baseline": "timm:resnet18"},
 }
 
 

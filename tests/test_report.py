@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 def without_drawn_figures():
     """They have tests of their own, and the one below that runs the script draws them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("runners.reporting.page.drawn_figures", lambda rows: ([], []))
+        patch.setattr("runners.reporting.page.drawn_figures", lambda rows, published: ([], []))
         yield
 
 

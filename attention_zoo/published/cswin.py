@@ -68,7 +68,7 @@ def _model_places(model: Pyramid) -> Iterator[Place]:
         return (f"merge{stage}.conv", f"merge{stage}.norm") if stage else ("stage1_conv_embed.0", "stage1_conv_embed.2")
 
     def mixer(m: CSWin, size: Size) -> Iterator[Place]:
-        is_one = m.config.clip_stripe or m.config.stripe == size[0]
+        is_one = m.config.stripe is not None and m.config.stripe >= size[0]
         return _block_places(m, Official("cswin.CSWinBlock.attn", branches=1 if is_one else 2))
 
     return host_places(model, downsample, lambda stage, index: f"stage{stage + 1}.{index}.", mixer)

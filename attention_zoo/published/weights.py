@@ -18,6 +18,8 @@ State = dict[str, Tensor]
 
 PLACES = ("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema")
 """Keys under which trainings put weights, the first that is there counts."""
+AVERAGES = ("model_ema", "state_dict_ema")
+"""Those of them under which trainings put the moving average of the weights."""
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """What wrappers put before every name."""
 SETTINGS: list[Any] = [
@@ -76,30 +78,33 @@ def to_official(module: nn.Module, official: Official) -> State:
 
 
 class Weights(NamedTuple):
-    """The weights in a file, and all else that it holds."""
+    """The weights in a file, and all else that it holds; `place` is the key that they lay under, None at the top."""
 
     state: State
     rest: dict[Any, Any]
+    place: str | None = None
 
 
-def read_weights(path: str | Path) -> Weights:
+def read_weights(path: str | Path, *, ema: bool = False) -> Weights:
     """Read a file of weights, `.safetensors` or torch's; runs no code of it.
 
-    The weights lie at the top or under one of `PLACES`. What wrappers put before every name is left out: `module.` of
-    DistributedDataParallel, `_orig_mod.` of torch.compile, `model.` of a trainer. Settings of a training may lie beside
-    them: an `argparse.Namespace`, paths, numbers of NumPy.
+    The weights lie at the top or under one of `PLACES`; with `ema` under one of `AVERAGES`. What wrappers put before
+    every name is left out: `module.` of DistributedDataParallel, `_orig_mod.` of torch.compile, `model.` of a trainer.
+    Settings of a training may lie beside them: an `argparse.Namespace`, paths, numbers of NumPy.
 
     Raises:
         ValueError: it cannot be read, holds objects of other classes, or no weights.
     """
     found = _read(path)
-    state: object = found
-    if isinstance(found, dict):
-        state = next((found[key] for key in PLACES if isinstance(found.get(key), Mapping)), found)
+    places = (AVERAGES if ema else PLACES) if isinstance(found, dict) else ()
+    place = next((key for key in places if isinstance(found.get(key), Mapping)), None)
+    if ema and place is None:
+        raise ValueError(f"{path} holds no moving average of weights, which would lie under {' or '.join(AVERAGES)}")
+    state: object = found if place is None else found[place]
     if not isinstance(state, Mapping) or not state or not all(map(_is_weight, state.items())):
         raise ValueError(f"{path} holds no weights, neither at the top nor under {', '.join(PLACES)}")
-    rest = {} if state is found else {key: value for key, value in found.items() if value is not state}
-    return Weights(_without_prefix(dict(state)), rest)
+    rest = {} if place is None else {key: value for key, value in found.items() if key != place}
+    return Weights(_without_prefix(dict(state)), rest, place)
 
 
 def _read(path: str | Path) -> Any:
@@ -151,9 +156,10 @@ def is_ours(state: Mapping[str, Tensor]) -> bool:
     return any(name.startswith("downsamples.") for name in state)
 
 
-def classes_in(state: Mapping[str, Tensor]) -> int:
-    """Number of classes of the classifier in some weights, 0 without one; ours and the official ones name it alike."""
-    head = state.get("head.weight")
+def classes_in(state: Mapping[str, Tensor], classifier: str = "head") -> int:
+    """Number of classes of the classifier in some weights, 0 without one."""
+    # DAT's code has the other name
+    head = state.get(f"{classifier}.weight", state.get("cls_head.weight"))
     return len(head) if head is not None and head.dim() == 2 else 0
 
 

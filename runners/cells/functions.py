@@ -6,25 +6,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from ablations.study import Cell
 from attention_zoo.hosts.pyramid import Pyramid
 from runners.cells.job import Run
 from runners.cells.models import (
     build_baseline,
+    build_counted,
     build_model,
     build_packed,
-    counted_cell,
     first_core_macs,
     keys_per_query,
 )
 from runners.cells.registered import is_registered_here, pack
-from runners.cells.source import code_of, code_of_module
-from runners.cells.weights import save_checkpoint
-from runners.data.datasets import Data
-from runners.data.image_specs import own_class
-from runners.data.images import ImageData
-from runners.data.loading import make_data
+from runners.cells.training import train
 from runners.machine.conditions import Conditions
 from runners.measure import macs as complexity
 from runners.measure import memory as peak_memory
@@ -34,16 +30,11 @@ from runners.measure.latency import measure_latency
 from runners.measure.launches import count_launches
 from runners.measure.rounds import Work
 from runners.measure.speed import measure_speed
-from runners.train import accuracy
-from runners.train.recipe import make_recipe
 
 PROGRESS_S = 0.5
 """Time between two writes of the progress file."""
 SPEED_BUDGET_S = 12.0
 """Time for warm-up and rounds of the throughput measure; three rounds a process are taken even if it is short."""
-
-NAMED = 100
-"""Broken images that a record names."""
 
 Found = tuple[dict[str, Any], dict[str, Any]]
 """Columns of a measure, and the raw samples behind them."""
@@ -51,10 +42,11 @@ Found = tuple[dict[str, Any], dict[str, Any]]
 
 def _flops(run: Run) -> Found:
     cell = run.job.cell
-    counted = counted_cell(cell)
-    executed = None if counted == cell else build_model(cell)
-    model = build_model(counted)
+    ran, counted = build_model(cell), build_counted(cell)
+    model, executed = (ran, None) if counted is None else (counted, ran)
     values = complexity.count(model, cell.height_px, cell.width_px, executed=executed)
+    if not isinstance(model, Pyramid):
+        return values, {}
     more = {
         "first_core_gmacs": first_core_macs(model, cell.height_px, cell.width_px) / 1e9,
         "keys_per_query": keys_per_query(model, cell.height_px, cell.width_px),
@@ -82,7 +74,7 @@ def _throughput(run: Run) -> Found:
     return measure_speed(_work(run), budget_s=SPEED_BUDGET_S, patience_s=run.job.patience_s)
 
 
-def _builder(cell: Cell) -> Callable[[], Pyramid]:
+def _builder(cell: Cell) -> Callable[[], nn.Module]:
     """What builds the model in a process that measures, which does not know a mechanism that was registered here."""
     if is_registered_here(cell.attn):
         return functools.partial(build_packed, pack(cell.attn), cell)
@@ -114,75 +106,6 @@ def _accuracy(run: Run) -> Found:
 
     run.group.lead(run.job.key)
     return train(run, report)
-
-
-def train(run: Run, progress: accuracy.Progress | None) -> Found:
-    """Train and evaluate the model of a cell, together with the other processes of the job."""
-    cell = run.job.cell
-    with run.group.joined(run.device):
-        recipe = make_recipe(cell.recipe, cell.training)
-        data = make_data(
-            cell.data,
-            cell.height_px,
-            cell.width_px,
-            cell.batch_size,
-            recipe,
-            smoothing=recipe.smoothing,
-            workers=run.job.workers,
-            strict=cell.strict_data,
-        )
-        told = _tell_images(cell, data)
-        model = build_model(cell, data.num_classes, recipe.drop_path)
-        values, curves = accuracy.train_and_evaluate(
-            model,
-            data,
-            steps=cell.steps,
-            seed=cell.seed,
-            device=run.device,
-            conditions=Conditions.of(cell),
-            compile_model=cell.compile,
-            recipe=recipe,
-            progress=progress,
-            state_path=run.store.state_path(run.job.key, run.place.device_id),
-            # of other images a state would go on in another order
-            code=" ".join([code_of(cell.attn).hash, *filter(None, [told.get("data_hash")])]),
-            target_acc=cell.target_acc,
-            group=run.group,
-        )
-        # each process has read others
-        parts = run.group.gather(data.broken) if isinstance(data, ImageData) else []
-    values |= {"num_classes": data.num_classes, **told}
-    samples: dict[str, Any] = dict(curves)
-    if isinstance(data, ImageData):
-        broken = sorted({f"{name}: {why}" for part in parts for name, why in part.items()})
-        values["broken_images"] = len(broken)
-        samples["broken_images"] = broken[:NAMED]
-    return values | (_keep_weights(run, model) if run.job.save_weights else {}), samples
-
-
-def _tell_images(cell: Cell, data: Data) -> dict[str, Any]:
-    """Columns of images of files; none for those that are drawn."""
-    if not isinstance(data, ImageData):
-        return {}
-    own = own_class(cell.data)
-    code = code_of_module(own.partition(":")[0]) if own else ""
-    return {
-        "n_train": len(data.folders.train_indices),
-        "data_hash": data.folders.fingerprint(code),
-        "norm_mean": "/".join(f"{value:g}" for value in data.pixels.mean),
-        "norm_std": "/".join(f"{value:g}" for value in data.pixels.std),
-    }
-
-
-def _keep_weights(run: Run, model: Pyramid) -> dict[str, Any]:
-    """Write the trained weights; that they cannot be written costs them alone, not the accuracy."""
-    cell, path = run.job.cell, run.store.weights_path(run.job.key, run.place.device_id)
-    try:
-        save_checkpoint(path, model, cell.layout, attn=cell.attn, **dict(cell.settings))
-    except ValueError as error:
-        print(f"warning: {error}; the accuracy is recorded without them", flush=True)
-        return {}
-    return {"weights": str(path.relative_to(run.store.out))}
 
 
 def _launches(run: Run) -> Found:

@@ -1,4 +1,4 @@
-"""From a cell to its model, its vanilla twin, and what a row says of its identity."""
+"""From a cell to its model, what it is compared with, and what a row says of its identity."""
 
 import functools
 from collections.abc import Hashable, Mapping
@@ -6,32 +6,54 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from ablations.study import Cell
-from attention_zoo import LAYOUTS, create_model, resolve
+from attention_zoo import LAYOUTS, Attention, create_model, resolve
 from attention_zoo.hosts.pyramid import Pyramid
+from attention_zoo.layouts import STL
+from runners.cells.named import create_named, is_rival, macs_on_meta
 from runners.cells.registered import unpack
-from runners.cells.source import code_of
+from runners.cells.source import code_of, code_of_cell
 
 
-def build_model(cell: Cell, num_classes: int = 10, drop_path_rate: float = 0.0) -> Pyramid:
-    """Build the model of a cell on the CPU, its weights drawn from the cell's seed alone.
+def build_model(cell: Cell, num_classes: int = 10, drop_path_rate: float = 0.0) -> nn.Module:
+    """Build the model of a cell on the CPU, its weights drawn from the cell's seed alone; a `Pyramid` unless timm's.
 
     Raises:
         ValueError: the configuration does not fit.
+        Unsupported: timm's model takes no images of this size.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.seed)
+        if cell.model:
+            return create_named(cell.model, num_classes, cell.height_px, cell.width_px, drop_path_rate)
         settings: dict[str, Any] = dict(cell.settings)
         return create_model(
             cell.layout, attn=cell.attn, num_classes=num_classes, drop_path_rate=drop_path_rate, **settings
         )
 
 
-def build_packed(mechanism: bytes, cell: Cell) -> Pyramid:
+def build_packed(mechanism: bytes, cell: Cell) -> nn.Module:
     """Build the model of a cell in a process that knows its mechanism only as `registered.pack` wrote it."""
     unpack(mechanism)
     return build_model(cell)
+
+
+def build_counted(cell: Cell) -> nn.Module | None:
+    """Build the model of a cell in the implementations that `macs` describes; None if those are what runs."""
+    if not cell.model:
+        counted = counted_cell(cell)
+        return None if counted == cell else build_model(counted)
+    model = build_model(cell)
+    others = [mixer for mixer in _mixers(model) if len(mixer.impls) > 1 and mixer.impl != mixer.impls[0]]
+    for mixer in others:
+        mixer.impl = mixer.impls[0]
+    return model if others else None
+
+
+def _mixers(model: nn.Module) -> list[Attention]:
+    return [module for module in model.modules() if isinstance(module, Attention)]
 
 
 def counted_cell(cell: Cell) -> Cell:
@@ -43,9 +65,13 @@ def counted_cell(cell: Cell) -> Cell:
     return replace(cell, settings=tuple(sorted(settings.items())))
 
 
-def build_baseline(cell: Cell, num_classes: int = 10) -> Pyramid:
-    """Build the vanilla model of the same layout, as it is by default."""
-    return build_model(replace(cell, attn="vanilla", settings=()), num_classes)
+def build_baseline(cell: Cell, num_classes: int = 10) -> nn.Module:
+    """Build what a cell is compared with: its `baseline`, or vanilla by default, in its layout; of models in `stl`."""
+    if cell.baseline:
+        return build_model(replace(cell, attn="", layout="", settings=(), model=cell.baseline), num_classes)
+    return build_model(
+        replace(cell, attn="vanilla", layout=cell.layout or STL.name, settings=(), model=""), num_classes
+    )
 
 
 class Description(NamedTuple):
@@ -65,8 +91,21 @@ def describe(cell: Cell) -> Description:
     Raises:
         ValueError: the configuration does not fit the layout at this resolution.
     """
+    if cell.model:
+        return _describe_model(cell)
     mechanism: Any = resolve(cell.attn)
     return _describe(mechanism, cell.attn, cell.settings, cell.layout, cell.height_px, cell.width_px)
+
+
+def _describe_model(cell: Cell) -> Description:
+    columns: dict[str, Any] = {"attention_hash": code_of_cell(cell).hash}
+    if is_rival(cell.model):
+        macs = macs_on_meta(cell.model, cell.height_px, cell.width_px)
+        return Description(columns, (), 3 * (macs or 0))
+    with torch.device("meta"):
+        model = create_model(cell.model, num_classes=1)
+    columns |= {"depths": "-".join(map(str, model.layout.depths)), **model.describe(cell.height_px, cell.width_px)}
+    return Description(columns, (), 3 * model.macs(cell.height_px, cell.width_px).total)
 
 
 @functools.cache

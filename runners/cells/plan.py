@@ -12,14 +12,20 @@ from attention_zoo import LAYOUTS, names, resolve
 from attention_zoo.config import field_names, parse_values
 from attention_zoo.registry import suggest
 from runners.cells.models import Description, describe
-from runners.data.augment import Augmentation
+from runners.cells.named import check_drop_path, check_model, is_rival, own_resolution
+from runners.cells.starting import check_start
+from runners.data.augment import Augmentation, check_policy
 from runners.data.datasets import check_data, steps_per_epoch
 from runners.data.image_specs import is_image_spec
 from runners.measures import MEASURES
 from runners.train.recipe import Recipe, check_recipe, make_recipe, read_field
 
 CONDITIONS = ("precision", "threads", "compile", "sdpa", "memory_format", "deterministic", "cudnn_benchmark")
-"""Axes that say how numbers are computed, not which; they may differ for every cell."""
+AXES = (*CONDITIONS, "baseline")
+"""Axes that may differ for every cell. `CONDITIONS` say how numbers are computed, not which."""
+
+TRAINING = ("strict_data", "init_from", "reset_classes", "freeze", "target_acc")
+"""Axes that say how a model is trained, beside data, recipe and batch size."""
 
 RECIPE = "recipe"
 """Owner of the settings that are fields of the recipe of a training."""
@@ -72,7 +78,10 @@ def make_plan(all_axes: Iterable[Axes], spell: Spelling = as_keyword) -> Plan:
 
 
 def _selected(axes: Axes, spell: Spelling) -> list[str]:
-    selected = list(dict.fromkeys(itertools.chain(*(names() if name == "all" else [name] for name in axes.attn))))
+    if axes.model and axes.attn is None:
+        return []
+    attn = axes.attn or (Cell.attn,)
+    selected = list(dict.fromkeys(itertools.chain(*(names() if name == "all" else [name] for name in attn))))
     for name in selected:
         try:
             resolve(name)
@@ -93,12 +102,17 @@ def _applies(setting: str, name: str) -> bool:
 
 def _check_settings(axes: Axes, selected: list[str], spell: Spelling) -> list[str]:
     """Refuse settings that reach no selected mechanism; say of the others which cells they multiply."""
+    if not selected and axes.layout != (Cell.layout,):
+        shown = spell("layout", axes.layout)
+        raise ValueError(f"{shown}: models have hosts of their own; give {spell('attn', [])} beside them")
     remarks = []
     for setting, values in axes.settings:
         owner, _, field = setting.rpartition(".")
         shown = spell(setting, values)
         if owner == RECIPE:
             continue
+        if not selected:
+            raise ValueError(f"{shown}: models have no settings of a mechanism; give {spell('attn', [])} beside them")
         having = [name for name in selected if _applies(setting, name)]
         if owner and not having:
             raise ValueError(f"{shown}: {owner!r} is not selected; {spell('attn', [])} has {', '.join(selected)}")
@@ -144,38 +158,62 @@ def _expand(axes: Axes, selected: list[str], spell: Spelling) -> Iterable[Cell]:
     for name in axes.layout:
         if name not in LAYOUTS:
             raise ValueError(f"{spell('layout', [])}: {suggest('layout', name, sorted(LAYOUTS))}")
-    hosts = [
-        (layout, resolution)
-        for layout in axes.layout
-        for resolution in axes.resolution or ((LAYOUTS[layout].resolution_px,) * 2,)
-    ]
-    every = itertools.product(*(getattr(axes, name) for name in CONDITIONS))
-    conditions = [dict(zip(CONDITIONS, values, strict=True)) for values in every]
+    conditions = [dict(zip(AXES, values, strict=True)) for values in _products(axes, AXES)]
+    switches = [dict(zip(TRAINING, values, strict=True)) for values in _products(axes, TRAINING)]
     recipes = list(_recipes(axes, spell))
-    trained = itertools.product(axes.data, recipes, axes.strict_data, axes.target_acc, axes.batch_size)
-    for (layout, (height, width)), how, under in itertools.product(hosts, trained, conditions):
-        data, (recipe_name, training, recipe), strict_data, target_acc, batch_size = how
+    hosts = [*_mechanisms(axes, selected, spell), *_models(axes, spell)]
+    trained = itertools.product(axes.data, recipes, switches, axes.batch_size)
+    for (subjects, (height, width)), how, under in itertools.product(hosts, trained, conditions):
+        data, (recipe_name, training, recipe), trained_so, batch_size = how
         lengths = _steps(axes, data, recipe, batch_size, spell)
-        for attn in selected:
-            for settings in _settings(axes, attn, spell):
-                for steps, seed in itertools.product(lengths, axes.seeds):
-                    yield Cell(
-                        attn=attn,
-                        settings=settings,
-                        layout=layout,
-                        height_px=height,
-                        width_px=width,
-                        seed=seed,
-                        data=data,
-                        steps=steps,
-                        recipe=recipe_name,
-                        training=training,
-                        strict_data=strict_data,
-                        target_acc=target_acc,
-                        batch_size=batch_size,
-                        **under,
-                        defaults=_defaults(attn, settings),
-                    )
+        for subject, steps, seed in itertools.product(subjects, lengths, axes.seeds):
+            yield Cell(
+                **subject,
+                height_px=height,
+                width_px=width,
+                seed=seed,
+                data=data,
+                steps=steps,
+                recipe=recipe_name,
+                training=training,
+                tune_lr=axes.tune_lr,
+                batch_size=batch_size,
+                **trained_so,
+                **under,
+            )
+
+
+Host = tuple[list[dict[str, Any]], tuple[int, int]]
+"""Fields of cells that run on images of one size, and that size."""
+
+
+def _mechanisms(axes: Axes, selected: list[str], spell: Spelling) -> Iterable[Host]:
+    """Mechanisms with their settings, in each layout at each resolution."""
+    for layout in axes.layout:
+        fields_of_layout = [
+            {"attn": attn, "settings": settings, "layout": layout, "defaults": _defaults(attn, settings)}
+            for attn in selected
+            for settings in _settings(axes, attn, spell)
+        ]
+        for resolution in axes.resolution or ((LAYOUTS[layout].resolution_px,) * 2,):
+            yield fields_of_layout, resolution
+
+
+def _models(axes: Axes, spell: Spelling) -> Iterable[Host]:
+    """Models at each resolution, or at their own."""
+    for flag, given in (("model", axes.model), ("baseline", filter(None, axes.baseline))):
+        for name in given:
+            try:
+                check_model(name)
+            except ValueError as error:
+                raise ValueError(f"{spell(flag, [])}: {error}") from error
+    for name in axes.model:
+        for resolution in axes.resolution or (own_resolution(name),):
+            yield [{"attn": "", "layout": "", "model": name}], resolution
+
+
+def _products(axes: Axes, names: Iterable[str]) -> Iterable[tuple[Any, ...]]:
+    return itertools.product(*(getattr(axes, name) for name in names))
 
 
 def _settings(axes: Axes, attn: str, spell: Spelling) -> Iterable[tuple[tuple[str, Scalar], ...]]:
@@ -222,20 +260,34 @@ def _check(cell: Cell) -> Description:
     settings = ", ".join(f"{name}={value}" for name, value in cell.settings)
     try:
         check_data(cell.data, cell.height_px, cell.width_px)
-        return describe(cell)
+        found = describe(cell)
     except ValueError as error:
-        raise ValueError(f"{cell.attn}{f' ({settings})' if settings else ''}: {error}") from error
+        raise ValueError(f"{cell.model or cell.attn}{f' ({settings})' if settings else ''}: {error}") from error
+    if cell.baseline:
+        _check(Cell(attn="", layout="", model=cell.baseline, height_px=cell.height_px, width_px=cell.width_px))
+    return found
 
 
 def _check_training(cell: Cell) -> None:
     """Refuse images that are not there, and recipes that do not fit them."""
     recipe = make_recipe(cell.recipe, cell.training)
+    if is_rival(cell.model) and recipe.drop_path:
+        check_drop_path(cell.model)
+    if cell.init_from:
+        check_start(cell)
+    for name in ("reset_classes", "freeze"):
+        if getattr(cell, name) and not cell.init_from:
+            raise ValueError(f"{name} needs init_from, weights to start from")
+    if cell.tune_lr and any(name == "lr" for name, _ in cell.training):
+        raise ValueError(f"tune_lr={cell.tune_lr} chooses the rate that recipe.lr gives; give one of them")
     if not is_image_spec(cell.data):
         if changed := [name for name in field_names(Augmentation) if getattr(recipe, name) != AS_DRAWN[name]]:
             listed = ", ".join(f"{name}={as_text(getattr(recipe, name))}" for name in changed)
             raise ValueError(f"data {cell.data}: its images are drawn and not augmented; the recipe has {listed}")
         return
     steps_per_epoch(cell.data, cell.batch_size, recipe.repeats)
+    if recipe.auto_augment:
+        check_policy(recipe.auto_augment)
     if recipe.mixes and cell.batch_size % 2:
         raise ValueError(f"batch size {cell.batch_size}: Mixup and CutMix join pairs, give an even one")
 
@@ -251,17 +303,27 @@ def estimate_seconds(cell: Cell, measures: Iterable[str]) -> float:
 
 def command_for(cell: Cell, measures: Iterable[str]) -> str:
     """Write the command that measures a cell again, everything that is not a default spelled out."""
-    parts = [as_flag("attn", [cell.attn])]
+    parts = [] if cell.model else [as_flag("attn", [cell.attn])]
     for name, value in cell.settings:
         is_short = name in SHORT_FLAGS and value is not False
         parts.append(as_flag(name if is_short else f"{cell.attn}.{name}", [as_text(value)]))
     parts += [as_flag(f"{RECIPE}.{name}", [as_text(value)]) for name, value in cell.training]
-    side = LAYOUTS[cell.layout].resolution_px if cell.layout in LAYOUTS else None
-    if (cell.height_px, cell.width_px) != (side, side):
+    if (cell.height_px, cell.width_px) != _own_resolution(cell):
         parts.append(as_flag("resolution", [f"{cell.height_px}x{cell.width_px}"]))
     for field in fields(Cell):
         value, argument = getattr(cell, field.name), field.metadata.get("argument")
-        if value != field.default and argument and argument.name not in ("attn", "resolution"):
+        if value not in (field.default, "") and argument and argument.name not in ("attn", "resolution"):
             # a path may have spaces
             parts.append(as_flag(argument.name, [shlex.quote(as_text(value))]))
     return f"python runners/sweep.py {' '.join(parts)} --measure {','.join(measures)}"
+
+
+def _own_resolution(cell: Cell) -> tuple[int, int] | None:
+    """What a cell has where no resolution is given; None of a layout or a model that is not known here."""
+    if not cell.model:
+        side = LAYOUTS[cell.layout].resolution_px if cell.layout in LAYOUTS else None
+        return (side, side) if side else None
+    try:
+        return own_resolution(cell.model)
+    except ValueError:  # of another version
+        return None

@@ -23,7 +23,12 @@ PLAIN = (str, bytes, int, float, complex, NoneType)
 
 
 def is_registered_here(name: str) -> bool:
-    """Whether a mechanism is known to this process alone: neither built in, nor installed, nor `module:Class`."""
+    """Whether a mechanism is known to this process alone: neither built in, nor installed, nor `module:Class`.
+
+    No name is that of a cell with a model instead, which every process knows.
+    """
+    if not name:
+        return False
     is_built_in = resolve(name).__module__.startswith("attention_zoo.")
     return not (is_built_in or ":" in name or any(point.name == name for point in entry_points(group=GROUP)))
 

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from ablations.study import Cell
-from runners.cells.functions import FUNCTIONS, train
+from runners.cells.functions import FUNCTIONS
 from runners.cells.job import Job, Place, Run, now
 from runners.cells.models import describe
 from runners.cells.plan import command_for
+from runners.cells.training import train
 from runners.machine.conditions import Conditions, in_force
 from runners.machine.environment import apply_threads, device_id, environment, memory_limit, pick_device
 from runners.machine.failures import status_of

@@ -2,6 +2,7 @@
 
 Of a class in a module it is the source of the module and of what that imports from its own package, read from the files
 and never run; of a built-in mechanism all of attention_zoo; of one that a notebook registered the compiled code.
+Of a model of timm it is timm's version and the name.
 """
 
 import ast
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import attention_zoo
+from ablations.study import Cell
 from attention_zoo import resolve
+from runners.cells.named import is_rival, version_of
 from runners.cells.registered import code_hash, is_registered_here
 from runners.machine.environment import PACKAGES, commit
 from runners.store.record import Record
@@ -38,6 +41,19 @@ class Code(NamedTuple):
             return bool(before != self.hash)
         is_clean = not commit()["git_dirty"] and not record.environment.get("git_dirty")
         return bool(before != self.hash) and not is_clean
+
+
+def code_of_cell(cell: Cell) -> Code:
+    """Code of what a cell measures, a mechanism or a model.
+
+    Raises:
+        ValueError: no such mechanism.
+    """
+    if not cell.model:
+        return code_of(cell.attn)
+    if is_rival(cell.model):
+        return Code(hashlib.sha256(version_of(cell.model).encode()).hexdigest()[:16])
+    return Code(_zoo_hash(), is_built_in=True)
 
 
 def code_of(name: str) -> Code:

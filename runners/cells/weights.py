@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attention_zoo import LAYOUTS, create_model
 from attention_zoo.hosts.pyramid import Pyramid
@@ -23,6 +23,7 @@ from attention_zoo.published.models import PUBLISHED
 from attention_zoo.published.places import Official
 from attention_zoo.published.weights import classes_in, load_weights, read_weights
 from attention_zoo.registry import suggest
+from runners.cells.named import TIMM, is_rival
 from runners.store.files import StoreError, write_whole
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
@@ -58,9 +59,11 @@ class Identity(NamedTuple):
 
 
 def save_checkpoint(
-    path: str | Path, model: Pyramid, arch: str, /, *, attn: str | None = None, **config: int | float | str | bool
+    path: str | Path, model: nn.Module, arch: str, /, *, attn: str | None = None, **config: int | float | str | bool
 ) -> None:
     """Write the weights of a model that `create_model(arch, attn=attn, **config)` made, and those arguments.
+
+    Of one that timm made `arch` is `timm:NAME`; `timm.create_model` reads the weights under `model`.
 
     Raises:
         StoreError: the file cannot be written; one that was there before stays.
@@ -88,20 +91,45 @@ def load_model(
     name, `attn` and `config` choose the mechanism.
 
     Raises:
-        ValueError: an unknown name, values that do not fit, or a file that cannot be read or is another model's.
+        ValueError: an unknown name, values that do not fit, a file that cannot be read or is another model's, or a
+            model of timm, whose attention is not the zoo's.
     """
     if is_file_name(model):
-        return _load_file(Path(model), arch, attn, dict(config or {}))
+        path = Path(model)
+        loaded, identity = load_file(path, arch=arch, attn=attn, config=config)
+        return Model(loaded, f"{identity} (weights of {path.name})")
     if arch is not None:
         raise ValueError(
             f"arch={arch} says what a checkpoint file holds, and model={model} is no file; give the name alone"
         )
-    _check_arch("model", model)
-    identity = Identity(model, attn, dict(config or {}))
-    return Model(_build(identity).eval(), f"{identity} (random weights)")
+    loaded, identity = random_model(model, attn=attn, config=config)
+    return Model(loaded, f"{identity} (random weights)")
+
+
+def random_model(
+    name: str, *, attn: str | None = None, config: Mapping[str, Any] | None = None, num_classes: int = 1000
+) -> tuple[Pyramid, Identity]:
+    """Build a model by its name in evaluation mode, its weights drawn from `SEED`, and say what it is.
+
+    Raises:
+        ValueError: an unknown name, or values that do not fit.
+    """
+    _check_arch("model", name)
+    identity = Identity(name, attn, dict(config or {}))
+    return _build(identity, num_classes).eval(), identity
+
+
+def _refuse_rival(what: str, name: str) -> None:
+    if is_rival(name):
+        architecture = name.removeprefix(TIMM)
+        raise ValueError(
+            f"{what} is timm's {architecture}, whose attention nothing here can show; timm.create_model builds it, and "
+            "torch.load(FILE, weights_only=True)['model'] has the weights of a sweep"
+        )
 
 
 def _check_arch(what: str, name: str) -> None:
+    _refuse_rival(f"{what} {name}", name)
     if name not in NAMES:
         raise ValueError(suggest(what, name, NAMES) + (", or the path of a checkpoint" if what == "model" else ""))
 
@@ -112,31 +140,48 @@ def _build(identity: Identity, num_classes: int = 1000) -> Pyramid:
         return create_model(identity.arch, attn=identity.attn, num_classes=num_classes, **identity.config)
 
 
-def _load_file(path: Path, arch: str | None, attn: str | None, config: dict[str, Any]) -> Model:
-    state, written = read_checkpoint(path)
+def load_file(
+    path: Path,
+    *,
+    arch: str | None = None,
+    attn: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    ema: bool = False,
+    named_by: str = "arch",
+) -> tuple[Pyramid, Identity]:
+    """Load a checkpoint in evaluation mode, and say what it is of; `ema` takes the moving average of its weights.
+
+    `named_by` is what messages call `arch`.
+
+    Raises:
+        ValueError: what `load_model` raises for a file.
+    """
+    state, written = read_checkpoint(path, ema=ema)
+    config = dict(config or {})
     if written is None:
         if arch is None:
-            raise ValueError(f"{path} does not say what model it holds; name it by arch: {', '.join(NAMES)}")
-        _check_arch("arch", arch)
+            raise ValueError(f"{path} does not say what model it holds; name it by {named_by}: {', '.join(NAMES)}")
+        _check_arch(named_by, arch)
         identity = Identity(arch, attn, config)
     else:
-        identity = _agreed(path, written, arch, attn, config)
+        _refuse_rival(str(path), written.arch)
+        identity = _agreed(path, written, {named_by: arch, "attn": attn}, config)
     model = _build(identity, num_classes=classes_in(state))
     published = PUBLISHED.get(identity.arch)
     try:
         load_weights(model, state, Official(published.official) if published else None)
     except ValueError as error:
         raise ValueError(f"{path} is no checkpoint of {identity}: {error}") from error
-    return Model(model.eval(), f"{identity} (weights of {path.name})")
+    return model.eval(), identity
 
 
-def _agreed(path: Path, written: Identity, arch: str | None, attn: str | None, config: dict[str, Any]) -> Identity:
-    """Refuse what contradicts the file."""
+def _agreed(path: Path, written: Identity, named: dict[str, str | None], config: dict[str, Any]) -> Identity:
+    """Refuse what contradicts the file; `named` are layout or model and mechanism, by what messages call them."""
     own_attn = written.attn or "bra"
-    for name, wanted, own in (("arch", arch, written.arch), ("attn", attn, own_attn)):
+    for (name, wanted), own in zip(named.items(), (written.arch, own_attn), strict=True):
         if wanted not in (None, own):
             raise ValueError(f"{path} holds {written}, not {name}={wanted}; leave {name} out, the file says what it is")
-    if ":" in own_attn and attn is None:
+    if ":" in own_attn and named["attn"] is None:
         raise ValueError(f"{path} holds {written}: to import that module, which can run any code, give attn={own_attn}")
     if config:
         listed = ", ".join(f"{key}={value}" for key, value in config.items())
@@ -144,8 +189,8 @@ def _agreed(path: Path, written: Identity, arch: str | None, attn: str | None, c
     return written
 
 
-def read_checkpoint(path: Path) -> tuple[State, Identity | None]:
-    """Read the weights in a file, and what they are of if it says so; runs no code of the file.
+def read_checkpoint(path: Path, *, ema: bool = False) -> tuple[State, Identity | None]:
+    """Read the weights in a file, or their moving average, and what they are of if it says so; runs no code of it.
 
     `attention_zoo.published.weights.read_weights` says where the weights may lie.
 
@@ -153,7 +198,7 @@ def read_checkpoint(path: Path) -> tuple[State, Identity | None]:
         ValueError: it cannot be read, or holds no weights.
     """
     try:
-        state, rest = read_weights(path)
+        state, rest, _ = read_weights(path, ema=ema)
     except ValueError as error:
         raise ValueError(f"checkpoint {error}") from error
     return state, _identity(path, rest.get(FORMAT))

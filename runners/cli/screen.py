@@ -16,12 +16,12 @@ from runners.store.store import Store
 from runners.table import load, save
 
 COLUMNS = (
-    *("attention", "topk", "topk_schedule", "regions", "window", "resolution", "seed"),
+    *("model", "attention", "topk", "topk_schedule", "regions", "window", "resolution", "seed"),
     *("acc1", "gmacs", "params_m", "peak_infer_mib", "peak_train_mib"),
     *("infer_samples_per_sec", "vs_vanilla", "train_step_ms", "disturbed", "status"),
 )
 
-CONDITIONS = ("layout", "data", "steps", "batch_size", *COMPUTED)
+CONDITIONS = ("layout", "baseline", "data", "steps", "batch_size", *COMPUTED)
 """Columns that are shown where they differ."""
 
 

@@ -119,6 +119,20 @@ def eval_transform(augmentation: Augmentation, pixels: Pixels) -> "Callable[[Ima
     return transform
 
 
+def check_policy(name: str) -> None:
+    """Refuse a name that is none of timm's policies.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        train_transform(Augmentation(auto_augment=name), Pixels(32, 32, (0, 0, 0), (1, 1, 1)))
+    except Exception as error:  # of timm's parser
+        raise ValueError(
+            f"auto_augment {name!r} is no policy of timm, such as rand-m9-mstd0.5-inc1, augmix-m3 or original"
+        ) from error
+
+
 def make_mixup(augmentation: Augmentation, num_classes: int, smoothing: float) -> "Mixup | None":
     """Return timm's Mixup and CutMix of a batch, None where neither is on."""
     from timm.data import Mixup

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GRID = 4  # cells along each side of a digit probe's canvas
+HELD_OUT_SHARE = 0.1
+"""Of the training images, on which hyperparameters are chosen."""
+
 FASHION_IMAGES = {"train": 60_000, "t10k": 10_000}  # by the prefix of the files
 
 
@@ -51,6 +54,10 @@ class Data(Protocol):
 
     def eval_batches(self) -> "Iterator[tuple[Tensor, Tensor]]":
         """Test set, the same images in the same order whatever the batch size; the last batch may be smaller."""
+        ...
+
+    def for_tuning(self) -> "Data":
+        """Training images alone, divided into some to train on and others to test on."""
         ...
 
 
@@ -138,6 +145,20 @@ def check_data(spec: str, height_px: int | None = None, width_px: int | None = N
         )
 
 
+def count_classes(spec: str) -> int:
+    """Return the number of classes of some data.
+
+    Raises:
+        ValueError: an unknown spec, or images that are not there.
+    """
+    if is_image_spec(spec):
+        from runners.data.folders import open_folders
+
+        return len(open_folders(spec).classes)
+    parse_data(spec)
+    return 10
+
+
 def steps_per_epoch(spec: str, batch_size: int, repeats: int = 1) -> int | None:
     """Return the optimiser steps of one pass over the training images, None for an endless stream.
 
@@ -149,7 +170,7 @@ def steps_per_epoch(spec: str, batch_size: int, repeats: int = 1) -> int | None:
     if is_image_spec(spec):
         # timm's readers take a second to import, and the probes do not need them
         from runners.data.folders import open_folders
-        from runners.data.images import images_per_epoch
+        from runners.data.order import images_per_epoch
 
         images = images_per_epoch(len(open_folders(spec).train_indices), repeats)
         if not 1 <= batch_size <= images:

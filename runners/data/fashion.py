@@ -6,6 +6,7 @@ over three channels and normalised by the training set's mean and standard devia
 an order of its own and leaves out the images that do not fill a batch.
 """
 
+import copy
 import functools
 import gzip
 import math
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runners.data.datasets import FASHION_IMAGES, steps_per_epoch
+from runners.data.datasets import FASHION_IMAGES, HELD_OUT_SHARE, steps_per_epoch
 from runners.data.probes import bilinear
 
 PACKAGE_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -95,7 +96,7 @@ class FashionMnist:
         Raises:
             ValueError: a damaged file, or a batch larger than the training set.
         """
-        self.steps_per_epoch = steps_per_epoch("fashion-mnist", batch_size)
+        self.steps_per_epoch: int | None = steps_per_epoch("fashion-mnist", batch_size)
         self.height_px, self.width_px, self.batch_size = height_px, width_px, batch_size
         self.train_images, self.train_labels = read_split(folder, "train")
         self.test_images, self.test_labels = read_split(folder, "t10k")
@@ -113,6 +114,15 @@ class FashionMnist:
         for start in range(0, len(self.test_labels), self.batch_size):
             part = slice(start, start + self.batch_size)
             yield self._prepare(self.test_images[part], self.test_labels[part])
+
+    def for_tuning(self) -> "FashionMnist":
+        """Test on the last tenth of the training images and train on the others."""
+        part = copy.copy(self)
+        kept = len(self.train_labels) - round(HELD_OUT_SHARE * len(self.train_labels))
+        part.test_images, part.test_labels = self.train_images[kept:], self.train_labels[kept:]
+        part.train_images, part.train_labels = self.train_images[:kept], self.train_labels[:kept]
+        part.steps_per_epoch = kept // self.batch_size
+        return part
 
     def _prepare(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
         """Turn (B, 28, 28) bytes into padded, resized and normalised images."""

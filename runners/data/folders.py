@@ -34,6 +34,13 @@ class Folders:
         """Names of the classes, in their order."""
         return self.train.classes
 
+    def divided(self, share: float) -> "Folders":
+        """Training images alone: a share of each class, or of all where only reading tells, is the test."""
+        labels = self.train.labels
+        known = np.zeros(len(self.train), dtype=np.int64) if labels is None else labels
+        rest, kept = _divide(known[self.train_indices], share)
+        return Folders(self.train, self.train, self.train_indices[rest], self.train_indices[kept])
+
     def fingerprint(self, code: str = "") -> str:
         """Hash of the names and labels of all images, and of the code that reads them: 16 hex digits."""
         digest = hashlib.sha256(code.encode())

@@ -10,23 +10,20 @@ are counted and named.
 import itertools
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from runners.data.augment import Augmentation, Pixels, eval_transform, make_mixup, train_transform
+from runners.data.datasets import HELD_OUT_SHARE
 from runners.data.folders import Folders
-from runners.data.listing import Ints
-from runners.data.samples import MIXUP, ORDER, Key, Samples, TestSamples, TrainSamples, collate
+from runners.data.order import epoch_order, images_per_epoch
+from runners.data.samples import MIXUP, Key, Samples, TestSamples, TrainSamples, collate
 from runners.data.seeding import drawn_from
-
-SELECTED_ROUND = 256
-"""Repeated augmentation drops images until their number is a multiple of this, as its official code does."""
 
 
 class Batch(NamedTuple):
@@ -147,6 +144,10 @@ class ImageData:
         if not count and world_size == 1:
             raise DataError(f"none of the {len(indices)} test images can be read")
 
+    def for_tuning(self) -> "ImageData":
+        """Test on a tenth of the training images of each class, as a test image is read, and train on the others."""
+        return replace(self, folders=self.folders.divided(HELD_OUT_SHARE), broken={})
+
     def _load(self, samples: Any, batches: Any) -> Iterator[tuple[Tensor, Tensor]]:
         loader: DataLoader[Any] = DataLoader(
             samples,
@@ -194,29 +195,6 @@ class _Once:
 
     def __iter__(self) -> Iterator[Any]:
         return self._batches
-
-
-def images_per_epoch(count: int, repeats: int) -> int:
-    """Images that an epoch of `count` training images has."""
-    return len(_sampler(count, repeats))
-
-
-def _sampler(count: int, repeats: int) -> Any:
-    # timm's for one process: the processes of a training share out each batch, not the images
-    rounding = SELECTED_ROUND if repeats > 1 else 0
-    sampler: Any = RepeatAugSampler
-    return sampler(range(count), num_replicas=1, rank=0, num_repeats=repeats, selected_round=rounding)
-
-
-def epoch_order(count: int, repeats: int, seed: int, epoch: int) -> Ints:
-    """Return the samples of an epoch in their order: place among the training images, and repeat, (2, n)."""
-    sampler = _sampler(count, repeats)
-    sampler.set_epoch(int(np.random.SeedSequence((ORDER, seed, epoch)).generate_state(1, np.uint64)[0] >> 1))
-    places = np.fromiter(sampler, dtype=np.int64, count=len(sampler))
-    # the repeats of an image come one behind the other
-    numbers = np.arange(len(places))
-    first = np.r_[True, places[1:] != places[:-1]]
-    return np.stack([places, numbers - np.maximum.accumulate(np.where(first, numbers, 0))])
 
 
 def part_of_batch(batch_size: int, rank: int, world_size: int) -> list[int]:

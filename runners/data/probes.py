@@ -16,6 +16,7 @@ what is uncovered is grey. Training digits are the first 1400 of RandomState(0).
 other 397; the test set is 1024 images of a fixed seed, the same scenes at every resolution.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runners.data.datasets import GRID
+from runners.data.datasets import GRID, HELD_OUT_SHARE
 
 Ints = NDArray[np.int64]
 Pixels = NDArray[np.float32]
@@ -102,6 +103,23 @@ def split_digits() -> tuple[Digits, Digits]:
     return parts[0], parts[1]
 
 
+def divide_digits(digits: Digits) -> tuple[Digits, Digits]:
+    """Keep the last tenth of each class apart."""
+    held = np.maximum(1, np.round(HELD_OUT_SHARE * digits.size)).astype(np.int64)
+    last = np.concatenate(
+        [
+            np.arange(first + size - n, first + size)
+            for first, size, n in zip(digits.first, digits.size, held, strict=True)
+        ]
+    )
+    rest = np.setdiff1d(np.arange(len(digits.images)), last)
+    sizes = digits.size - held
+    return (
+        Digits(digits.images[rest], np.cumsum(sizes) - sizes, sizes),
+        Digits(digits.images[last], np.cumsum(held) - held, held),
+    )
+
+
 class DigitProbe:
     """A probe of this module's docstring at one resolution: implements `runners.data.datasets.Data`.
 
@@ -135,6 +153,12 @@ class DigitProbe:
         for start in range(0, TEST_IMAGES, self.batch_size):
             part = Scene(*(values[start : start + self.batch_size] for values in scene))
             yield self._render(part, self.test)
+
+    def for_tuning(self) -> "DigitProbe":
+        """Test on the training digits that come last in each class and train on the others."""
+        part = copy.copy(self)
+        part.train, part.test = divide_digits(self.train)
+        return part
 
     def _draw(self, rng: np.random.Generator, digits: Digits, count: int) -> Scene:
         """Choose what `count` images show."""

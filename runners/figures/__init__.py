@@ -43,6 +43,9 @@ FIGURES = {name: kind.help for name, kind in KINDS.items()} | {
 }
 """Every kind with a line of help."""
 
+PUBLISHED = "accuracy that papers published, none measured here, against each measured cost"
+"""Help of `pareto` with published accuracies."""
+
 
 def show(kind: str, frame: "DataFrame | None" = None, **choices: Any) -> "Figure | None":
     """Draw a figure for a notebook, devices apart; what cannot be drawn of these rows is said in one line.
@@ -65,6 +68,7 @@ def draw(
     names: Mapping[str, str] | None = None,
     size: SizeName = "page",
     caption: bool = True,
+    published: "DataFrame | None" = None,
 ) -> "Figure":
     """Draw a figure of the rows of a table, as `runners.table.load` returns them; `connectivity` needs none.
 
@@ -76,10 +80,13 @@ def draw(
         names: what to call mechanisms, by their names in the rows.
         size: `column` is 3.3 inches wide, as a column of a paper, and `page` 6.9.
         caption: write below what is drawn, on which device and with which versions.
+        published: accuracies that `pareto` draws in place of measured ones, as `runners.rows.published.read_published`
+            returns them.
 
     Raises:
-        ValueError: an unknown kind or size; a mechanism that is not there, or one name for two; a column is missing;
-            no row, or one alone; several devices without `by_device`; nothing that this kind shows.
+        ValueError: an unknown kind or size; published accuracies of another kind than `pareto`; a mechanism that is not
+            there, or one name for two; a column is missing; no row, or one alone; several devices without `by_device`;
+            nothing that this kind shows.
     """
     if kind not in FIGURES:
         raise ValueError(f"unknown figure {kind!r}; known: {', '.join(FIGURES)}")
@@ -90,6 +97,8 @@ def draw(
 
     from runners.figures.sheet import RC, Sheet, draw_sheets, shown_names
 
+    if published is not None and kind != "pareto":
+        raise Refused(f"accuracy published: the figure pareto shows it, not {kind}")
     if size not in SIZES:
         raise Refused(f"size {size!r} is not one of {', '.join(SIZES)}")
     with rc_context(RC):
@@ -100,13 +109,13 @@ def draw(
 
         from runners.figures.frames import check, of_mechanisms
 
-        module: Any = import_module(f"runners.figures.{KINDS[kind].module}")
+        module: Any = import_module(f"runners.figures.{KINDS[kind].module if published is None else 'published'}")
         chosen = frame if attn is None else of_mechanisms(frame, attn)
         rows = check(chosen, module.COLUMNS, by_device)
-        shown = shown_names(rows["attention"].unique(), names or {})
+        shown = shown_names(rows["subject"].unique(), names or {})
         pending = chosen.loc[chosen["device_id"].isna(), "status"].value_counts()
         return draw_sheets(
-            getattr(module, KINDS[kind].function),
+            getattr(module, KINDS[kind].function) if published is None else module.drawing(published),
             {str(device): part for device, part in rows.groupby("device_id")},
             lambda part: Sheet(part, SIZES[size], shown, caption, {str(what): int(n) for what, n in pending.items()}),
         )

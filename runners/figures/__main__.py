@@ -1,5 +1,6 @@
 """Draw one figure into files: `python -m runners.figures KIND [--results DIR] [--out FILE]`."""
 
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from ablations.values import Argument, choice
 from runners.cli.command import RESULTS, Parser, add_flag, command
 from runners.cli.program import run_program
 from runners.figures import FIGURES, KINDS, draw, save
-from runners.figures.choices import FORMATS, SIZES, Refused
+from runners.figures.choices import ACCURACIES, FORMATS, SIZES, Refused, accuracy_file
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -31,6 +32,7 @@ def read_command(argv: Sequence[str]) -> Namespace:
     size = "; ".join(f"{name}: {size.width} inches wide" for name, size in SIZES.items())
     add_flag(parser, Argument("size", choice(*SIZES), "NAME", size, default="page"), "page")
     add_flag(parser, Argument("no_caption", help="leave out the lines below"))
+    add_flag(parser, Argument("accuracy", accuracy_file, "WHICH", f"of pareto: {ACCURACIES}", default="measured"))
     add_flag(parser, Argument("device_id", str, "ID", "draw the rows of this device alone (column device_id)"))
     add_flag(parser, Argument("by_device", help="draw the rows of each device apart"))
     options = parser.parse_args(argv)
@@ -52,15 +54,18 @@ def _name(text: str) -> tuple[str, str]:
 def main(argv: Sequence[str]) -> int:
     """Draw one figure and write it; 0, or 2 with one line if that cannot be done."""
     options = read_command(argv)
+    published = read_accuracies(options.accuracy)
     try:
+        table = read_table(options) if options.figure in KINDS else None
         figure = draw(
             options.figure,
-            read_table(options) if options.figure in KINDS else None,
+            table,
             by_device=options.by_device,
             attn=options.attn,
             names=dict(options.names),
             size=options.size,
             caption=not options.no_caption,
+            published=published,
         )
     except Refused as error:
         raise ValueError(f"--{error}") from error
@@ -71,7 +76,32 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         raise ValueError(f"cannot write {error.filename or options.out}: {error.strerror}") from error
     print(*files, sep="\n")
+    if table is not None and published is not None and options.no_caption:
+        print_gaps(table, published)
     return 0
+
+
+def read_accuracies(file: Path | None) -> "DataFrame | None":
+    """Read published accuracies; None of no file.
+
+    Raises:
+        ValueError: from `read_published`.
+    """
+    if file is None:
+        return None
+
+    from runners.rows.published import read_published
+
+    return read_published(file)
+
+
+def print_gaps(table: "DataFrame", published: "DataFrame") -> None:
+    """Say on the screen what the caption would: which rows have no published accuracy."""
+    from runners.figures.published import gaps
+    from runners.rows.published import with_published
+
+    if said := gaps(with_published(table, published)):
+        print(f"not drawn: {said}", file=sys.stderr)
 
 
 def read_table(options: Namespace) -> "DataFrame":

@@ -30,6 +30,7 @@ from runners.figures.mechanisms import exponent
 from runners.figures.placing import Tag
 from runners.figures.sheet import Sheet, titled
 from runners.measures import FIRST_CORE_MACS, LATENCY, MACS, MEMORY, Quantity
+from runners.rows.selection import models
 from runners.rows.stats import Fit, Interval, fit_exponent, mean_interval
 
 QUANTITIES = (FIRST_CORE_MACS, MACS, LATENCY, MEMORY)
@@ -59,7 +60,7 @@ def draw_complexity(sheet: Sheet, rows: DataFrame) -> None:
     rows = rows[with_curve]
     # named again, since what tells lines apart may have been left out with the others
     rows = rows.assign(line=labels(rows, apart=("resolution",)))
-    styles = looks(rows["line"])
+    styles = looks(rows["line"], models(rows))
     quantities = shown(rows, QUANTITIES)
     for ax, quantity in zip(line_panels(sheet, len(quantities), styles), quantities, strict=True):
         complexity_curve(sheet, ax, rows, quantity, styles)
@@ -139,8 +140,8 @@ def spell_fits(fits: Sequence[Fit | None]) -> str:
 
 def _draw_guides(sheet: Sheet, ax: Axes, rows: DataFrame, y: float) -> None:
     """Draw the slopes of the rows' closed forms from the lowest point on, dashed, with their powers beside them."""
-    kinds = rows.drop_duplicates(["attention", "configuration"])
-    found = {exponent(name, own) for name, own in zip(kinds["attention"], kinds["settings"], strict=True)}
+    kinds = rows.drop_duplicates(["subject", "configuration"])
+    found = {exponent(name, own) for name, own in zip(kinds["subject"], kinds["settings"], strict=True)}
     x, right, top = float(rows["tokens"].min()), ax.get_xlim()[1], ax.get_ylim()[1]
     for slope in sorted(slope for slope in found if slope):
         # where the line leaves the axes, on the right or on top

@@ -13,7 +13,7 @@ from runners.rows.stats import Interval, mean_intervals
 from runners.store.names import configuration_name
 
 IDENTITY = (
-    *("attention", "settings", "topk", "topk_schedule", "seed", "status", "device_name", "versions"),
+    *("attention", "model", "settings", "topk", "topk_schedule", "seed", "status", "device_name", "versions"),
     *selection.CONDITIONS,
 )
 """Columns that every figure needs."""
@@ -59,16 +59,17 @@ def check(frame: DataFrame, columns: Sequence[str], by_device: bool) -> DataFram
 
 
 def of_mechanisms(frame: DataFrame, attn: Sequence[str]) -> DataFrame:
-    """Return the rows of these mechanisms.
+    """Return the rows of these mechanisms or models.
 
     Raises:
         Refused: one of them has no row.
     """
-    known = sorted(frame["attention"].dropna().unique())
+    subjects = selection.subjects(frame)
+    known = sorted(subjects.dropna().unique())
     missing = [name for name in attn if name not in known]
     if missing:
         raise Refused(f"attn {', '.join(missing)}: no such mechanism in the rows; they have {', '.join(known)}")
-    return frame[frame["attention"].isin([*attn])]
+    return frame[subjects.isin([*attn])]
 
 
 def labels(rows: DataFrame, apart: Sequence[str] = (), *, has_conditions: bool = True) -> "Series[str]":
@@ -78,12 +79,12 @@ def labels(rows: DataFrame, apart: Sequence[str] = (), *, has_conditions: bool =
     differs in the table. `apart` holds settings and conditions that lie along the line.
     """
     differing: dict[str, set[str]] = {}
-    for name, settings in rows.groupby("attention")["settings"]:
+    for name, settings in rows.groupby("subject")["settings"]:
         values = {key: {row.get(key) for row in settings} for row in settings for key in row if key not in apart}
         differing[str(name)] = {key for key, several in values.items() if len(several) > 1}
     under = conditions(rows, apart) if has_conditions else Series("", rows.index, dtype="str")
     lines = []
-    for name, settings, condition in zip(rows["attention"], rows["settings"], under, strict=True):
+    for name, settings, condition in zip(rows["subject"], rows["settings"], under, strict=True):
         chosen = {key: value for key, value in settings.items() if key in differing[name]}
         lines.append(f"{configuration_name(name, chosen)} {condition}".rstrip())
     return Series(lines, index=rows.index, dtype="str")

@@ -3,14 +3,16 @@
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from runners.figures.looks import Look, mechanism, short_names
+from runners.figures.looks import MARKERS, MODEL_MARKERS, Look, mechanism, short_names
 from runners.figures.placing import REACHES_PT, Tag
 from runners.figures.sheet import Sheet
 
+GREY = "#8A8A8A"
 MOST_NAMES = 14
 """Lines that are named one by one."""
 
@@ -107,8 +109,19 @@ def colour_key(sheet: Sheet, styles: Mapping[str, Look]) -> list[Line2D]:
     ]
 
 
+def kind_key() -> list[Line2D]:
+    """Entries of a key that tell models from mechanisms."""
+    kinds: dict[str, Any] = {"mechanisms in a host": MARKERS[0], "models": MODEL_MARKERS[0]}
+    return [
+        Line2D([], [], color=GREY, marker=marker, linestyle="none", mew=0, label=label)
+        for label, marker in kinds.items()
+    ]
+
+
 def crowd_note(sheet: Sheet, lines: Iterable[str]) -> str:
-    """Sentences for the caption that explain names of settings alone."""
+    """Sentence for the caption that explains the names of points in a crowd."""
     fields = short_names([*lines])[1]
+    if not fields:
+        return "Points are named where there is room."
     listed = "; ".join(f"{sheet.name(name)}: {', '.join(own)}" for name, own in fields.items())
     return f"Points are labelled by their settings ({listed}), whose order the shades follow, where there is room."

@@ -1,8 +1,11 @@
-"""One colour and marker for each mechanism, in every figure and chart, and shades of the colour for its settings."""
+"""One colour and marker for each mechanism, in every figure and chart, and shades of the colour for its settings.
+
+A model has the colour of the mechanism that its name begins with, and a marker that no mechanism has.
+"""
 
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +32,10 @@ OTHERS = ("#002A7E", "#0000FC", "#A82A7E", "#2A54D2")
 """Colours of all other mechanisms, chosen by the name, so that rows around it change nothing."""
 
 MARKERS = tuple(marker for _, marker in COLOURS.values())
+MODEL_MARKERS: tuple[Any, ...] = ((4, 1, 0), (6, 1, 0), (8, 1, 0), (3, 1, 0))
+"""Of models: stars of four, six, eight and three points."""
+FAMILIES = {"biformer": "bra"}
+"""First words of models' names that are not those of their mechanisms."""
 LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)), (0, (8, 2, 2, 2, 2, 2)))
 
 LIGHTEST, DARKEST = 0.5, 0.45
@@ -43,7 +50,7 @@ class Look:
     """Colour, marker and dashes of a line, and the colour in which its name can be read."""
 
     colour: str
-    marker: str
+    marker: Any
     line: Any
     ink: str
 
@@ -52,25 +59,35 @@ class Look:
         return {"color": self.colour, "marker": self.marker, "linestyle": self.line, "mec": "white", "mew": 0.4}
 
 
-def colour_and_marker(mechanism: str) -> tuple[str, str]:
-    """Colour and marker of a mechanism, the same whatever else is drawn."""
+def colour_and_marker(mechanism: str, *, is_model: bool = False) -> tuple[str, Any]:
+    """Colour and marker of a mechanism or a model, the same whatever else is drawn."""
     if mechanism in COLOURS:
         return COLOURS[mechanism]
     number = zlib.crc32(mechanism.encode())
+    if is_model:
+        family = mechanism.partition("_")[0]
+        colour, _ = COLOURS.get(FAMILIES.get(family, family), (OTHERS[number % len(OTHERS)], ""))
+        return colour, MODEL_MARKERS[0]
     return OTHERS[number % len(OTHERS)], MARKERS[number // len(OTHERS) % len(MARKERS)]
 
 
-def looks(labels: Iterable[str]) -> dict[str, Look]:
-    """Give each label a look: that of its mechanism, its first word, in a shade of its own. In the order of lists."""
+def looks(labels: Iterable[str], models: Container[str] = ()) -> dict[str, Look]:
+    """Give each label a look: that of its mechanism, its first word, in a shade of its own. In the order of lists.
+
+    `models` are the first words that name a model.
+    """
     settings: dict[str, list[str]] = {}
     for label in in_order(labels):
         settings.setdefault(mechanism(label), []).append(label)
-    found, taken = {}, set[tuple[str, str]]()
+    found, taken = {}, set[tuple[str, Any]]()
     for name, lines in settings.items():
-        colour, marker = colour_and_marker(name)
-        while (colour, marker) in taken:
-            # two strangers whose names fall on one look
-            marker = MARKERS[(MARKERS.index(marker) + 1) % len(MARKERS)]
+        colour, marker = colour_and_marker(name, is_model=name in models)
+        markers = MODEL_MARKERS if name in models else MARKERS
+        for _ in markers:
+            if (colour, marker) not in taken:
+                break
+            # two strangers whose names fall on one look, or models of a family
+            marker = markers[(markers.index(marker) + 1) % len(markers)]
         taken.add((colour, marker))
         for number, line in enumerate(lines):
             found[line] = Look(shade(colour, number, len(lines)), marker, LINES[number % len(LINES)], ink(colour))

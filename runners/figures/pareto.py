@@ -1,14 +1,14 @@
 """Pareto fronts: accuracy against each cost, and which points the repeats cannot tell from the front."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from pandas import DataFrame
+from pandas import DataFrame, Series
 
 from runners.figures.frames import conditions, disturbed, failures, labels, seeds_of, shown, within
-from runners.figures.lines import CROWD, colour_key, crowd_note, point_names, reach_of
+from runners.figures.lines import CROWD, colour_key, crowd_note, kind_key, point_names, reach_of
 from runners.figures.looks import Look, looks
 from runners.figures.marks import (
     DISTURBED,
@@ -24,7 +24,8 @@ from runners.figures.marks import (
 from runners.figures.placing import Tag
 from runners.figures.sheet import Sheet, titled
 from runners.measures import ACCURACY, LATENCY, MACS, MEMORY, TRAINING_STEP, Quantity
-from runners.rows.stats import Interval, mean_interval, pareto_standing
+from runners.rows.selection import models
+from runners.rows.stats import Interval, mean_interval, pareto_front, pareto_standing
 
 COSTS = (MACS, LATENCY, MEMORY, TRAINING_STEP)
 COLUMNS = (ACCURACY.column, *(cost.column for cost in COSTS))
@@ -53,19 +54,37 @@ def draw_pareto(sheet: Sheet, rows: DataFrame) -> None:
             listed = ", ".join(map(str, sorted(values)))
             raise ValueError(f"accuracies with several values of {column} do not compare: {listed}; select one")
     rows = rows.assign(line=labels(rows, has_conditions=False), under=conditions(rows))
-    points = rows[rows["acc1"].notna()].groupby("under")["line"].nunique()
+    standings, is_crowded = draw_fronts(sheet, rows, ACCURACY, disturbed)
+    _write_caption(sheet, rows, standings, is_crowded)
+
+
+Hollow = Callable[[DataFrame, Quantity], "Series[bool]"]
+"""Which rows are drawn hollow in a panel of this cost."""
+
+
+def draw_fronts(
+    sheet: Sheet, rows: DataFrame, gain: Quantity, hollow: Hollow, more: Sequence[Line2D] = ()
+) -> tuple[set[str], bool]:
+    """Draw a gain against each cost in panels, one for each value of `under`, with a point for each of `line`.
+
+    Returns the standings that occur, and whether points have no room for whole names. `more` are entries of the key.
+
+    Raises:
+        ValueError: fewer than two points, or no cost.
+    """
+    points = rows[rows[gain.column].notna()].groupby("under")["line"].nunique()
     if points.empty or points.max() < 2:
         raise ValueError("a front needs the accuracy of two mechanisms or settings; measure accuracy of more")
     panels = [(str(under), own, cost) for under, own in rows.groupby("under", sort=False) for cost in shown(own, COSTS)]
     is_crowded = bool(points.max() > CROWD)
-    styles, names = looks(rows["line"]), point_names(sheet, rows["line"], is_crowded)
+    styles, names = looks(rows["line"], models(rows)), point_names(sheet, rows["line"], is_crowded)
     axes = sheet.panels(len(panels), HEIGHT if len(panels) > 1 else HEIGHT_ALONE)
     standings = set[str]()
     for ax, (under, own, cost) in zip(axes, panels, strict=True):
         ax.set_title(titled(under), loc="left")
-        standings |= pareto_front_plot(sheet, ax, own, cost, styles, names)
-    _draw_key(sheet, styles if is_crowded else {}, standings)
-    _write_caption(sheet, rows, standings, is_crowded)
+        standings |= pareto_front_plot(sheet, ax, own, cost, styles, names, gain, hollow)
+    _draw_key(sheet, styles if is_crowded else {}, standings, more, has_models=bool(models(rows)))
+    return standings, is_crowded
 
 
 def pareto_front_plot(
@@ -75,26 +94,28 @@ def pareto_front_plot(
     cost: Quantity,
     styles: Mapping[str, Look],
     names: Mapping[str, tuple[str, ...]],
+    gain: Quantity,
+    hollow: Hollow,
 ) -> set[str]:
-    """Draw accuracy against one cost, a point for each value of `line`; returns the standings that occur."""
-    both = rows[rows["acc1"].notna() & rows[cost.column].notna()]
+    """Draw a gain against one cost, a point for each value of `line`; returns the standings that occur."""
+    both = rows[rows[gain.column].notna() & rows[cost.column].notna()]
     points: dict[str, tuple[Interval, Interval]] = {
-        str(line): (mean_interval(own[cost.column]), within(mean_interval(own["acc1"]), ACCURACY))
+        str(line): (mean_interval(own[cost.column]), within(mean_interval(own[gain.column]), gain))
         for line, own in both.groupby("line")
     }
-    standings = _standings(both, cost) if points else {}
-    failed = _failed(rows, cost)
-    _set_axes(ax, rows, cost, points, failed)
+    standings = _standings(both, cost, gain, points) if points else {}
+    failed = _failed(rows, cost, gain)
+    _set_axes(ax, rows, cost, gain, points, failed)
     front = sorted((points[line][0].mean, points[line][1].mean) for line in points if standings[line] == "front")
     if front:
         ax.step(*zip(*front, strict=True), where="post", color=GUIDE, lw=0.8, ls="--", zorder=1, label="_front")
-    unsteady = set(both.loc[disturbed(both, cost), "line"])
+    doubtful = set(both.loc[hollow(both, cost), "line"])
     for line, (x, y) in points.items():
         look, style = styles[line], STANDINGS[standings[line]][1]
         draw_intervals(ax, [(x.mean, y.mean, y)], look)
         draw_intervals(ax, [(x.mean, y.mean, x)], look, axis="x")
         ax.plot(x.mean, y.mean, color=look.colour, marker=look.marker, linestyle="none", label=line, zorder=3, **style)
-        if line in unsteady:
+        if line in doubtful:
             draw_disturbed(ax, [(x.mean, y.mean)], look, style["markersize"])
         rank = 1 + list(STANDINGS).index(standings[line])
         sheet.tag(Tag(ax, names[line], [(x.mean, y.mean)], look.ink, rank, farthest=reach_of(names)))
@@ -103,8 +124,14 @@ def pareto_front_plot(
     return set(standings.values())
 
 
-def _standings(both: DataFrame, cost: Quantity) -> dict[str, str]:
-    found: dict[Any, str] = pareto_standing(both, cost.column, "acc1", "line").to_dict()
+def _standings(
+    both: DataFrame, cost: Quantity, gain: Quantity, points: Mapping[str, tuple[Interval, Interval]]
+) -> dict[str, str]:
+    if gain.is_exact:
+        # one number each, whatever the repeats of the cost: nothing to test
+        is_on_front = pareto_front(*zip(*((x.mean, y.mean) for x, y in points.values()), strict=True))
+        return {line: "front" if on else "off" for line, on in zip(points, is_on_front, strict=True)}
+    found: dict[Any, str] = pareto_standing(both, cost.column, gain.column, "line").to_dict()
     if both.groupby("line")["seed"].nunique().max() > 1:
         return found
     # nothing can be tested, and nothing need be said of tests
@@ -115,14 +142,15 @@ def _set_axes(
     ax: Axes,
     rows: DataFrame,
     cost: Quantity,
+    gain: Quantity,
     points: Mapping[str, tuple[Interval, Interval]],
     failed: list[Failed],
 ) -> None:
-    ax.set(xscale="log", xlabel=cost.axis, ylabel=ACCURACY.axis)
-    at = [*rows.loc[rows["acc1"].notna(), cost.column], *(cell.x for cell in failed)]
+    ax.set(xscale="log", xlabel=cost.axis, ylabel=gain.axis)
+    at = [*rows.loc[rows[gain.column].notna(), cost.column], *(cell.x for cell in failed)]
     limit(ax, at, [end for x, _ in points.values() for end in (x.low, x.high)], log=True, axis="x")
     ends = [end for _, y in points.values() for end in (y.low, y.high)]
-    limit(ax, rows["acc1"], ends, log=False, room=0.07 * failed_rows(failed))
+    limit(ax, rows[gain.column], ends, log=False, room=0.07 * failed_rows(failed))
     plain_log(ax.xaxis)
 
 
@@ -137,25 +165,28 @@ def _draw_ceiling(sheet: Sheet, ax: Axes, rows: DataFrame) -> None:
             sheet.tag(Tag(ax, texts, along, GUIDE, rank=9, transform=across, is_on_line=True))
 
 
-def _failed(rows: DataFrame, cost: Quantity) -> list[Failed]:
-    """Cells whose accuracy failed, at their cost, and those whose cost failed, at no place of their own."""
+def _failed(rows: DataFrame, cost: Quantity, gain: Quantity) -> list[Failed]:
+    """Cells whose gain failed, at their cost, and those whose cost failed, at no place of their own."""
     found = dict[str, Failed]()
     lines, costs = rows["line"].to_dict(), rows[cost.column].dropna().to_dict()
-    for quantity in (ACCURACY, cost):
+    for quantity in (gain, cost):
         for index, status in failures(rows, quantity).items():
-            at = costs.get(index) if quantity is ACCURACY else None
+            at = costs.get(index) if quantity is gain else None
             found.setdefault(lines[index], Failed(at, lines[index], f"{quantity.name} {status}"))
     return list(found.values())
 
 
-def _draw_key(sheet: Sheet, styles: Mapping[str, Look], standings: set[str]) -> None:
+def _draw_key(
+    sheet: Sheet, styles: Mapping[str, Look], standings: set[str], more: Sequence[Line2D], *, has_models: bool
+) -> None:
     """Explain the marks, and the colours where points have no room for the names of their mechanisms."""
+    kinds = kind_key() if has_models else []
     marks = [
         Line2D([], [], color="#8A8A8A", marker="o", linestyle="none", label=words, **style)
         for name, (words, style) in STANDINGS.items()
         if name in standings
     ]
-    sheet.key([*colour_key(sheet, styles), *(marks if len(marks) > 1 else [])])
+    sheet.key([*colour_key(sheet, styles), *kinds, *(marks if len(marks) > 1 else []), *more])
 
 
 def _write_caption(sheet: Sheet, rows: DataFrame, standings: set[str], is_crowded: bool) -> None:

@@ -20,6 +20,7 @@ from runners.figures.marks import (
 from runners.figures.placing import Tag
 from runners.figures.sheet import Sheet
 from runners.measures import LATENCY
+from runners.rows.selection import models
 
 COLUMNS = (
     *("height_px", "width_px", "executed_gmacs", "infer_latency_ms"),
@@ -49,7 +50,7 @@ def draw_roofline(sheet: Sheet, rows: DataFrame) -> None:
             "no row has executed_gmacs, infer_latency_ms, traffic_mib, gemm_gflops and copy_gb_s together; "
             "measure flops and throughput (tables of earlier versions lack the ceilings)"
         )
-    styles = looks(rows["line"])
+    styles = looks(rows["line"], models(rows))
     (ax,) = sheet.panels(1, HEIGHT)
     ax.set(xscale="log", yscale="log", xlabel="FLOP per byte that operators move", ylabel="achieved (GFLOP/s)")
     _draw_roofs(sheet, ax, complete)

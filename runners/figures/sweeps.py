@@ -25,6 +25,7 @@ from runners.figures.marks import (
 from runners.figures.placing import Tag
 from runners.figures.sheet import Sheet, titled
 from runners.measures import ACCURACY, LATENCY, MACS, MEMORY, THROUGHPUT, TRAINING_MEMORY, Quantity
+from runners.rows.selection import models
 from runners.rows.stats import Interval, mean_interval
 
 QUANTITIES = (ACCURACY, MACS, LATENCY, MEMORY)
@@ -97,7 +98,7 @@ def region_side(text: object) -> float | None:
 
 def _draw(sheet: Sheet, rows: DataFrame, over: Swept) -> None:
     kept, levels = select(rows, over)
-    styles = looks([*kept["line"], *levels["line"]])
+    styles = looks([*kept["line"], *levels["line"]], models(rows))
     quantities = shown(kept, over.quantities)
     axes = line_panels(sheet, len(quantities), styles)
     for ax, quantity in zip(axes, quantities, strict=True):
@@ -132,7 +133,7 @@ def select(rows: DataFrame, over: Swept) -> tuple[DataFrame, DataFrame]:
             f"no mechanism has two values of {over.name} under the same conditions: there is no sweep to draw"
         )
     comparable = rows["conditions"].isin(set(rows.loc[in_sweep, "conditions"]))
-    level = comparable & (rows["attention"] == "vanilla") & ~in_sweep
+    level = comparable & (rows["subject"] == "vanilla") & ~in_sweep
     chosen = comparable & line.str.endswith(AUTO)
     # named again, since what tells lines apart may have been left out with the others
     found = rows[in_sweep | level | chosen]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ablations.study import Cell
 from runners.cells.plan import estimate_seconds
-from runners.cells.source import code_of
+from runners.cells.source import code_of_cell
 from runners.jobs import slurm, submissions
 from runners.jobs.executors import start_array
 from runners.jobs.outcomes import Look, look, reconcile
@@ -112,8 +112,9 @@ def short_time(order: Order) -> str | None:
     needed_min = math.ceil((seconds + signal_delay_s(limit_min)) / 60)
     if seconds <= 60 * limit_min - signal_delay_s(limit_min):
         return None
+    subject = cell.model or f"{cell.attn} {cell.layout}"
     return (
-        f"warning: --time {limit_min} min may be too short: {', '.join(measures)} of {cell.attn} {cell.layout} "
+        f"warning: --time {limit_min} min may be too short: {', '.join(measures)} of {subject} "
         f"{cell.height_px}x{cell.width_px} takes about {needed_min} min on two CPU cores"
     )
 
@@ -210,7 +211,7 @@ def _pending(store: Store, order: Order, key: str, measures: tuple[str, ...], de
 
     Where no job has run yet only a node can tell; a job that finds nothing to do ends at once.
     """
-    code = code_of(order.cells[key][0].attn)
+    code = code_of_cell(order.cells[key][0])
     states = (
         pending(store, key, measures, device_id, retry=order.retry, force=order.force, code=code)
         for device_id in sorted(devices) or [""]

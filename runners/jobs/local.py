@@ -19,7 +19,7 @@ from runners.cells.job import Job
 from runners.cells.plan import Plan, Spelling, estimate_seconds
 from runners.cells.registered import offered
 from runners.cells.run import blank_record, place, run_job
-from runners.cells.source import code_of
+from runners.cells.source import code_of_cell
 from runners.jobs.executors import Running, start_local
 from runners.jobs.follow import POLL_S, Follower, Todo
 from runners.jobs.local_sweeps import announced
@@ -99,7 +99,7 @@ class LocalRun:
 
     def _pending(self, cell: Cell, *, retry: tuple[str, ...] = (), force: bool = False) -> Pending:
         """What of a cell is to be measured; a mechanism whose code has changed is measured anew."""
-        code = code_of(cell.attn)
+        code = code_of_cell(cell)
         device = self._device_id(cell)
         return pending(self.store, cell_key(cell), self.measures, device, retry=retry, force=force, code=code)
 

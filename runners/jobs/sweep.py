@@ -17,6 +17,7 @@ from ablations.values import choice, read_values
 from attention_zoo.registry import suggest
 from runners.cells.plan import Spelling, as_keyword, make_plan
 from runners.cells.registered import is_registered_here
+from runners.cells.starting import check_start
 from runners.jobs.executors import PLACEHOLDERS
 from runners.jobs.launch import Order, Outcome, check_plain, launch
 from runners.jobs.local import LocalRun
@@ -42,8 +43,8 @@ class Sweep:
     ) -> None:
         """Plan the cells: every combination of `values`, of which a list makes an axis.
 
-        They have the names of the flags: `attn`, `layout`, `resolution`, `seeds`, `data`, `steps`, `epochs`,
-        `target_acc`, `batch_size`, `precision`, `compile`, `sdpa`, `memory_format`, `deterministic`,
+        They have the names of the flags: `attn`, `model`, `baseline`, `layout`, `resolution`, `seeds`, `data`, `steps`,
+        `epochs`, `target_acc`, `batch_size`, `precision`, `compile`, `sdpa`, `memory_format`, `deterministic`,
         `cudnn_benchmark`, `threads`. Any other name is a field of the mechanisms that have it, such as `topk` or
         `window`; `**{"swin.window": [2, 4]}` is one of swin alone. A pair (height, width) is one value, `seeds=3`
         stands for the seeds 0, 1 and 2. A study brings its cells, and the values take the place of its own.
@@ -92,7 +93,11 @@ class Sweep:
             check_plain(out, PLACEHOLDERS)
         elif options.cluster == "slurm":
             check_plain(out)
-        return open_store(out, create=True)
+        store = open_store(out, create=True)
+        for cell in self.plan.cells:
+            if cell.init_from:  # of another cell, which is in this folder
+                check_start(cell, store)
+        return store
 
     def check(self, options: RunOptions) -> None:
         """Check that these cells can be run so.

@@ -159,7 +159,7 @@ def _begin(
     store: Store, submission: Submission, index: int, cells: Mapping[str, Cell], more: Mapping[str, Any]
 ) -> TaskNote:
     """Settle which attempts this task makes, in the first of its runs on a kind of device, and say so."""
-    from runners.cells.source import code_of
+    from runners.cells.source import code_of_cell
     from runners.jobs.pending import pending
     from runners.machine.environment import device_id, environment, pick_device
 
@@ -181,7 +181,7 @@ def _begin(
         again: dict[str, Any] = {
             "retry": submission.retry,
             "force": submission.force,
-            "code": code_of(cells[work.key].attn),
+            "code": code_of_cell(cells[work.key]),
         }
         todo = pending(store, work.key, work.measures, here, **again).run
         attempts[work.key] = {m: store.next_attempt(work.key, m, here, MEASURES[m].protocol) for m in todo}

@@ -154,7 +154,8 @@ def _timm_names(rows: pd.DataFrame) -> pd.Series:
         "precision": rows["precision"],
         "device_id": rows["device_id"],  # names the threads of a CPU
     }
-    models = "zoo_" + rows["layout"].fillna("unknown") + "_" + rows["configuration"]
+    ours = "zoo_" + rows["model"].fillna(rows["layout"].fillna("unknown") + "_" + rows["configuration"])
+    models = ours.str.removeprefix("zoo_timm:")
     del spelled["threads"]
     words = [spelled[name].str.replace(" ", "_") for name in spelled if rows[name].nunique() > 1]
     names = []

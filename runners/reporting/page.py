@@ -36,7 +36,14 @@ ENVIRONMENT = (
 )
 
 
-def to_html(rows: pd.DataFrame, source: str, study: str | None = None, *, margin: float = MARGIN) -> str:
+def to_html(
+    rows: pd.DataFrame,
+    source: str,
+    study: str | None = None,
+    *,
+    margin: float = MARGIN,
+    published: pd.DataFrame | None = None,
+) -> str:
     """Write the page.
 
     Args:
@@ -44,6 +51,7 @@ def to_html(rows: pd.DataFrame, source: str, study: str | None = None, *, margin
         source: where they were read, for the reader.
         study: the one that they were selected by.
         margin: see `findings.sentences`.
+        published: accuracies of papers, which get a figure of their own; see `figures.draw`.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
@@ -55,7 +63,7 @@ def to_html(rows: pd.DataFrame, source: str, study: str | None = None, *, margin
     with _frozen():
         studies = _studies(groups, margin)
         points = payload.points(rows, groups)
-    figures, unread = drawn_figures(rows)
+    figures, unread = drawn_figures(rows, published)
     return environment.get_template("report.html").render(
         {**scripts, "plotly": _packed(scripts["plotly"]) if points["metrics"] else None},
         title=f"Attention mechanisms: {study}" if study else "Attention mechanisms",
@@ -135,23 +143,27 @@ def _warnings(rows: pd.DataFrame) -> list[str]:
     return warnings
 
 
-def drawn_figures(rows: pd.DataFrame) -> tuple[list[dict[str, str]], list[str]]:
+def drawn_figures(rows: pd.DataFrame, published: pd.DataFrame | None = None) -> tuple[list[dict[str, str]], list[str]]:
     """What `runners.figures` draws of the rows, as images; and why it draws nothing, where they are too many."""
     apart = rows["configuration"] + selection.conditions(rows, leave_out=("resolution",))
     if apart.nunique() > MOST_LINES:
         reason = f"No drawn figures: {apart.nunique():,} lines are more than one can hold ({MOST_LINES}); use --study."
         return [], [reason]
-    drawn = []
-    for kind in figures.KINDS:
+    drawn, unread = [], []
+    kinds: list[tuple[str, pd.DataFrame | None]] = [(kind, None) for kind in figures.KINDS]
+    for kind, accuracies in [*kinds, *([("pareto", published)] if published is not None else [])]:
         try:
             # one for screens and paper, and one that can be read on a telephone
-            images: dict[str, Figure] = {size: figures.draw(kind, rows, by_device=True, size=size) for size in SIZES}
-        except ValueError:
-            # these rows have nothing that this kind shows
+            images: dict[str, Figure] = {
+                size: figures.draw(kind, rows, by_device=True, size=size, published=accuracies) for size in SIZES
+            }
+        except ValueError as error:
+            # these rows have nothing that this kind shows; of what was asked for, the reader is told
+            unread += [f"No figure of published accuracies: {error}."] if accuracies is not None else []
             continue
         sources = {size: f"data:image/svg+xml;base64,{_encoded(image)}" for size, image in images.items()}
-        drawn.append({**sources, "help": figures.FIGURES[kind]})
-    return drawn, []
+        drawn.append({**sources, "help": figures.FIGURES[kind] if accuracies is None else figures.PUBLISHED})
+    return drawn, unread
 
 
 def _encoded(figure: Figure) -> str:

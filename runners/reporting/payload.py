@@ -2,12 +2,12 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from runners.figures.looks import Look, looks
+from runners.figures.looks import MODEL_MARKERS, Look, looks
 from runners.measures import ACCURACY, COSTS, MEASURES, NOT_FAILED, QUANTITIES
 from runners.rows import selection
 from runners.rows.ranking import Group, mean_intervals
@@ -33,10 +33,11 @@ TELLING = (
     "host",
 )
 
-ORDER = ["attention", "topk", "settings", "layout", "height_px", "width_px", "seed"]
+ORDER = ["attention", "model", "topk", "settings", "layout", "height_px", "width_px", "seed"]
 
-FILTERS = ("study", "attention", "layout", "resolution", "data", "precision", "device_id", "status")
-_SYMBOLS = {
+FILTERS = ("study", "attention", "model", "layout", "resolution", "data", "precision", "device_id", "status")
+_SYMBOLS: dict[Any, str] = {
+    **dict(zip(MODEL_MARKERS, ("star-diamond", "hexagram", "star-square", "star-triangle-up"), strict=True)),
     **{"o": "circle", "s": "square", "D": "diamond", "P": "cross", "X": "x", "p": "pentagon", "h": "hexagon"},
     **{"*": "star", "^": "triangle-up", "v": "triangle-down", "<": "triangle-left", ">": "triangle-right"},
     "d": "diamond-tall",
@@ -67,7 +68,7 @@ def table(rows: pd.DataFrame) -> dict[str, Any]:
         first.append("disturbed")
     identity = [name for name in IDENTITY if name in names]
     first = [*identity, *telling(rows, identity), *(name for name in first if name not in identity)]
-    about = selection.units(names) | {"configuration": ("", "mechanism and its settings")}
+    about = selection.units(names) | {"configuration": ("", "mechanism and its settings, or model")}
     columns = [
         {"name": name, "unit": about[name][0], "about": about[name][1], "main": name in first, **_values(rows[name])}
         for name in [*first, *(name for name in names if name not in first)]
@@ -113,7 +114,8 @@ def points(rows: pd.DataFrame, groups: Sequence[Group]) -> dict[str, Any]:
         groups: what `ranking.groups` makes of it, which knows the ties.
     """
     present = [metric for metric in QUANTITIES if rows[metric.column].notna().any()]
-    mechanisms = looks(rows["attention"].dropna().unique())
+    models = selection.models(rows)
+    mechanisms = looks(rows["subject"].dropna().unique(), models)
     configurations = _configurations(rows, list(mechanisms))
     for group in groups:
         for name in group.disturbed:
@@ -132,14 +134,14 @@ def points(rows: pd.DataFrame, groups: Sequence[Group]) -> dict[str, Any]:
             {"column": m.column, "heading": m.heading, "timing": MEASURES[m.measure].is_timing} for m in present
         ],
         "costs": [metric.column for metric in COSTS if metric in present],
-        "mechanisms": [_look(name, look) for name, look in mechanisms.items()],
+        "mechanisms": [_look(name, look, models) for name, look in mechanisms.items()],
         "points": list(configurations.values()),
     }
 
 
 def _configurations(rows: pd.DataFrame, mechanisms: Sequence[str]) -> dict[tuple[str, ...], dict[str, Any]]:
     """A point for each (conditions, configuration), without its values."""
-    columns = ["conditions", "configuration", "others", "attention", "resolution", "pixels", "topk", "status"]
+    columns = ["conditions", "configuration", "others", "subject", "resolution", "pixels", "topk", "status"]
     named = rows.assign(
         others=selection.conditions(rows, leave_out=("resolution",)),
         pixels=rows["height_px"] * rows["width_px"],
@@ -148,8 +150,8 @@ def _configurations(rows: pd.DataFrame, mechanisms: Sequence[str]) -> dict[tuple
     for row in named.drop_duplicates(columns[:2]).to_dict("records"):
         configurations[row["conditions"], row["configuration"]] = {
             "name": row["configuration"],
-            "mechanism": None if pd.isna(row["attention"]) else mechanisms.index(row["attention"]),
-            "series": _series(row["attention"], row["settings"]),
+            "mechanism": None if pd.isna(row["subject"]) else mechanisms.index(row["subject"]),
+            "series": _series(row["subject"], row["settings"]),
             **{name: _plain(row[name]) for name in ("conditions", "others", "resolution", "pixels", "topk")},
             **{"status": None, "message": None, "values": {}, "n": 0, "front": [], "leads": False, "disturbed": False},
         }
@@ -160,10 +162,10 @@ def _configurations(rows: pd.DataFrame, mechanisms: Sequence[str]) -> dict[tuple
     return configurations
 
 
-def _series(attention: Any, settings: Mapping[str, str]) -> str:
+def _series(subject: Any, settings: Mapping[str, str]) -> str:
     """Name of the line that joins a configuration over its top-k."""
     others = {name: value for name, value in settings.items() if name != "topk"}
-    return configuration_name("unknown" if pd.isna(attention) else attention, others)
+    return configuration_name("unknown" if pd.isna(subject) else subject, others)
 
 
 def _mark_fronts(points: Sequence[dict[str, Any]]) -> None:
@@ -179,10 +181,11 @@ def _mark_fronts(points: Sequence[dict[str, Any]]) -> None:
                 point["front"] += [cost.column] if is_front else []
 
 
-def _look(name: str, look: Look) -> dict[str, Any]:
+def _look(name: str, look: Look, models: Collection[str]) -> dict[str, Any]:
     from matplotlib.colors import to_hex
 
-    return {"name": name, "colour": to_hex(look.colour), "symbol": _SYMBOLS[look.marker]}
+    kind = ("models" if name in models else "mechanisms") if models else ""
+    return {"name": name, "colour": to_hex(look.colour), "symbol": _SYMBOLS[look.marker], "kind": kind}
 
 
 def _plain(value: Any) -> Any:

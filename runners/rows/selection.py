@@ -1,7 +1,8 @@
 """Rows for figures, reports and comparisons: read from a folder or a CSV, checked, and named.
 
-A configuration is a mechanism with its settings; its seeds are repeats. Its conditions are everything else that moves
-a number: host, image size, data, training, precision, device. Only configurations under equal conditions are compared.
+A configuration is a mechanism with its settings, or a model; its seeds are repeats. Its conditions are everything else
+that moves a number: host, image size, data, training, precision, device. Only configurations under equal conditions are
+compared.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,13 @@ from runners.table import load
 
 REQUIRED = ("cell_key", "attention", "resolution", "seed", "device_id", "status")
 
-CONDITIONS = ("layout", "resolution", "data", "steps", "target_acc", "batch_size", *COMPUTED)
+TRAINED = ("data", "recipe", "training", "steps", "init_from", "reset_classes", "freeze", "tune_lr", "target_acc")
+"""How a model was trained."""
+
+CONDITIONS = ("layout", "baseline", "resolution", *TRAINED, "batch_size", *COMPUTED)
+
+MODELS_HOST = "stl"
+"""Layout in which vanilla is what models are compared with."""
 
 ALL = "all rows"
 """Name of the conditions where nothing differs."""
@@ -136,23 +143,36 @@ class Settings(dict[str, str]):
 
 
 def described(rows: pd.DataFrame) -> pd.DataFrame:
-    """Attach `settings` by name, the name of each `configuration`, and the `conditions` that differ among the rows."""
+    """Attach `settings` by name, `subject` and `configuration`, and the `conditions` that differ among the rows."""
     topk = rows["topk"].astype("string").fillna(rows["topk_schedule"])
     texts = (column.astype("object").where(column.notna(), None) for column in (rows["settings"], topk))
     settings = [
         value if isinstance(value, Settings) else Settings(value, topk) for value, topk in zip(*texts, strict=True)
     ]
-    names = map(configuration_name, rows["attention"].fillna("unknown"), settings)
+    subject = subjects(rows)
+    names = map(configuration_name, subject.fillna("unknown"), settings)
     return rows.assign(
+        subject=subject,
         settings=pd.Series(settings, rows.index, dtype="object"),
         configuration=pd.Series(list(names), rows.index, dtype="string"),
         conditions=conditions(rows),
     )
 
 
+def subjects(rows: pd.DataFrame) -> pd.Series:
+    """What each row measures: the name of its mechanism, or of its model."""
+    attention = rows["attention"].astype("string")
+    return attention.fillna(rows["model"].astype("string")) if "model" in rows else attention
+
+
+def models(rows: pd.DataFrame) -> set[str]:
+    """Names of the models among the rows."""
+    return {str(name) for name in rows["model"].dropna()} if "model" in rows else set()
+
+
 def as_read(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the table as it was before `described`, settings as text."""
-    table = rows.drop(columns=["configuration", "conditions"])
+    table = rows.drop(columns=["subject", "configuration", "conditions"])
     return table.assign(settings=table["settings"].map(str).astype("string"))
 
 
@@ -160,8 +180,9 @@ def conditions(rows: pd.DataFrame, leave_out: Sequence[str] = ()) -> pd.Series:
     """Name of the conditions of each row; what all rows have in common is left out, and `common` says it.
 
     Protocols of measures are conditions too: numbers of two versions do not compare. A row without a version has no
-    number of that measure, and goes with the newest.
+    number of that measure, and goes with the newest. A model has no layout: it goes with the host of its baseline.
     """
+    rows = _with_hosts(rows)
     varying = [name for name in CONDITIONS if name not in leave_out and rows[name].nunique() > 1]
     versions = [name for name in map(str, rows) if name.endswith("_protocol") and rows[name].nunique() > 1]
     mixed = {name: rows[name].fillna(rows[name].max()) for name in versions}
@@ -170,6 +191,13 @@ def conditions(rows: pd.DataFrame, leave_out: Sequence[str] = ()) -> pd.Series:
     parts = [[spell(name, value) for value in rows[name]] for name in varying]
     parts += [[f"{name.replace('_', ' ')} {version:g}" for version in column] for name, column in mixed.items()]
     return pd.Series([", ".join(filter(None, row)) for row in zip(*parts, strict=True)], rows.index, dtype="string")
+
+
+def _with_hosts(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of models in the layout whose vanilla they are compared with, and a word for no baseline of one's own."""
+    baseline = rows["baseline"].astype("string").fillna("")
+    is_model = rows["layout"].isna() & rows["model"].notna() & (baseline == "")
+    return rows.assign(baseline=baseline, layout=rows["layout"].astype("string").mask(is_model, MODELS_HOST))
 
 
 def common(rows: pd.DataFrame) -> str:
@@ -184,6 +212,7 @@ def spell(name: str, value: object) -> str:
     if pd.isna(value):  # type: ignore[call-overload]
         return ""
     words = {
+        "baseline": f"against {value}" if value else "",
         "resolution": f"{value} px",
         "steps": f"{value} steps",
         "target_acc": f"until {value} %",

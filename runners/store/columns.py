@@ -28,10 +28,11 @@ class Column(NamedTuple):
 COLUMNS = {
     "cell_key": Column("string", "", "folder of the cell: hash of its configuration"),
     "study": Column("string", "", "studies that the cell belongs to, joined by ;"),
-    "attention": Column("string", "", "mechanism"),
+    "attention": Column("string", "", "mechanism; empty for a model"),
+    "model": Column("string", "", "model that is measured instead of a mechanism in a host, timm:NAME if it is timm's"),
     "attention_hash": Column("string", "", "hash of the code of the mechanism, joined by ; where the measures differ"),
     "impl": Column("string", "", "implementation of the mechanism that ran"),
-    "layout": Column("string", "", "host network"),
+    "layout": Column("string", "", "host network; empty for a model"),
     "depths": Column("string", "", "blocks of each stage, joined by -"),
     "settings": Column("string", "", "config fields of the mechanism that the cell sets, name=value joined by ;"),
     "topk": Column("Int64", "regions", "regions each region attends to, where one number was set for all stages"),
@@ -59,6 +60,12 @@ COLUMNS = {
     "recipe": Column("string", "", "how the model was trained: the name of a recipe"),
     "training": Column("string", "", "fields of the recipe that the cell sets, name=value joined by ;"),
     "strict_data": Column("boolean", "", "an image that cannot be read ends the training"),
+    "init_from": Column("string", "", "weights that the training started from: a cell or a file"),
+    "init_hash": Column("string", "", "first 16 hex digits of their SHA-256"),
+    "reset_classes": Column("boolean", "", "the classifier began anew"),
+    "freeze": Column("boolean", "", "the classifier alone was trained"),
+    "tune_lr": Column("string", "", "learning rates among which short trainings chose"),
+    "tuned_lr": Column("Float64", "", "the one that they chose"),
     "steps": Column("Int64", "", "training steps"),
     "acc1": Column("Float64", ACCURACY.unit, "top-1 accuracy on the held-out images"),
     "acc5": Column("Float64", "%", "top-5 accuracy on the held-out images"),
@@ -86,13 +93,21 @@ COLUMNS = {
     "broken_images": Column("Int64", "images", "images that could not be read and were left out"),
     "learning_rate_rule": Column("string", "", "learning rate of the training steps"),
     "weights": Column("string", "", "file of the trained weights, from the results folder on; see --save-weights"),
-    "gmacs": Column("Float64", MACS.unit, "matmul and convolution MACs of one image by the algorithm"),
-    "executed_gmacs": Column("Float64", MACS.unit, "the same for the implementation that ran"),
-    "attention_gmacs": Column("Float64", MACS.unit, "share of the token mixers in gmacs, projections included"),
-    "first_core_gmacs": Column(
-        "Float64", FIRST_CORE_MACS.unit, "queries x keys, weights x values and routing in the first stage"
+    "gmacs": Column(
+        "Float64", MACS.unit, "matmul and convolution MACs of one image by the algorithm; timm's by counters"
     ),
-    "keys_per_query": Column("Float64", "tokens", "keys that a query meets, mean over the tokens of all blocks"),
+    "executed_gmacs": Column("Float64", MACS.unit, "the same for the implementation that ran"),
+    "attention_gmacs": Column(
+        "Float64", MACS.unit, "share of the token mixers in gmacs, projections included; not of timm's"
+    ),
+    "first_core_gmacs": Column(
+        "Float64",
+        FIRST_CORE_MACS.unit,
+        "queries x keys, weights x values and routing in the first stage; not of timm's",
+    ),
+    "keys_per_query": Column(
+        "Float64", "tokens", "keys that a query meets, mean over all tokens and blocks; not of timm's"
+    ),
     "macts": Column("Float64", "1e6", "elements that convolutions and products write for one image, as timm counts"),
     "other_gops": Column("Float64", "1e9", "operations of norms, sampling and pooling for one image"),
     "gflops": Column("Float64", "GFLOP", "2 x gmacs"),
@@ -114,8 +129,11 @@ COLUMNS = {
     "train_backward_ms": Column("Float64", "ms", "backward of a training step, median"),
     "train_optimizer_ms": Column("Float64", "ms", "optimiser of a training step, median"),
     "train_first_step_ms": Column("Float64", "ms", "first training step of the process"),
+    "baseline": Column(
+        "string", "", "model that vs_vanilla compares with; else vanilla in the host, for models in stl"
+    ),
     "vs_vanilla": Column(
-        "Float64", SPEED_UP.unit, "vanilla's latency / this latency, in turns in fresh processes; > 1 is faster"
+        "Float64", SPEED_UP.unit, "baseline's latency / this latency, in turns in fresh processes; > 1 is faster"
     ),
     "vs_vanilla_low": Column("Float64", "", "lower end of its 95 % interval over processes"),
     "vs_vanilla_high": Column("Float64", "", "upper end of its 95 % interval over processes"),

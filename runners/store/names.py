@@ -38,10 +38,10 @@ def configuration_name(attention: str, settings: Mapping[str, Any]) -> str:
 
 
 def cell_name(cell: Cell) -> str:
-    """Name of a cell: its configuration, with the top-k also where that is the default, and what it is measured on."""
+    """Name of a cell: its model, or its configuration with the top-k also where that is the default; and its input."""
     settings = {name: value for name, value in cell.defaults if name == "topk"} | dict(cell.settings)
-    configuration = configuration_name(cell.attn, settings)
-    return f"{configuration} {cell.layout} {cell.height_px}x{cell.width_px} {cell.data} seed {cell.seed}"
+    subject = cell.model or f"{configuration_name(cell.attn, settings)} {cell.layout}"
+    return f"{subject} {cell.height_px}x{cell.width_px} {cell.data} seed {cell.seed}"
 
 
 def as_text(value: Any) -> str:

@@ -34,6 +34,7 @@ from runners.data.images import ImageData
 from runners.machine.conditions import Conditions
 from runners.measures import MEASURES
 from runners.train.distributed import ALONE, Group
+from runners.train.freezing import freeze, set_training
 from runners.train.optim import Schedule, make_optimizer
 from runners.train.recipe import PROBE, Recipe
 from runners.train.resume import Checkpoint, Training, identify
@@ -87,15 +88,18 @@ def train(
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
     look: Callable[[], None] | None = None,
+    frozen: bool = False,
     group: Group = ALONE,
 ) -> None:
     """Advance a run, in place, from its own step to step `steps` of a schedule of that length; `look` after each.
+
+    `frozen` is a model of which only the classifier is trained: the rest computes as in evaluation.
 
     Raises:
         Diverged: the loss is not finite.
         ValueError: fewer images in a batch than processes.
     """
-    training.model.train()
+    set_training(training.model, frozen=frozen)
     network = group.wrap(training.model, device)
     if compile_model:
         network = cast(nn.Module, torch.compile(network))
@@ -185,13 +189,16 @@ def train_and_evaluate(
     code: str | None = None,
     checkpoint_every_s: float = 30.0,
     target_acc: float | None = None,
+    frozen: bool = False,
+    start: str | None = None,
     group: Group = ALONE,
 ) -> tuple[dict[str, float | int | str | None], dict[str, list[float]]]:
     """Train a freshly initialised model and return the accuracy columns of its row, and the loss of every step.
 
     `train_loss` is the mean over the last 5 % of the steps, at least one; `ceiling_percent` may be None. With
     `state_path` the run goes on from that file, if a process that died has left it, and the file is gone at the end;
-    not from one of other `code`, a hash of what this program does not contain.
+    not from one of other `code` or of another `start`, hashes of what this program does not contain. Of a `frozen`
+    model the classifier alone is trained.
     Several processes call this within `group.joined`, each with the same arguments and its own `group`.
 
     Raises:
@@ -205,6 +212,8 @@ def train_and_evaluate(
     conditions.place(model, device)
     if recipe.checkpointing:
         recompute(model)
+    if frozen:
+        freeze(model)
     optimizer = make_optimizer(model, recipe, data.batch_size)
     average = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
     training = Training(model, optimizer, conditions.scaler(device), average)
@@ -222,6 +231,8 @@ def train_and_evaluate(
             **asdict(conditions),
             world_size=group.world_size,
             target_acc=target_acc,
+            frozen=frozen,
+            start=start,
             code=code,
         )
         checkpoint = Checkpoint(state_path, run, every_s=checkpoint_every_s, group=group)
@@ -249,6 +260,7 @@ def train_and_evaluate(
         progress=progress,
         checkpoint=checkpoint,
         look=look,
+        frozen=frozen,
         group=group,
     )
     quality = evaluate(model, data, device=device, conditions=conditions, group=group)

@@ -81,6 +81,7 @@
         type: "scatter",
         mode: lines && own.length > 1 ? "lines+markers" : "markers",
         name: escape(lines ? (lines === "pixels" ? own[0].name : own[0].series) : look.name),
+        ...(look.kind && { legendgroup: look.kind, legendgrouptitle: { text: look.kind } }),
         x: own.map(x.of),
         y: own.map(y.of),
         error_x: errors(own, x.name),
@@ -147,7 +148,7 @@
       xaxis: axis(x), yaxis: axis(y), shapes, hovermode: "closest", paper_bgcolor: "#fff", plot_bgcolor: "#fff",
       font: { family: 'system-ui, "DejaVu Sans", sans-serif', size: narrow ? 11 : 13, color: "#1b1f24" },
       margin: { l: 10, r: 10, t: 10, b: 10 }, hoverlabel: { align: "left", bgcolor: "#fff", bordercolor: "#59636e", font: { color: "#1b1f24", size: 12 } },
-      showlegend: true, legend: narrow ? { orientation: "h", y: -0.2, yanchor: "top" } : {},
+      showlegend: true, legend: { groupclick: "toggleitem", ...(narrow && { orientation: "h", y: -0.2, yanchor: "top" }) },
     } };
   };
 

@@ -1,0 +1,136 @@
+"""Weights from which a training starts: those that an earlier cell kept, or a file of anybody's.
+
+`--init-from KEY` names a cell of the same results folder, `--init-from FILE` a checkpoint: ours, timm's, or the
+published ones of a published model. Everything but the classifier must fit; with `--reset-classes` that begins anew.
+Tables of positions that were learned for maps or windows of another size are resampled.
+"""
+
+import functools
+import hashlib
+import re
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from timm.layers import resize_rel_pos_bias_table_simple
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ablations.study import Cell
+from attention_zoo.published.models import PUBLISHED, in_our_names
+from attention_zoo.published.weights import load_weights
+from runners.cells.models import build_model
+from runners.cells.weights import State, read_checkpoint
+from runners.data.datasets import count_classes
+from runners.store.files import list_names
+from runners.store.store import Store
+from runners.train.freezing import classifier_names
+
+KEY = re.compile(r"[0-9a-f]{16}")
+
+
+class Start(NamedTuple):
+    """Weights, the file that they are of, and the first 16 hex digits of its SHA-256."""
+
+    state: State
+    path: Path
+    sha256: str
+
+
+def find_start(name: str, store: Store | None, device_id: str | None = None) -> Path | None:
+    """Return the file that `--init-from` means; None for a cell while no results folder is known.
+
+    Raises:
+        ValueError: there is no such file, or the cell has kept no weights.
+    """
+    if not KEY.fullmatch(name):
+        if not Path(name).is_file():
+            raise ValueError(f"init_from={name} is neither a file nor the key of a cell, 16 hex digits")
+        return Path(name)
+    if store is None:
+        return None
+    kept = [file for file in list_names(str(store.folder(name))) if re.fullmatch(r"weights\..+\.pth", file)]
+    if not kept:
+        raise ValueError(f"init_from={name}: the cell has no kept weights in {store.out}; train it with --save-weights")
+    own = f"weights.{device_id}.pth"
+    return store.folder(name) / (own if own in kept else kept[0])
+
+
+@functools.lru_cache(maxsize=2)
+def read_start(path: Path) -> Start:
+    """Read weights; kept, for many cells may start from them.
+
+    Raises:
+        ValueError: the file cannot be read or holds no weights.
+    """
+    state, _ = read_checkpoint(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    return Start(state, path, digest.hexdigest()[:16])
+
+
+def check_start(cell: Cell, store: Store | None = None) -> None:
+    """Check that a cell can start from what it names; a cell's weights are looked for where a results folder is given.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    path = find_start(cell.init_from, store)
+    if path is None:
+        return
+    with torch.device("meta"):
+        model = build_model(cell, count_classes(cell.data))
+    start_from(model, read_start(path), reset_classes=cell.reset_classes, published=cell.model)
+
+
+def start_from(model: nn.Module, start: Start, *, reset_classes: bool = False, published: str = "") -> None:
+    """Load the weights of a start into a model; `published` is its name, whose official weights are known.
+
+    Raises:
+        ValueError: they are another model's, or of another number of classes.
+    """
+    own = model.state_dict()
+    head = classifier_names(model)
+    given = _in_our_names(published, start)
+    state = {name: _resampled(name, tensor, own.get(name)) for name, tensor in given.items()}
+    if reset_classes:
+        state = {name: tensor for name, tensor in state.items() if name not in head} | {
+            name: own[name] for name in head
+        }
+    classes = {len(weights[name]) for name in head for weights in (own, state) if name in weights}
+    if len(classes) > 1:
+        theirs, ours = (next(len(weights[name]) for name in head if name in weights) for weights in (state, own))
+        raise ValueError(
+            f"{start.path} holds weights for {theirs} classes and the data have {ours}; give --reset-classes to begin "
+            "with a new classifier"
+        )
+    try:
+        with warnings.catch_warnings():
+            # planning checks the names and shapes on a model without memory
+            warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
+            load_weights(model, state)
+    except ValueError as error:
+        raise ValueError(f"{start.path} holds weights of another model: {error}") from error
+
+
+def _in_our_names(published: str, start: Start) -> State:
+    if published not in PUBLISHED:
+        return start.state
+    try:
+        return in_our_names(published, start.state)
+    except ValueError as error:
+        raise ValueError(f"{start.path} holds weights of another model: {error}") from error
+
+
+def _resampled(name: str, tensor: Tensor, own: Tensor | None) -> Tensor:
+    """Fit a table of positions to another size, bicubic as timm and the published codes do."""
+    if own is None or own.shape == tensor.shape:
+        return tensor
+    if name.startswith("positions.") and tensor.ndim == own.ndim == 4 and tensor.shape[1] == own.shape[1]:
+        return F.interpolate(tensor, own.shape[2:], mode="bicubic", align_corners=False)
+    if name.endswith("bias_table") and tensor.ndim == own.ndim == 2 and tensor.shape[1] == own.shape[1]:
+        side = (round(len(own) ** 0.5) + 1) // 2
+        if (2 * side - 1) ** 2 == len(own):
+            return resize_rel_pos_bias_table_simple(tensor, (side, side), tuple(own.shape))
+    return tensor

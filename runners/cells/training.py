@@ -1,0 +1,168 @@
+"""A cell's training: its data, its model from a seed or from weights, its learning rate, and what is kept of it."""
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ablations.study import Cell
+from runners.cells.job import Run
+from runners.cells.models import build_model
+from runners.cells.source import code_of_cell, code_of_module
+from runners.cells.starting import Start, find_start, read_start, start_from
+from runners.cells.weights import save_checkpoint
+from runners.data.datasets import Data
+from runners.data.image_specs import own_class
+from runners.data.images import ImageData
+from runners.data.loading import make_data
+from runners.machine.conditions import Conditions
+from runners.measures import MEASURES
+from runners.train import accuracy
+from runners.train.recipe import Recipe, make_recipe
+from runners.train.tuning import SEED, Trial, choose_rate
+
+NAMED = 100
+"""Broken images that a record names."""
+
+Found = tuple[dict[str, Any], dict[str, Any]]
+"""Columns of a measure, and the raw samples behind them."""
+
+
+def train(run: Run, progress: accuracy.Progress | None) -> Found:
+    """Train and evaluate the model of a cell, together with the other processes of the job."""
+    cell = run.job.cell
+    with run.group.joined(run.device):
+        recipe = make_recipe(cell.recipe, cell.training)
+        data = make_data(
+            cell.data,
+            cell.height_px,
+            cell.width_px,
+            cell.batch_size,
+            recipe,
+            smoothing=recipe.smoothing,
+            workers=run.job.workers,
+            strict=cell.strict_data,
+        )
+        told = _tell_images(cell, data)
+        start = _start(run)
+        model = _build(cell, data, recipe, start)
+        recipe, tuned = _tuned(run, data, recipe, start)
+        values, curves = accuracy.train_and_evaluate(
+            model,
+            data,
+            steps=cell.steps,
+            seed=cell.seed,
+            device=run.device,
+            conditions=Conditions.of(cell),
+            compile_model=cell.compile,
+            recipe=recipe,
+            progress=progress,
+            state_path=run.store.state_path(run.job.key, run.place.device_id),
+            # of other images a state would go on in another order
+            code=" ".join([code_of_cell(cell).hash, *filter(None, [told.get("data_hash")])]),
+            target_acc=cell.target_acc,
+            frozen=cell.freeze,
+            start=start.sha256 if start else None,
+            group=run.group,
+        )
+        # each process has read others
+        parts = run.group.gather(data.broken) if isinstance(data, ImageData) else []
+        if run.group.rank == 0:
+            _rates_path(run).unlink(missing_ok=True)
+    values |= {"num_classes": data.num_classes, "init_hash": start.sha256 if start else None, **told}
+    samples: dict[str, Any] = dict(curves)
+    if isinstance(data, ImageData):
+        broken = sorted({f"{name}: {why}" for part in parts for name, why in part.items()})
+        values["broken_images"] = len(broken)
+        samples["broken_images"] = broken[:NAMED]
+    if tuned:
+        values |= {"tuned_lr": tuned[0].lr}
+        samples |= {"tune_lr": [trial.lr for trial in tuned], "tune_acc1": [trial.acc1 for trial in tuned]}
+    return values | (_keep_weights(run, model) if run.job.save_weights else {}), samples
+
+
+def _tell_images(cell: Cell, data: Data) -> dict[str, Any]:
+    """Columns of images of files; none for those that are drawn."""
+    if not isinstance(data, ImageData):
+        return {}
+    own = own_class(cell.data)
+    code = code_of_module(own.partition(":")[0]) if own else ""
+    return {
+        "n_train": len(data.folders.train_indices),
+        "data_hash": data.folders.fingerprint(code),
+        "norm_mean": "/".join(f"{value:g}" for value in data.pixels.mean),
+        "norm_std": "/".join(f"{value:g}" for value in data.pixels.std),
+    }
+
+
+def _start(run: Run) -> Start | None:
+    """Weights that the training starts from, if it does."""
+    cell = run.job.cell
+    path = find_start(cell.init_from, run.store, run.place.device_id) if cell.init_from else None
+    return read_start(path) if path else None
+
+
+def _build(cell: Cell, data: Data, recipe: Recipe, start: Start | None) -> nn.Module:
+    """Build the model that is trained, from its seed or from earlier weights."""
+    model = build_model(cell, data.num_classes, recipe.drop_path)
+    if start:
+        start_from(model, start, reset_classes=cell.reset_classes, published=cell.model)
+    return model
+
+
+def _rates_path(run: Run) -> Path:
+    """Where the short trainings that choose a rate are kept while the cell is not done."""
+    state = run.store.state_path(run.job.key, run.place.device_id)
+    return state.with_name(f"{state.name}.rates")
+
+
+def _tuned(run: Run, data: Data, recipe: Recipe, start: Start | None) -> tuple[Recipe, list[Trial]]:
+    """Choose the learning rate by short trainings, if the cell asks for it."""
+    cell = run.job.cell
+    if not cell.tune_lr:
+        return recipe, []
+    drawn_alike = replace(cell, seed=SEED)
+
+    def short(model: nn.Module, part: Data, tried: Recipe, steps: int, seed: int) -> tuple[float, float] | None:
+        run.say(measure="accuracy", step=0, steps=steps, loss=None, tuning=tried.lr)
+        try:
+            found, _ = accuracy.train_and_evaluate(
+                model,
+                part,
+                steps=steps,
+                seed=seed,
+                device=run.device,
+                conditions=Conditions.of(cell),
+                compile_model=cell.compile,
+                recipe=tried,
+                frozen=cell.freeze,
+                group=run.group,
+            )
+        except accuracy.Diverged:
+            return None
+        return float(found["acc1"] or 0), float(found["val_loss"] or 0)
+
+    trials = choose_rate(
+        [float(rate) for rate in cell.tune_lr.split(",")],
+        data,
+        recipe,
+        cell.steps,
+        build=functools.partial(_build, drawn_alike, data, recipe, start),
+        train=short,
+        kept=None if run.group.rank else _rates_path(run),
+        run=f"{run.job.key} {code_of_cell(cell).hash} {MEASURES['accuracy'].protocol}",
+    )
+    return replace(recipe, lr=trials[0].lr), trials
+
+
+def _keep_weights(run: Run, model: nn.Module) -> dict[str, Any]:
+    """Write the trained weights; that they cannot be written costs them alone, not the accuracy."""
+    cell, path = run.job.cell, run.store.weights_path(run.job.key, run.place.device_id)
+    try:
+        save_checkpoint(path, model, cell.model or cell.layout, attn=cell.attn or None, **dict(cell.settings))
+    except ValueError as error:
+        print(f"warning: {error}; the accuracy is recorded without them", flush=True)
+        return {}
+    return {"weights": str(path.relative_to(run.store.out))}

@@ -1,0 +1,1 @@
+"""Accuracy of a model with its weights on images with known classes."""
