@@ -48,7 +48,7 @@ _DATA = Argument(
     "data",
     str,
     "D",
-    "digit-vote, digit-recall, fashion-mnist, imagefolder:PATH",
+    "digit-vote, digit-recall, fashion-mnist, imagefolder:PATH, timm:NAME,root=PATH, package.module:Class",
     several=True,
     default="digit-vote",
     parts=data_parts,

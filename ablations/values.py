@@ -113,7 +113,7 @@ def data_parts(text: str) -> list[str]:
     """Divide data at their commas: `name=value` behind one belongs to the images of files before it."""
     parts: list[str] = []
     for part in text.split(","):
-        if parts and ":" in parts[-1] and re.match(r"\s*[a-z]+=", part):
+        if parts and ":" in parts[-1] and re.match(r"\s*[a-z_]+=", part):
             parts[-1] += f",{part.strip()}"
         else:
             parts.append(part)

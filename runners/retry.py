@@ -20,6 +20,7 @@ from runners.measures import CAN_RETRY, MEASURES, STATUSES
 from runners.store.store import Store
 
 if TYPE_CHECKING:
+    from ablations.study import Cell
     from runners.jobs.launch import Order
 
 EXAMPLES = """  python runners/retry.py topk
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     parser = verb_parser("retry", description, EXAMPLES)
     status = f"what to run again, of {', '.join(CAN_RETRY)}"
     add_flag(parser, Argument("status", choice(*CAN_RETRY), "S", status, True, ",".join(DEFAULT)), DEFAULT)
-    modules = "modules that may be imported, package.module:Class, of cells that name one"
+    modules = "modules that may be imported, package.module:Class, of cells whose mechanism or data is one"
     add_flag(parser, Argument("attn", str, "A", modules, True), ())
     add_flag(parser, Argument("time", minutes, "MIN", "another limit per job, minutes or H:MM:SS"))
     add_slurm_flags(parser)
@@ -66,15 +67,22 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _split(orders: "Sequence[Order]", allowed: Sequence[str]) -> "tuple[list[Order], set[str]]":
-    """Orders without cells whose mechanism only a file names; importing it can run any code. Those names, too."""
-    names = {cell.attn for order in orders for cell, _ in order.cells.values()}
-    left = {name for name in names if ":" in name and name not in allowed}
+    """Orders without cells whose mechanism or data only a file names, for importing runs its code; and those names."""
+    names = {name for order in orders for cell, _ in order.cells.values() for name in _modules(cell)}
+    left = names - {*allowed}
     found = []
     for order in orders:
-        cells = {key: (cell, measures) for key, (cell, measures) in order.cells.items() if cell.attn not in left}
+        cells = {key: (cell, measures) for key, (cell, measures) in order.cells.items() if not _modules(cell) & left}
         if cells:
             found.append(replace(order, cells=cells))
     return found, left
+
+
+def _modules(cell: "Cell") -> set[str]:
+    """Classes by their modules, `package.module:Class`, that running a cell imports."""
+    from runners.data.image_specs import own_class
+
+    return {name for name in (cell.attn, own_class(cell.data)) if name and ":" in name}
 
 
 def _orders(
@@ -109,6 +117,8 @@ def _orders(
                 request=make_request(asked, time_min, before=last.request),
                 device=last.device,
                 memory_limit_mib=last.memory_limit_mib,
+                patience_s=last.patience_s,
+                workers=last.workers,
                 save_weights=last.save_weights,
                 retry=tuple(statuses),
             )

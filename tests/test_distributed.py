@@ -145,6 +145,16 @@ def assert_one_run(found):
         assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
 
 
+def gathered(group):
+    with group.joined(CPU):
+        return group.gather({group.rank: "broken"})
+
+
+def test_each_rank_gets_what_all_have(spread):
+    assert spread(gathered) == [[{0: "broken"}, {1: "broken"}]] * 2
+    assert ALONE.gather(3) == [3]
+
+
 def cell_run(group):
     from ablations.study import Cell
     from runners.cells.models import build_model

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from image_files import write_data
 
 import attention_zoo
 from ablations import study_names
 from attention_zoo.__main__ import main as print_table
+from runners import sweep
+from runners.data.loading import make_data
 from runners.figures import FIGURES
 from runners.store.columns import COLUMNS
 from runners.table import load
@@ -38,9 +41,9 @@ def programs(*documents: str) -> list[str]:
 
 SWEEPS = [
     command
-    # those of results/README.md take hours; tests/slurm has those on a cluster; a class with a colon is the reader's
+    # those of results/README.md take hours; tests/slurm has those on a cluster; a class or images are the reader's
     for command in programs(*(name for name in DOCUMENTS if name != "results/README.md"))
-    if re.match(r"python runners/sweep\.py (?!.*(--cluster slurm|--attn \S*:))", command)
+    if re.match(r"python runners/sweep\.py (?!.*(--cluster slurm|--attn \S*:|--data (imagefolder|timm):))", command)
 ]
 LONG = ("--attn all", "--topk 1,4,8,16", "--region-size auto", "--precision fp32,amp-bf16")
 """Of sweeps over many cells; `.ci/run` runs the main command as it is."""
@@ -134,6 +137,26 @@ def test_every_sweep_runs(command: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     if "--dry-run" not in arguments and "list" not in arguments:
         assert set(load(tmp_path / "runs")["status"]) == {"ok"}
+
+
+TRAINED = [command for command in programs("docs/training.md") if "--data imagefolder:" in command]
+
+
+@pytest.mark.parametrize("command", TRAINED)
+def test_every_sweep_of_images_can_be_planned(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_data(tmp_path, train=6, val=6)
+    arguments = shlex.split(re.sub(r"imagefolder:[^\s,]+", f"imagefolder:{root}", command))[2:]
+    assert sweep.main([*arguments, "--batch-size", "4", "--dry-run"]) == 0
+    assert f"imagefolder:{root}" in capsys.readouterr().out
+
+
+def test_the_class_of_the_page_on_training_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = blocks("python", "docs/training.md")
+    (tmp_path / "module_of_the_page.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    data = make_data("module_of_the_page:Mine", 32, 32, 8, workers=0)
+    images, labels = data.batch(0, 0)
+    assert ((images[:, 0, 0, 0] < images[:, 0, 0, 31]).long() == labels).all()
 
 
 def test_the_code_of_the_readme_runs() -> None:

@@ -1,6 +1,7 @@
 """From axes to cells: which axis multiplies which mechanism, and every error before any work starts."""
 
 import itertools
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,7 +14,7 @@ from attention_zoo.registry import suggest
 from runners.cells.models import Description, describe
 from runners.cells.named import check_drop_path, check_model, is_rival, own_resolution
 from runners.cells.starting import check_start
-from runners.data.augment import Augmentation
+from runners.data.augment import Augmentation, check_policy
 from runners.data.datasets import check_data, steps_per_epoch
 from runners.data.image_specs import is_image_spec
 from runners.measures import MEASURES
@@ -285,6 +286,8 @@ def _check_training(cell: Cell) -> None:
             raise ValueError(f"data {cell.data}: its images are drawn and not augmented; the recipe has {listed}")
         return
     steps_per_epoch(cell.data, cell.batch_size, recipe.repeats)
+    if recipe.auto_augment:
+        check_policy(recipe.auto_augment)
     if recipe.mixes and cell.batch_size % 2:
         raise ValueError(f"batch size {cell.batch_size}: Mixup and CutMix join pairs, give an even one")
 
@@ -310,7 +313,8 @@ def command_for(cell: Cell, measures: Iterable[str]) -> str:
     for field in fields(Cell):
         value, argument = getattr(cell, field.name), field.metadata.get("argument")
         if value not in (field.default, "") and argument and argument.name not in ("attn", "resolution"):
-            parts.append(as_flag(argument.name, [as_text(value)]))
+            # a path may have spaces
+            parts.append(as_flag(argument.name, [shlex.quote(as_text(value))]))
     return f"python runners/sweep.py {' '.join(parts)} --measure {','.join(measures)}"
 
 

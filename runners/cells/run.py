@@ -73,7 +73,7 @@ def run_job(job: Job, log: Path | None = None, *, more: Mapping[str, Any] | None
     return End.DONE
 
 
-def follow(out: Path, cells: Mapping[str, Cell], device: str, group: Group) -> None:
+def follow(out: Path, cells: Mapping[str, Cell], device: str, group: Group, workers: int | None = None) -> None:
     """Help rank 0 to train, cell by cell as it asks for it, until it has no more; what it records is its own.
 
     Raises:
@@ -84,7 +84,8 @@ def follow(out: Path, cells: Mapping[str, Cell], device: str, group: Group) -> N
         cell = cells[key]
         apply_threads(cell.threads)
         here = pick_device(device)
-        run = Run(store, Job(out=out, key=key, cell=cell, attempts={}), here, place(here, cell.threads), group)
+        job = Job(out=out, key=key, cell=cell, attempts={}, workers=workers)
+        run = Run(store, job, here, place(here, cell.threads), group)
         try:
             with Conditions.of(cell).applied(here):
                 train(run, None)

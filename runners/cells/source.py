@@ -78,6 +78,13 @@ def _code_of(name: str, mechanism: Any) -> Code:
 
 
 @functools.cache
+def code_of_module(name: str) -> str:
+    """Hash of the source of an imported module and of what it imports from its own package; empty without source."""
+    files = _files(name)
+    return _hash(sorted(files)) if files else ""
+
+
+@functools.cache
 def _zoo_hash() -> str:
     folder = Path(attention_zoo.__file__).parent
     return _hash(sorted((str(path.relative_to(folder)), path) for path in folder.rglob("*.py")))

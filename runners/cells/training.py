@@ -10,10 +10,11 @@ from torch import nn
 from ablations.study import Cell
 from runners.cells.job import Run
 from runners.cells.models import build_model
-from runners.cells.source import code_of_cell
+from runners.cells.source import code_of_cell, code_of_module
 from runners.cells.starting import Start, find_start, read_start, start_from
 from runners.cells.weights import save_checkpoint
 from runners.data.datasets import Data
+from runners.data.image_specs import own_class
 from runners.data.images import ImageData
 from runners.data.loading import make_data
 from runners.machine.conditions import Conditions
@@ -21,6 +22,9 @@ from runners.measures import MEASURES
 from runners.train import accuracy
 from runners.train.recipe import Recipe, make_recipe
 from runners.train.tuning import SEED, Trial, choose_rate
+
+NAMED = 100
+"""Broken images that a record names."""
 
 Found = tuple[dict[str, Any], dict[str, Any]]
 """Columns of a measure, and the raw samples behind them."""
@@ -38,12 +42,14 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
             cell.batch_size,
             recipe,
             smoothing=recipe.smoothing,
+            workers=run.job.workers,
             strict=cell.strict_data,
         )
+        told = _tell_images(cell, data)
         start = _start(run)
         model = _build(cell, data, recipe, start)
         recipe, tuned = _tuned(run, data, recipe, start)
-        values, samples = accuracy.train_and_evaluate(
+        values, curves = accuracy.train_and_evaluate(
             model,
             data,
             steps=cell.steps,
@@ -54,29 +60,40 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
             recipe=recipe,
             progress=progress,
             state_path=run.store.state_path(run.job.key, run.place.device_id),
-            code=code_of_cell(cell).hash,
+            # of other images a state would go on in another order
+            code=" ".join([code_of_cell(cell).hash, *filter(None, [told.get("data_hash")])]),
             target_acc=cell.target_acc,
             frozen=cell.freeze,
             start=start.sha256 if start else None,
             group=run.group,
         )
+        # each process has read others
+        parts = run.group.gather(data.broken) if isinstance(data, ImageData) else []
         if run.group.rank == 0:
             _rates_path(run).unlink(missing_ok=True)
-    values |= {"num_classes": data.num_classes, "init_hash": start.sha256 if start else None, **_tell_images(data)}
+    values |= {"num_classes": data.num_classes, "init_hash": start.sha256 if start else None, **told}
+    samples: dict[str, Any] = dict(curves)
+    if isinstance(data, ImageData):
+        broken = sorted({f"{name}: {why}" for part in parts for name, why in part.items()})
+        values["broken_images"] = len(broken)
+        samples["broken_images"] = broken[:NAMED]
     if tuned:
         values |= {"tuned_lr": tuned[0].lr}
         samples |= {"tune_lr": [trial.lr for trial in tuned], "tune_acc1": [trial.acc1 for trial in tuned]}
     return values | (_keep_weights(run, model) if run.job.save_weights else {}), samples
 
 
-def _tell_images(data: Data) -> dict[str, Any]:
+def _tell_images(cell: Cell, data: Data) -> dict[str, Any]:
     """Columns of images of files; none for those that are drawn."""
     if not isinstance(data, ImageData):
         return {}
+    own = own_class(cell.data)
+    code = code_of_module(own.partition(":")[0]) if own else ""
     return {
         "n_train": len(data.folders.train_indices),
-        "data_hash": data.folders.fingerprint(),
-        "broken_images": len(data.broken),
+        "data_hash": data.folders.fingerprint(code),
+        "norm_mean": "/".join(f"{value:g}" for value in data.pixels.mean),
+        "norm_std": "/".join(f"{value:g}" for value in data.pixels.std),
     }
 
 

@@ -4,6 +4,7 @@ Every random draw of these transforms comes from Python's, NumPy's or torch's gl
 `runners.data.seeding` sets for each image.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,12 +76,13 @@ def train_transform(augmentation: Augmentation, pixels: Pixels) -> "Callable[[Im
     from torchvision import transforms
 
     height, width = pixels.height_px, pixels.width_px
+    jitter: Any = augmentation.color_jitter or None
     composed: Any = create_transform(
         pixels.size,
         is_training=True,
         scale=(augmentation.scale_min, 1.0),
         hflip=augmentation.hflip,
-        color_jitter=augmentation.color_jitter or None,
+        color_jitter=jitter,
         auto_augment=augmentation.auto_augment or None,
         interpolation=augmentation.interpolation,
         mean=pixels.mean,
@@ -96,7 +98,8 @@ def train_transform(augmentation: Augmentation, pixels: Pixels) -> "Callable[[Im
         # timm puts its crop first, or the images as they are where there is nothing to draw
         composed.transforms[:1] = first
     _allow_zero_bits(composed.transforms)
-    return composed
+    transform: Callable[[Image], Tensor] = composed
+    return transform
 
 
 def eval_transform(augmentation: Augmentation, pixels: Pixels) -> "Callable[[Image], Tensor]":
@@ -112,7 +115,22 @@ def eval_transform(augmentation: Augmentation, pixels: Pixels) -> "Callable[[Ima
         # a whole image that is not square would be cut to the part that fits
         crop_mode="squash" if augmentation.eval_crop == 1 else "center",
     )
-    return composed
+    transform: Callable[[Image], Tensor] = composed
+    return transform
+
+
+def check_policy(name: str) -> None:
+    """Refuse a name that is none of timm's policies.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        train_transform(Augmentation(auto_augment=name), Pixels(32, 32, (0, 0, 0), (1, 1, 1)))
+    except Exception as error:  # of timm's parser
+        raise ValueError(
+            f"auto_augment {name!r} is no policy of timm, such as rand-m9-mstd0.5-inc1, augmix-m3 or original"
+        ) from error
 
 
 def make_mixup(augmentation: Augmentation, num_classes: int, smoothing: float) -> "Mixup | None":
@@ -130,11 +148,12 @@ def make_mixup(augmentation: Augmentation, num_classes: int, smoothing: float) -
 
 
 def _allow_zero_bits(steps: Sequence[Any]) -> None:
-    """Let RandAugment's posterize keep 0 bits, a black image, which Pillow refuses from version 13 on."""
+    """Let posterize keep 0 bits, a black image, which Pillow refuses from version 13 on."""
     from timm.data import auto_augment
 
     for step in steps:
-        for operation in getattr(step, "ops", ()):
+        # of RandAugment and AugMix, and of AutoAugment
+        for operation in (*getattr(step, "ops", ()), *itertools.chain(*getattr(step, "policy", ()))):
             if getattr(operation, "aug_fn", None) is auto_augment.posterize:
                 operation.aug_fn = _posterize
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from runners.data.image_specs import KINDS, is_image_spec, parse_image_spec
+from runners.data.image_specs import USAGE, is_image_spec, parse_image_spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,17 +24,29 @@ FASHION_IMAGES = {"train": 60_000, "t10k": 10_000}  # by the prefix of the files
 
 
 class Data(Protocol):
-    """A training stream and a fixed test set; images are (B, 3, height_px, width_px) float32, labels (B,) int64.
+    """A training stream and a fixed test set; images are (B, 3, height_px, width_px) float32, labels (B,) int64."""
 
-    `ceiling_percent` is what a model gets that recognises every object but cannot relate them (None: no such
-    figure), `chance_percent` what guessing gets; `steps_per_epoch` is None for an endless stream.
-    """
-
-    num_classes: int
     batch_size: int
-    ceiling_percent: float | None
-    chance_percent: float
-    steps_per_epoch: int | None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        ...
+
+    @property
+    def ceiling_percent(self) -> float | None:
+        """What a model gets that recognises every object but cannot relate them; None: no such figure."""
+        ...
+
+    @property
+    def chance_percent(self) -> float:
+        """What guessing gets."""
+        ...
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Steps of one pass over the training images, None for an endless stream."""
+        ...
 
     def batch(self, seed: int, step: int) -> "tuple[Tensor, Tensor]":
         """Training batch of one step: a pure function of (seed, step), so it may be repeated or prefetched."""
@@ -93,7 +105,7 @@ def parse_data(spec: str) -> tuple[str, dict[str, Any]]:
     """
     name, *parts = spec.split(":")
     if name not in DATASETS:
-        known = f"known: {', '.join([*DATASETS, *(f'{kind}:PATH' for kind in KINDS)])}"
+        known = f"known: {', '.join([*DATASETS, *USAGE.values(), 'package.module:Class'])}"
         if "=" in name:
             raise ValueError(f"data {spec!r} has no name; write NAME:option=value:option=value ({known})")
         raise ValueError(f"unknown data {name!r}; {_nearest(name, DATASETS)}{known}")
@@ -158,7 +170,7 @@ def steps_per_epoch(spec: str, batch_size: int, repeats: int = 1) -> int | None:
     if is_image_spec(spec):
         # timm's readers take a second to import, and the probes do not need them
         from runners.data.folders import open_folders
-        from runners.data.images import images_per_epoch
+        from runners.data.order import images_per_epoch
 
         images = images_per_epoch(len(open_folders(spec).train_indices), repeats)
         if not 1 <= batch_size <= images:

@@ -1,86 +1,33 @@
-"""Folders and tars of images, one folder for each class: which images there are, and which classes.
+"""Training and test images of a spec: which are taken, and whether their classes fit together.
 
-Read by timm's readers. Classes are numbered in the order of their sorted names in the training images.
+Classes are numbered in the order of their sorted names in the training images, as torchvision numbers them: of folders
+`0` to `10`, `10` comes after `1`.
 """
 
 import functools
 import hashlib
-import os
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from runners.data.image_specs import ImageSpec, parse_image_spec
+from runners.data.image_specs import FOLDER, ImageSpec, parse_image_spec
+from runners.data.listing import Images, Ints, Listing, shown
 
 LISTED = 3
 """Classes that a message names."""
 
 
-class Listing:
-    """Images of a folder or a tar by number: opens one, and knows its class and its name."""
-
-    def __init__(self, path: Path) -> None:
-        """List the images below a path.
-
-        Raises:
-            ValueError: there is no such folder or tar, it is damaged, or it holds no images.
-        """
-        self.path = path
-        self._reader: Any = _open(path)
-        named: dict[str, int] = getattr(self._reader, "class_to_idx", None) or self._reader.class_name_to_idx
-        self.classes = tuple(sorted(named))
-        order = {named[name]: number for number, name in enumerate(self.classes)}
-        found = getattr(self._reader, "targets", None)
-        targets = [target for _, target in self._reader.samples] if found is None else found
-        self.labels = np.array([order[int(target)] for target in targets])
-        """Number of the class of each image."""
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.labels)
-
-    def open(self, index: int) -> IO[bytes]:
-        """Open the file of an image."""
-        file: IO[bytes] = self._reader[index][0]
-        return file
-
-    def name(self, index: int) -> str:
-        """Name of an image below the path."""
-        return str(self._reader.filename(index))
-
-
-def _open(path: Path) -> Any:
-    from timm.data.readers import create_reader
-
-    if not path.exists():
-        raise ValueError(f"{path} does not exist")
-    if path.is_file() and path.suffix != ".tar":
-        raise ValueError(f"{path} is neither a folder nor a .tar")
-    if not os.access(path, os.R_OK):
-        raise ValueError(f"{path} cannot be read: permission denied")
-    try:
-        # a cache beside the tar would be a pickle that somebody else may have written
-        return create_reader("", root=str(path), **({"cache_tarinfo": False} if path.is_file() else {}))
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"{path} holds no images in folders of classes") from error
-    except ValueError as error:  # an empty list, unpacked
-        raise ValueError(f"{path} holds no images in folders of classes") from error
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or cut off: {error}") from error
-
-
 @dataclass(frozen=True)
 class Folders:
-    """Training and test images: a listing each, and which of its images are taken."""
+    """Training and test images, and which of them are taken."""
 
-    train: Listing
-    val: Listing
-    train_indices: np.ndarray[Any, np.dtype[np.int64]]
-    val_indices: np.ndarray[Any, np.dtype[np.int64]]
+    train: Images
+    val: Images
+    train_indices: Ints
+    val_indices: Ints
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -88,16 +35,18 @@ class Folders:
         return self.train.classes
 
     def divided(self, share: float) -> "Folders":
-        """Training images alone: a share of each class is the test."""
-        rest, kept = _divide(self.train.labels[self.train_indices], share)
+        """Training images alone: a share of each class, or of all where only reading tells, is the test."""
+        labels = self.train.labels
+        known = np.zeros(len(self.train), dtype=np.int64) if labels is None else labels
+        rest, kept = _divide(known[self.train_indices], share)
         return Folders(self.train, self.train, self.train_indices[rest], self.train_indices[kept])
 
-    def fingerprint(self) -> str:
-        """Hash of the names and labels of all images, 16 hex digits: other images are other data."""
-        digest = hashlib.sha256()
-        for listing, indices in ((self.train, self.train_indices), (self.val, self.val_indices)):
-            for index in indices:
-                digest.update(f"{listing.name(int(index))}\0{listing.labels[index]}\n".encode(errors="surrogateescape"))
+    def fingerprint(self, code: str = "") -> str:
+        """Hash of the names and labels of all images, and of the code that reads them: 16 hex digits."""
+        digest = hashlib.sha256(code.encode())
+        for images, indices in ((self.train, self.train_indices), (self.val, self.val_indices)):
+            for content in (*images.identity(), indices.tobytes()):
+                digest.update(f"{len(content)}\n".encode() + content)
         return digest.hexdigest()[:16]
 
 
@@ -110,7 +59,12 @@ def open_folders(spec: str) -> Folders:
     """
     parsed = parse_image_spec(spec)
     try:
-        return _open_folders(parsed)
+        if parsed.kind == FOLDER:
+            return _open_folders(parsed)
+        # torchvision's and timm's data sets take a second to import
+        from runners.data.python_images import open_dataset
+
+        return _together(open_dataset(parsed, "train"), open_dataset(parsed, "val"))
     except ValueError as error:
         raise ValueError(f"data {spec!r}: {error}") from error
 
@@ -122,39 +76,45 @@ def _open_folders(spec: ImageSpec) -> Folders:
         _check_classes(listing)
         return Folders(listing, listing, *_divide(listing.labels, spec.split))
     train, val = (Path(spec.train), Path(spec.val)) if spec.train else (_part(root, "train"), _part(root, "val"))
-    found = Listing(train)
-    _check_classes(found)
-    test = Listing(val)
-    _check_same(found, test)
-    return Folders(found, test, np.arange(len(found)), np.arange(len(test)))
+    return _together(Listing(train), Listing(val))
+
+
+def _together(train: Images, val: Images) -> Folders:
+    _check_classes(train)
+    _check_same(train, val)
+    return Folders(train, val, np.arange(len(train)), np.arange(len(val)))
 
 
 def _part(root: Path, split: str) -> Path:
+    if not root.exists():
+        raise ValueError(f"{root} does not exist")
     if not root.is_dir():
-        raise ValueError(f"{root} is no folder")
+        raise ValueError(f"{root} is no folder; of one tar give split=0.1, or two: imagefolder:train=FILE,val=FILE")
     folder, tar = root / split, root / f"{split}.tar"
     if folder.is_dir() or tar.is_file():
         return folder if folder.is_dir() else tar
     raise ValueError(f"{root} has neither {split}/ nor {split}.tar; of one folder give split=0.1, a share for the test")
 
 
-def _check_classes(listing: Listing) -> None:
-    if len(listing.classes) < 2:
-        raise ValueError(f"{listing.path} holds images of one class, {listing.classes[0]!r}; at least two are needed")
+def _check_classes(images: Images) -> None:
+    if len(images.classes) < 2:
+        raise ValueError(f"{images.where} holds images of one class, {images.classes[0]!r}; at least two are needed")
 
 
-def _check_same(train: Listing, val: Listing) -> None:
+def _check_same(train: Images, val: Images) -> None:
     unknown, missing = set(val.classes) - set(train.classes), set(train.classes) - set(val.classes)
     parts = [
-        f"{len(names)} {text} ({', '.join(sorted(names)[:LISTED])}{', ...' if len(names) > LISTED else ''})"
+        f"{len(names)} {text} ({', '.join(map(shown, sorted(names)[:LISTED]))}{', ...' if len(names) > LISTED else ''})"
         for names, text in ((unknown, "only in the test images"), (missing, "only in the training images"))
         if names
     ]
+    if not parts and train.classes != val.classes:
+        parts = ["the same names in another order"]
     if parts:
-        raise ValueError(f"classes of {train.path} and {val.path} differ: {'; '.join(parts)}")
+        raise ValueError(f"classes of {train.where} and {val.where} differ: {'; '.join(parts)}")
 
 
-def _divide(labels: Sequence[int] | Any, share: float) -> tuple[Any, Any]:
+def _divide(labels: Sequence[int] | Ints, share: float) -> tuple[Any, Any]:
     """Keep a share of each class, at least one image, for the test; the same images for every seed."""
     rng = np.random.default_rng(0)
     kept = []

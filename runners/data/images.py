@@ -9,42 +9,21 @@ are counted and named.
 
 import itertools
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from runners.data.augment import Augmentation, Pixels, eval_transform, make_mixup, train_transform
 from runners.data.datasets import HELD_OUT_SHARE
-from runners.data.decode import decode
-from runners.data.folders import Folders, Listing
+from runners.data.folders import Folders
+from runners.data.order import epoch_order, images_per_epoch
+from runners.data.samples import MIXUP, Key, Samples, TestSamples, TrainSamples, collate
 from runners.data.seeding import drawn_from
-
-ORDER, SAMPLE, MIXUP = 0, 1, 2
-"""First word of every seed, so that no two kinds of draws are the same."""
-SELECTED_ROUND = 256
-"""Repeated augmentation drops images until their number is a multiple of this, as its official code does."""
-
-
-class Key(NamedTuple):
-    """A sample of a training: its epoch, the image, and which of its repeats in that epoch it is."""
-
-    epoch: int
-    index: int
-    repeat: int
-
-
-class Sample(NamedTuple):
-    """An image as a model sees it, its label, and what could not be read on the way to it."""
-
-    image: Tensor | None
-    label: int
-    broken: dict[str, str]
 
 
 class Batch(NamedTuple):
@@ -59,51 +38,8 @@ class BrokenImage(ValueError):
     """An image cannot be read, and none may be left out."""
 
 
-class TrainSamples(Dataset[Sample]):
-    """Changed training images by their keys."""
-
-    def __init__(self, listing: Listing, indices: Any, transform: Any, seed: int) -> None:
-        """Take the images `indices`, which ascend, of a listing."""
-        self.listing, self.indices, self.transform, self.seed = listing, indices, transform, seed
-
-    def __getitem__(self, key: Key) -> Sample:
-        """Read and change an image; of one that cannot be read, the next that can.
-
-        Raises:
-            BrokenImage: none of them can be read.
-        """
-        broken: dict[str, str] = {}
-        first = int(np.searchsorted(self.indices, key.index))
-        for index in (int(i) for i in itertools.chain(self.indices[first:], self.indices[:first])):
-            try:
-                image = _read(self.listing, index)
-            except ValueError as error:
-                broken[self.listing.name(index)] = str(error)
-                continue
-            with drawn_from(SAMPLE, self.seed, *key):
-                return Sample(self.transform(image), int(self.listing.labels[index]), broken)
-        raise BrokenImage(f"no image of {self.listing.path} can be read")
-
-
-class TestSamples(Dataset[Sample]):
-    """Test images by their numbers; `image` is None where one cannot be read."""
-
-    def __init__(self, listing: Listing, transform: Any) -> None:
-        """Take images of a listing."""
-        self.listing, self.transform = listing, transform
-
-    def __getitem__(self, index: int) -> Sample:
-        """Read an image."""
-        label = int(self.listing.labels[index])
-        try:
-            return Sample(self.transform(_read(self.listing, index)), label, {})
-        except ValueError as error:
-            return Sample(None, label, {self.listing.name(index): str(error)})
-
-
-def _read(listing: Listing, index: int) -> Any:
-    with listing.open(index) as file:
-        return decode(file)
+class DataError(RuntimeError):
+    """No image of many in a row can be read, or a data set of the user's fails."""
 
 
 @dataclass
@@ -170,6 +106,7 @@ class ImageData:
 
         Raises:
             BrokenImage: an image cannot be read, and `strict` is set.
+            DataError: none of many in a row can be, or a data set of the user's fails.
         """
         transform = train_transform(self.augmentation, self.pixels)
         mixup = make_mixup(self.augmentation, self.num_classes, self.smoothing)
@@ -177,8 +114,7 @@ class ImageData:
         mine = part_of_batch(self.batch_size, rank, world_size)
         share = len(mine) * world_size / self.batch_size
         keys = ([key[i] for i in mine] for key in self._keys(seed, start, stop))
-        for step, (images, labels, broken) in zip(range(start, stop), self._load(samples, keys), strict=True):
-            self._note(broken)
+        for step, (images, labels) in zip(range(start, stop), self._load(samples, keys), strict=True):
             targets = labels
             if mixup is not None:
                 with drawn_from(MIXUP, seed, step):
@@ -191,40 +127,55 @@ class ImageData:
         return images, targets
 
     def eval_batches(self, rank: int = 0, world_size: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the test images that can be read, of several processes every n-th."""
+        """Yield the test images that can be read, of several processes every n-th.
+
+        Raises:
+            BrokenImage: an image cannot be read, and `strict` is set.
+            DataError: none can be, or a data set of the user's fails.
+        """
         indices = self.folders.val_indices[rank::world_size].tolist()
         parts = (indices[first : first + self.batch_size] for first in range(0, len(indices), self.batch_size))
         samples = TestSamples(self.folders.val, eval_transform(self.augmentation, self.pixels))
-        for images, labels, broken in self._load(samples, parts):
-            self._note(broken)
+        count = 0
+        for images, labels in self._load(samples, parts):
+            count += len(labels)
             if len(labels):
                 yield images, labels
+        if not count and world_size == 1:
+            raise DataError(f"none of the {len(indices)} test images can be read")
 
     def for_tuning(self) -> "ImageData":
         """Test on a tenth of the training images of each class, as a test image is read, and train on the others."""
         return replace(self, folders=self.folders.divided(HELD_OUT_SHARE), broken={})
 
-    def _load(self, samples: Any, batches: Any) -> Iterator[tuple[Tensor, Tensor, dict[str, str]]]:
+    def _load(self, samples: Any, batches: Any) -> Iterator[tuple[Tensor, Tensor]]:
         loader: DataLoader[Any] = DataLoader(
             samples,
             batch_sampler=_Once(batches),
             num_workers=self.workers,
-            collate_fn=_collate,
+            collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_forget_signals,
+            # without one of its own it would draw from the global one, which a mechanism may draw from
+            generator=torch.Generator(),
         )
-        yield from loader
+        for found in loader:
+            self._note(found)
+            yield found.images, found.labels
 
     def _keys(self, seed: int, start: int, stop: int) -> Iterator[list[Key]]:
         """Keys of the whole batch of each step."""
-        order: list[Key] = []
-        for step in range(start, stop):
-            epoch, position = divmod(step, self.steps_per_epoch)
-            if not order or order[0].epoch != epoch:
-                order = epoch_keys(self.folders.train_indices, self.augmentation.repeats, seed, epoch)
-            yield order[position * self.batch_size : (position + 1) * self.batch_size]
+        steps = itertools.groupby(range(start, stop), lambda step: step // self.steps_per_epoch)
+        for epoch, of_epoch in steps:
+            order = epoch_order(len(self.folders.train_indices), self.augmentation.repeats, seed, epoch)
+            for step in of_epoch:
+                first = step % self.steps_per_epoch * self.batch_size
+                places, repeats = order[:, first : first + self.batch_size]
+                indices = self.folders.train_indices[places].tolist()
+                yield [Key(epoch, *pair) for pair in zip(indices, repeats.tolist(), strict=True)]
 
-    def _note(self, broken: dict[str, str]) -> None:
+    def _note(self, found: Samples) -> None:
+        broken = found.broken
         if broken and self.strict:
             name, reason = next(iter(broken.items()))
             raise BrokenImage(f"{name} cannot be read: {reason}")
@@ -232,6 +183,8 @@ class ImageData:
             if name not in self.broken:
                 print(f"warning: {name} cannot be read: {reason}; it is left out", flush=True)
         self.broken.update(broken)
+        if found.failure:
+            raise DataError(found.failure)
 
 
 class _Once:
@@ -242,27 +195,6 @@ class _Once:
 
     def __iter__(self) -> Iterator[Any]:
         return self._batches
-
-
-def images_per_epoch(count: int, repeats: int) -> int:
-    """Images that an epoch of `count` training images has."""
-    return len(_sampler(count, repeats))
-
-
-def _sampler(count: int, repeats: int) -> RepeatAugSampler:
-    # timm's for one process: the processes of a training share out each batch, not the images
-    rounding = SELECTED_ROUND if repeats > 1 else 0
-    return RepeatAugSampler(range(count), num_replicas=1, rank=0, num_repeats=repeats, selected_round=rounding)
-
-
-def epoch_keys(indices: Sequence[int] | Any, repeats: int, seed: int, epoch: int) -> list[Key]:
-    """Return the samples of an epoch in their order."""
-    sampler = _sampler(len(indices), repeats)
-    sampler.set_epoch(int(np.random.SeedSequence((ORDER, seed, epoch)).generate_state(1, np.uint64)[0] >> 1))
-    keys = []
-    for position, same in itertools.groupby(sampler):
-        keys += [Key(epoch, int(indices[position]), repeat) for repeat, _ in enumerate(same)]
-    return keys
 
 
 def part_of_batch(batch_size: int, rank: int, world_size: int) -> list[int]:
@@ -282,15 +214,6 @@ def part_of_batch(batch_size: int, rank: int, world_size: int) -> list[int]:
     first = np.array_split(np.arange(half), world_size)[rank].tolist()
     middle = [half] if batch_size % 2 and rank == world_size - 1 else []
     return [*first, *middle, *(batch_size - 1 - place for place in reversed(first))]
-
-
-def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, dict[str, str]]:
-    broken: dict[str, str] = {}
-    for sample in samples:
-        broken |= sample.broken
-    images = [sample.image for sample in samples if sample.image is not None]
-    labels = [sample.label for sample in samples if sample.image is not None]
-    return torch.stack(images) if images else torch.empty(0), torch.tensor(labels), broken
 
 
 def _forget_signals(worker: int) -> None:

@@ -8,6 +8,7 @@ from runners.data.fashion import FashionMnist, find_folder
 from runners.data.folders import open_folders
 from runners.data.image_specs import is_image_spec, parse_image_spec
 from runners.data.images import ImageData
+from runners.data.normalise import of_images
 from runners.data.probes import DigitProbe
 
 MAX_WORKERS = 8
@@ -38,12 +39,13 @@ def make_data(
             f"got batch {batch_size} at {height_px}x{width_px} px"
         )
     if is_image_spec(spec):
-        named = parse_image_spec(spec)
+        named, folders, augmentation = parse_image_spec(spec), open_folders(spec), augmentation or Augmentation()
+        pixels = Pixels(height_px, width_px, named.mean, named.std)
         return ImageData(
-            open_folders(spec),
-            Pixels(height_px, width_px, named.mean, named.std),
+            folders,
+            of_images(folders, pixels, augmentation) if named.norm == "data" else pixels,
             batch_size,
-            augmentation or Augmentation(),
+            augmentation,
             smoothing=smoothing,
             workers=spare_processors() if workers is None else workers,
             strict=strict,
@@ -62,6 +64,11 @@ def make_data(
 
 
 def spare_processors() -> int:
-    """Processors that may read images: all that this process may use but one, at least one, at most MAX_WORKERS."""
+    """Processors that may read images: all that this process may use but one, at least one, at most MAX_WORKERS.
+
+    Processes that torchrun starts on one machine share them; SLURM gives each its own.
+    """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if "SLURM_CPUS_PER_TASK" not in os.environ:
+        usable //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(MAX_WORKERS, usable - 1))

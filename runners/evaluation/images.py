@@ -102,5 +102,5 @@ def _open(root: Path) -> ReaderImageFolder | ReaderImageInTar:
     path = os.fspath(root)
     if root.is_file():
         # timm's cache of a large tar's contents would be a pickle beside it
-        return ReaderImageInTar(path, cache_tarinfo=False)  # type: ignore[no-untyped-call]
-    return ReaderImageFolder(path)  # type: ignore[no-untyped-call]
+        return ReaderImageInTar(path, cache_tarinfo=False)
+    return ReaderImageFolder(path)

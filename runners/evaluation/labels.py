@@ -52,7 +52,7 @@ def read_label_map(path: Path) -> dict[str, int]:
     if path.suffix != ".txt":
         raise ValueError(f"--label-map {path}: give a .txt with the name of a class folder on each line")
     try:
-        found: dict[str, int] = load_class_map(str(path))  # type: ignore[no-untyped-call]
+        found: dict[str, int] = load_class_map(str(path))
     except (AssertionError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--label-map {path} cannot be read as text") from error
     found.pop("", None)
@@ -108,7 +108,7 @@ def _mapped(classes: Sequence[str], num_classes: int, label_map: Path) -> list[i
 
 
 def _wnids() -> list[str]:
-    wnids: list[str] = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]
+    wnids: list[str] = ImageNetInfo().label_names()
     return wnids
 
 

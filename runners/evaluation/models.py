@@ -109,9 +109,7 @@ def _of_timm(asked: Asked, name: str) -> Opened:
         except ValueError as error:
             raise ValueError(f"{asked.checkpoint} is no checkpoint of {asked.name}: {error}") from error
     # as timm's validate.py: at the size and crop of the published accuracy, where that is not the trained size
-    prepared: dict[str, Any] = resolve_model_data_config(  # type: ignore[no-untyped-call]
-        model, use_test_size=True
-    )
+    prepared: dict[str, Any] = resolve_model_data_config(model, use_test_size=True)
     return Opened(model, Identity(f"{TIMM}{name}", None, {}), prepared, num_classes)
 
 

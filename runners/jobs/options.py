@@ -147,6 +147,12 @@ class RunOptions(SlurmOptions):
         "S",
         "seconds that a cell may take to time itself again where other work disturbed it (default: 60; 0: never)",
     )
+    workers: int | None = _count(
+        "workers",
+        "a number of processes",
+        "processes that read images of files (default: processors to spare; 0: the training's own)",
+        low=0,
+    )
     save_weights: bool = _switch("save_weights", "keep the trained weights beside the records, for visualize.py")
     retry: tuple[str, ...] = _option(
         (), "retry", choice(*RETRIED), "STATUS", f"run again what ended as {', '.join(RETRIED)}", several=True

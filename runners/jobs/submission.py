@@ -71,6 +71,7 @@ class Asked:
     device: str = "auto"
     memory_limit_mib: int | None = None
     patience_s: float = 60.0
+    workers: int | None = None
     save_weights: bool = False
     retry: tuple[str, ...] = ()
     force: bool = False
@@ -139,6 +140,8 @@ def check(submission: Submission, name: str) -> None:
         raise TypeError("fields of other types")
     if type(submission.patience_s) not in (int, float) or not 0 <= submission.patience_s < math.inf:
         raise TypeError("a patience that is no time")
+    if submission.workers is not None and (type(submission.workers) is not int or submission.workers < 0):
+        raise TypeError("workers that are no number")
     check_device(submission.device)
     _check_request(submission.request)
 

@@ -139,6 +139,7 @@ class Sweep:
             device=options.device,
             memory_limit_mib=options.memory_limit,
             patience_s=options.patience,
+            workers=options.workers,
             save_weights=options.save_weights,
             retry=options.retry,
             force=options.force,

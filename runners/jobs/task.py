@@ -67,7 +67,7 @@ class ArrayTask:
         with setup(submission.request.world_size) as group:
             _use_allocated_threads(cells)
             if group.rank:
-                execute.follow(self.out, cells, submission.device, group)
+                execute.follow(self.out, cells, submission.device, group, submission.workers)
             else:
                 run_tasks(store, submission, cells, group)
 
@@ -128,6 +128,7 @@ def run_tasks(store: Store, submission: Submission, cells: Mapping[str, Cell], g
                 device=submission.device,
                 memory_limit_mib=submission.memory_limit_mib,
                 patience_s=submission.patience_s,
+                workers=submission.workers,
                 save_weights=submission.save_weights,
                 part=submission.part,
             )

@@ -85,7 +85,11 @@ COLUMNS = {
     "acc1_ema": Column("Float64", ACCURACY.unit, "top-1 accuracy of the moving average of the weights"),
     "n_train": Column("Int64", "images", "training images; empty for drawn ones"),
     "num_classes": Column("Int64", "", "classes of the data"),
-    "data_hash": Column("string", "", "hash of the names and classes of all images of files"),
+    "data_hash": Column(
+        "string", "", "hash of the names and classes of all images of files, and of a class that reads them"
+    ),
+    "norm_mean": Column("string", "", "red/green/blue taken from the values of images in [0, 1]"),
+    "norm_std": Column("string", "", "and what they are divided by then"),
     "broken_images": Column("Int64", "images", "images that could not be read and were left out"),
     "learning_rate_rule": Column("string", "", "learning rate of the training steps"),
     "weights": Column("string", "", "file of the trained weights, from the results folder on; see --save-weights"),

@@ -19,6 +19,7 @@ import socket
 import traceback
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -171,6 +172,14 @@ class Group:
         box = [content]
         distributed.broadcast_object_list(box)
         return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank gives, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        box = [None] * self.world_size
+        distributed.all_gather_object(box, value)
+        return box
 
 
 ALONE = Group()

@@ -1,0 +1,244 @@
+"""Folders and tars of images, one folder for each class: names, classes and where each image is, in a few arrays.
+
+The class of an image is the folder that it lies in, as in timm: `train/cat/1.jpg` and `train/animals/cat/1.jpg` are
+both `cat`; a tar inside a tar is a folder of its name. Names that begin with a dot are left out. Of a tar the headers
+alone are read here, and images by their places, so that any number of processes can.
+"""
+
+import contextlib
+import io
+import os
+import sys
+import tarfile
+import threading
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from runners.data.decode import decode
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+EXTENSIONS = frozenset(b".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
+"""Of files that are images; timm's and torchvision's together, and GIF."""
+SLOW_S = 3.0
+"""A search that takes longer says so."""
+BLOCK = tarfile.BLOCKSIZE
+
+
+class Images(Protocol):
+    """Images by number, with their classes: of a folder, a tar, or a data set in Python."""
+
+    @property
+    def where(self) -> str:
+        """What they are images of."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in their order."""
+        ...
+
+    @property
+    def labels(self) -> Ints | None:
+        """Number of the class of each image, None where only reading an image tells."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def read(self, index: int) -> "tuple[Image, int]":
+        """Read an image, upright and in RGB, and the number of its class.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        ...
+
+    def name(self, index: int) -> str:
+        """Name of an image, for messages."""
+        ...
+
+    def identity(self) -> Iterable[bytes]:
+        """What tells these images from others: their names and labels."""
+        ...
+
+
+class _Member(NamedTuple):
+    """An image: its name below the root, and of a tar the place and size of its content there."""
+
+    name: bytes
+    offset: int = 0
+    size: int = 0
+
+
+class Listing:
+    """Images of a folder or a tar."""
+
+    labels: Ints
+
+    def __init__(self, path: Path) -> None:
+        """List the images below a path, in the order of their names.
+
+        Raises:
+            ValueError: there is no such folder or tar, it is damaged, or it holds no images in folders.
+        """
+        self.path, self.where = path, str(path)
+        self._is_tar = path.is_file()
+        members = _search(path)
+        folders = [member.name.rpartition(b"/")[0].rpartition(b"/")[2] for member in members]
+        if not members or not all(folders):
+            stray = f"; {shown(members[folders.index(b'')].name)} lies in no folder of a class" if members else ""
+            raise ValueError(f"{path} holds no images in folders of classes{stray}")
+        named = {folder: unicodedata.normalize("NFC", os.fsdecode(folder)) for folder in set(folders)}
+        self.classes = tuple(sorted(set(named.values())))
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        by_folder = {folder: numbers[name] for folder, name in named.items()}
+        self.labels = np.array([by_folder[folder] for folder in folders], dtype=np.int64)
+        # not lists: a process that only looks at an object of Python copies the memory around it
+        self._names = b"".join(member.name for member in members)
+        self._ends = np.cumsum([len(member.name) for member in members], dtype=np.int64)
+        self._places = np.array([member[1:] for member in members] if self._is_tar else [], dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def read(self, index: int) -> "tuple[Image, int]":
+        """Read an image, upright and in RGB, and the number of its class.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        try:
+            with self.open(index) as file:
+                return decode(file), int(self.labels[index])
+        except OSError as error:
+            raise ValueError(error.strerror or str(error)) from error
+
+    def open(self, index: int) -> IO[bytes]:
+        """Open the file of an image."""
+        if not self._is_tar:
+            return open(self.path / os.fsdecode(self._raw_name(index)), "rb")
+        offset, size = self._places[index].tolist()
+        with open(self.path, "rb") as tar:
+            tar.seek(offset)
+            return io.BytesIO(tar.read(size))
+
+    def name(self, index: int) -> str:
+        """Name of an image below the path."""
+        return shown(self._raw_name(index))
+
+    def identity(self) -> Iterable[bytes]:
+        """Names and labels."""
+        return (
+            self._names,
+            self._ends.tobytes(),
+            self.labels.tobytes(),
+            "\0".join(self.classes).encode(errors="replace"),
+        )
+
+    def _raw_name(self, index: int) -> bytes:
+        start = int(self._ends[index - 1]) if index else 0
+        return self._names[start : int(self._ends[index])]
+
+
+def shown(name: bytes | str) -> str:
+    """Write the name of a file or a folder in one line, whatever its bytes are."""
+    text = os.fsdecode(name)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _search(path: Path) -> list[_Member]:
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    if path.is_file() and path.suffix.lower() != ".tar":
+        raise ValueError(f"{path} is neither a folder nor a .tar")
+    try:
+        with _told_if_slow(path):
+            return sorted(_of_tar(path) if path.is_file() else map(_Member, _of_folder(os.fsencode(path))))
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{path} is damaged or cut off: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _told_if_slow(path: Path) -> Iterator[None]:
+    text = f"searching {path} for images"
+    timer = threading.Timer(SLOW_S, print, [text], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _is_image(name: bytes) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _of_folder(root: bytes) -> Iterator[bytes]:
+    """Names of the images below a folder; links are followed.
+
+    Raises:
+        OSError: a folder cannot be read.
+        ValueError: a link leads back to a folder that it is in.
+    """
+    waiting: list[tuple[bytes, frozenset[tuple[int, int]]]] = [(root, frozenset())]
+    while waiting:
+        folder, above = waiting.pop()
+        status = os.stat(folder)
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            raise ValueError(f"{shown(folder)} is a link to a folder that it lies in")
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(b"."):
+                    continue
+                if entry.is_dir():
+                    waiting.append((entry.path, above | {here}))
+                elif _is_image(entry.name):
+                    yield (
+                        os.path.relpath(entry.path, root) if root == b"." else entry.path[len(root.rstrip(b"/")) + 1 :]
+                    )
+
+
+def _of_tar(path: Path) -> Iterator[_Member]:
+    with open(path, "rb") as file:
+        yield from _members(file, b"", 0)
+
+
+def _members(file: IO[bytes], folder: bytes, start: int) -> Iterator[_Member]:
+    """Images of a tar that begins at `start` of the file, and of the tars in it.
+
+    Raises:
+        TarError: it is damaged, or ends before it says that it does.
+    """
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        kept: Any = tar
+        while (member := tar.next()) is not None:
+            # the tarfile module would keep them all
+            kept.members.clear()
+            parts = [part for part in os.fsencode(member.name).split(b"/") if part not in (b"", b".")]
+            if not member.isfile() or not parts or any(part.startswith(b".") for part in parts):
+                continue
+            if parts[-1].lower().endswith(b".tar"):
+                inner = tar.extractfile(member)
+                assert inner is not None
+                yield from _members(inner, parts[-1][: -len(b".tar")] + b"/", start + member.offset_data)
+            elif _is_image(parts[-1]):
+                if member.issparse():
+                    raise tarfile.ReadError(f"{member.name} is a sparse file")
+                yield _Member(folder + b"/".join(parts), start + member.offset_data, member.size)
+        file.seek(tar.offset)
+        if file.read(BLOCK) != bytes(BLOCK):
+            raise tarfile.ReadError("it has no end")
