@@ -20,6 +20,7 @@ from runners.cells.models import (
 )
 from runners.cells.registered import is_registered_here, pack
 from runners.cells.source import code_of
+from runners.cells.teachers import load_teacher
 from runners.cells.weights import save_checkpoint
 from runners.data.datasets import Data
 from runners.data.images import ImageData
@@ -34,6 +35,7 @@ from runners.measure.launches import count_launches
 from runners.measure.rounds import Work
 from runners.measure.speed import measure_speed
 from runners.train import accuracy
+from runners.train.distillation import weights_hash
 from runners.train.recipe import make_recipe
 
 PROGRESS_S = 0.5
@@ -127,6 +129,7 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
             strict=cell.strict_data,
         )
         model = build_model(cell, data.num_classes, recipe.drop_path)
+        teacher = load_teacher(recipe, data.num_classes)
         values, samples = accuracy.train_and_evaluate(
             model,
             data,
@@ -140,9 +143,11 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
             state_path=run.store.state_path(run.job.key, run.place.device_id),
             code=code_of(cell.attn).hash,
             target_acc=cell.target_acc,
+            teacher=teacher,
             group=run.group,
         )
     values |= {"num_classes": data.num_classes, **_tell_images(data)}
+    values |= {} if teacher is None else {"teacher_hash": weights_hash(teacher)}
     return values | (_keep_weights(run, model) if run.job.save_weights else {}), samples
 
 

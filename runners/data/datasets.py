@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GRID = 4  # cells along each side of a digit probe's canvas
+DIGITS_AND_CLOTHES = 10  # classes of each of them
 FASHION_IMAGES = {"train": 60_000, "t10k": 10_000}  # by the prefix of the files
 
 
@@ -150,3 +151,17 @@ def steps_per_epoch(spec: str, batch_size: int, repeats: int = 1) -> int | None:
     if not 1 <= batch_size <= images:
         raise ValueError(f"batch size must be 1 to {images} for {name}, got {batch_size}")
     return images // batch_size
+
+
+def num_classes(spec: str) -> int:
+    """Number of classes of the data that a spec names.
+
+    Raises:
+        ValueError: an unknown spec, or images that are not there.
+    """
+    if is_image_spec(spec):
+        from runners.data.folders import open_folders
+
+        return len(open_folders(spec).classes)
+    parse_data(spec)
+    return DIGITS_AND_CLOTHES

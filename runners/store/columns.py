@@ -79,6 +79,7 @@ COLUMNS = {
     "n_train": Column("Int64", "images", "training images; empty for drawn ones"),
     "num_classes": Column("Int64", "", "classes of the data"),
     "data_hash": Column("string", "", "hash of the names and classes of all images of files"),
+    "teacher_hash": Column("string", "", "hash of the weights of the teacher, where one taught"),
     "broken_images": Column("Int64", "images", "images that could not be read and were left out"),
     "learning_rate_rule": Column("string", "", "learning rate of the training steps"),
     "weights": Column("string", "", "file of the trained weights, from the results folder on; see --save-weights"),

@@ -33,11 +33,14 @@ from runners.data.datasets import Data
 from runners.data.images import ImageData
 from runners.machine.conditions import Conditions
 from runners.measures import MEASURES
+from runners.train.criterion import make_criterion
+from runners.train.distillation import freeze, weights_hash
 from runners.train.distributed import ALONE, Group
 from runners.train.optim import Schedule, make_optimizer
-from runners.train.recipe import PROBE, Recipe
+from runners.train.recipe import FROM_TEACHER, PROBE, Recipe
 from runners.train.resume import Checkpoint, Training, identify
-from runners.train.step import PLAIN, make_criterion, recompute, train_step
+from runners.train.step import PLAIN, recompute, train_step
+from runners.train.token_labels import Dense
 
 Progress = Callable[[int, int, float], None]  # steps done, steps in all, loss of the last one
 LOOKS = 20
@@ -87,20 +90,23 @@ def train(
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
     look: Callable[[], None] | None = None,
+    teacher: nn.Module | None = None,
     group: Group = ALONE,
 ) -> None:
     """Advance a run, in place, from its own step to step `steps` of a schedule of that length; `look` after each.
+
+    A `teacher` is frozen, on the device, and `Dense` where the recipe wants labels of places from it.
 
     Raises:
         Diverged: the loss is not finite.
         ValueError: fewer images in a batch than processes.
     """
     training.model.train()
-    network = group.wrap(training.model, device)
+    network = group.wrap(Dense(training.model) if recipe.token_labels else training.model, device)
     if compile_model:
         network = cast(nn.Module, torch.compile(network))
     schedule = Schedule(training.optimizer, recipe, steps, data.steps_per_epoch, data.batch_size)
-    criterion = make_criterion(recipe)
+    criterion = make_criterion(recipe, teacher)
     parts = batches(data, seed, training.step, steps, group)
     with closing(parts), checkpoint or contextlib.nullcontext():
         started = time.perf_counter()
@@ -185,6 +191,7 @@ def train_and_evaluate(
     code: str | None = None,
     checkpoint_every_s: float = 30.0,
     target_acc: float | None = None,
+    teacher: nn.Module | None = None,
     group: Group = ALONE,
 ) -> tuple[dict[str, float | int | str | None], dict[str, list[float]]]:
     """Train a freshly initialised model and return the accuracy columns of its row, and the loss of every step.
@@ -192,6 +199,7 @@ def train_and_evaluate(
     `train_loss` is the mean over the last 5 % of the steps, at least one; `ceiling_percent` may be None. With
     `state_path` the run goes on from that file, if a process that died has left it, and the file is gone at the end;
     not from one of other `code`, a hash of what this program does not contain.
+    Where the recipe has a teacher, `teacher` is it, and becomes frozen; its time is part of `train_seconds`.
     Several processes call this within `group.joined`, each with the same arguments and its own `group`.
 
     Raises:
@@ -205,6 +213,8 @@ def train_and_evaluate(
     conditions.place(model, device)
     if recipe.checkpointing:
         recompute(model)
+    if teacher is not None:
+        teacher = conditions.place(freeze(teacher), device)
     optimizer = make_optimizer(model, recipe, data.batch_size)
     average = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
     training = Training(model, optimizer, conditions.scaler(device), average)
@@ -223,6 +233,7 @@ def train_and_evaluate(
             world_size=group.world_size,
             target_acc=target_acc,
             code=code,
+            teacher=None if teacher is None else weights_hash(teacher),
         )
         checkpoint = Checkpoint(state_path, run, every_s=checkpoint_every_s, group=group)
         checkpoint.restore(training)
@@ -249,6 +260,7 @@ def train_and_evaluate(
         progress=progress,
         checkpoint=checkpoint,
         look=look,
+        teacher=Dense(teacher) if teacher is not None and recipe.token_labels == FROM_TEACHER else teacher,
         group=group,
     )
     quality = evaluate(model, data, device=device, conditions=conditions, group=group)
