@@ -202,9 +202,9 @@ def test_two_processes_learn_from_the_teacher_what_one_does(spread, teacher):  #
     assert found[0][0] == pytest.approx(losses, rel=1e-5)
 
 
-def plan(data="digit-vote", **fields):
+def plan(data="digit-vote", batch_size=64, **fields):
     settings = tuple((f"recipe.{name}", (str(value),)) for name, value in fields.items())
-    return make_plan([Axes(attn=("vanilla",), data=(data,), settings=settings)], as_flag)
+    return make_plan([Axes(attn=("vanilla",), data=(data,), batch_size=(batch_size,), settings=settings)], as_flag)
 
 
 @pytest.fixture(scope="module")

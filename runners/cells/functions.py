@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from runners.cells.weights import save_checkpoint
 from runners.data.datasets import Data
 from runners.data.images import ImageData
 from runners.data.loading import make_data
+from runners.data.token_labels import LabelMaps
 from runners.machine.conditions import Conditions
 from runners.measure import macs as complexity
 from runners.measure import memory as peak_memory
@@ -37,6 +39,7 @@ from runners.measure.speed import measure_speed
 from runners.train import accuracy
 from runners.train.distillation import weights_hash
 from runners.train.recipe import make_recipe
+from runners.train.token_labels import map_size
 
 PROGRESS_S = 0.5
 """Time between two writes of the progress file."""
@@ -130,6 +133,9 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
         )
         model = build_model(cell, data.num_classes, recipe.drop_path)
         teacher = load_teacher(recipe, data.num_classes)
+        if recipe.has_label_maps and isinstance(data, ImageData):
+            size = map_size(model, cell.height_px, cell.width_px)
+            data.label_maps = LabelMaps(Path(recipe.token_labels), data.num_classes, size)
         values, samples = accuracy.train_and_evaluate(
             model,
             data,

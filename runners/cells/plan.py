@@ -11,7 +11,7 @@ from attention_zoo import LAYOUTS, names, resolve
 from attention_zoo.config import field_names, parse_values
 from attention_zoo.registry import suggest
 from runners.cells.models import Description, describe
-from runners.cells.teachers import check_teacher
+from runners.cells.teachers import check_teaching
 from runners.data.augment import Augmentation
 from runners.data.datasets import check_data, steps_per_epoch
 from runners.data.image_specs import is_image_spec
@@ -228,9 +228,9 @@ def _check(cell: Cell) -> Description:
 
 
 def _check_training(cell: Cell) -> None:
-    """Refuse images and teachers that are not there, and recipes that do not fit them."""
+    """Refuse images, teachers and label maps that are not there, and recipes that do not fit them."""
     recipe = make_recipe(cell.recipe, cell.training)
-    check_teacher(recipe, cell.data, cell.height_px, cell.width_px)
+    check_teaching(recipe, cell.data, cell.height_px, cell.width_px)
     if not is_image_spec(cell.data):
         if changed := [name for name in field_names(Augmentation) if getattr(recipe, name) != AS_DRAWN[name]]:
             listed = ", ".join(f"{name}={as_text(getattr(recipe, name))}" for name in changed)

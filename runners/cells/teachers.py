@@ -5,6 +5,7 @@ No weights are downloaded. A name alone would be a teacher with random weights, 
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from attention_zoo.published.weights import load_weights, read_weights
 from attention_zoo.registry import suggest
 from runners.cells.weights import load_model
 from runners.data.datasets import num_classes
+from runners.data.token_labels import check_label_maps
 from runners.train.distillation import freeze
 from runners.train.recipe import FROM_TEACHER, Recipe
 from runners.train.token_labels import Dense
@@ -22,12 +24,15 @@ from runners.train.token_labels import Dense
 TIMM = "timm:"
 
 
-def check_teacher(recipe: Recipe, data: str, height_px: int, width_px: int) -> None:
-    """Check that the teacher of a recipe, if it has one, is there and fits the data.
+def check_teaching(recipe: Recipe, data: str, height_px: int, width_px: int) -> None:
+    """Check that the teacher or the label maps of a recipe, if it has any, are there and fit the data.
 
     Raises:
-        ValueError: what `load_teacher` raises, or the teacher takes no such images or has no places to label.
+        ValueError: what `load_teacher` or `check_label_maps` raises, or the teacher takes no such images or has no
+            places to label.
     """
+    if recipe.has_label_maps:
+        check_label_maps(recipe.token_labels, data)
     if recipe.has_teacher:
         is_dense = recipe.token_labels == FROM_TEACHER
         _check(recipe.teacher, recipe.teacher_checkpoint, num_classes(data), height_px, width_px, is_dense)
@@ -94,7 +99,7 @@ def _timm(name: str, checkpoint: str) -> tuple[nn.Module, int]:
     head = (
         state.get(f"{pretrained.classifier}.weight") if pretrained and isinstance(pretrained.classifier, str) else None
     )
-    classes = {} if head is None else {"num_classes": len(head)}
-    model: nn.Module = timm.create_model(architecture, pretrained=False, **classes)
+    sizes: dict[str, Any] = {} if head is None else {"num_classes": len(head)}
+    model: Any = timm.create_model(architecture, pretrained=False, **sizes)
     load_weights(model, state)
-    return model, int(model.num_classes)
+    return model, model.num_classes

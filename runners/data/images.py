@@ -23,6 +23,7 @@ from runners.data.augment import Augmentation, Pixels, eval_transform, make_mixu
 from runners.data.decode import decode
 from runners.data.folders import Folders, Listing
 from runners.data.seeding import drawn_from
+from runners.data.token_labels import LabelMaps, drawn_box, mix_labels
 
 ORDER, SAMPLE, MIXUP = 0, 1, 2
 """First word of every seed, so that no two kinds of draws are the same."""
@@ -39,19 +40,28 @@ class Key(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An image as a model sees it, its label, and what could not be read on the way to it."""
+    """An image as a model sees it, its label, what could not be read on the way to it, and labels of its places."""
 
     image: Tensor | None
     label: int
     broken: dict[str, str]
+    tokens: Tensor | None = None
 
 
 class Batch(NamedTuple):
-    """Images (b, 3, H, W), labels (b,) or shares of classes (b, C), and the factor by which their mean loss counts."""
+    """Images (b, 3, H, W), labels (b,) or shares of classes (b, C), and the factor by which their mean loss counts.
+
+    `tokens` (b, h, w, C) are shares of classes of the places of the model's last map, where files say them.
+    """
 
     images: Tensor
     targets: Tensor
     share: float
+    tokens: Tensor | None = None
+
+
+Read = tuple[Tensor, Tensor, dict[str, str], Tensor | None]
+"""Images, labels, what could not be read, and labels of places, of the samples of a batch."""
 
 
 class BrokenImage(ValueError):
@@ -61,15 +71,19 @@ class BrokenImage(ValueError):
 class TrainSamples(Dataset[Sample]):
     """Changed training images by their keys."""
 
-    def __init__(self, listing: Listing, indices: Any, transform: Any, seed: int) -> None:
+    def __init__(
+        self, listing: Listing, indices: Any, transform: Any, seed: int, label_maps: LabelMaps | None = None
+    ) -> None:
         """Take the images `indices`, which ascend, of a listing."""
         self.listing, self.indices, self.transform, self.seed = listing, indices, transform, seed
+        self.label_maps = label_maps
 
     def __getitem__(self, key: Key) -> Sample:
         """Read and change an image; of one that cannot be read, the next that can.
 
         Raises:
             BrokenImage: none of them can be read.
+            ValueError: the label map of an image cannot be read.
         """
         broken: dict[str, str] = {}
         first = int(np.searchsorted(self.indices, key.index))
@@ -80,8 +94,16 @@ class TrainSamples(Dataset[Sample]):
                 broken[self.listing.name(index)] = str(error)
                 continue
             with drawn_from(SAMPLE, self.seed, *key):
-                return Sample(self.transform(image), int(self.listing.labels[index]), broken)
+                changed = self.transform(image)
+            return Sample(changed, int(self.listing.labels[index]), broken, self._tokens(image, index, key))
         raise BrokenImage(f"no image of {self.listing.path} can be read")
+
+    def _tokens(self, image: Any, index: int, key: Key) -> Tensor | None:
+        if self.label_maps is None:
+            return None
+        with drawn_from(SAMPLE, self.seed, *key):
+            box = drawn_box(self.transform, image)
+        return self.label_maps.labels(self.listing.name(index), box)
 
 
 class TestSamples(Dataset[Sample]):
@@ -117,6 +139,7 @@ class ImageData:
         smoothing: of labels that Mixup and CutMix join.
         workers: processes that read ahead; 0 reads in this one.
         strict: an image that cannot be read ends the run.
+        label_maps: labels of the places of training images, where files say them.
     """
 
     folders: Folders
@@ -127,6 +150,7 @@ class ImageData:
     workers: int = 1
     strict: bool = False
     broken: dict[str, str] = field(default_factory=dict)
+    label_maps: LabelMaps | None = None
 
     def __post_init__(self) -> None:
         """Check the batch.
@@ -172,34 +196,37 @@ class ImageData:
         """
         transform = train_transform(self.augmentation, self.pixels)
         mixup = make_mixup(self.augmentation, self.num_classes, self.smoothing)
-        samples = TrainSamples(self.folders.train, self.folders.train_indices, transform, seed)
+        samples = TrainSamples(self.folders.train, self.folders.train_indices, transform, seed, self.label_maps)
         mine = part_of_batch(self.batch_size, rank, world_size)
         share = len(mine) * world_size / self.batch_size
         keys = ([key[i] for i in mine] for key in self._keys(seed, start, stop))
-        for step, (images, labels, broken) in zip(range(start, stop), self._load(samples, keys), strict=True):
+        for step, (images, labels, broken, tokens) in zip(range(start, stop), self._load(samples, keys), strict=True):
             self._note(broken)
             targets = labels
             if mixup is not None:
                 with drawn_from(MIXUP, seed, step):
                     images, targets = mixup(images, labels)
-            yield Batch(images, targets, share)
+                if tokens is not None:
+                    with drawn_from(MIXUP, seed, step):
+                        tokens = mix_labels(tokens, mixup, labels, self.pixels.height_px, self.pixels.width_px)
+            yield Batch(images, targets, share, tokens)
 
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Return the whole batch of one step."""
-        images, targets, _ = next(self.train_batches(seed, step, step + 1))
-        return images, targets
+        batch = next(self.train_batches(seed, step, step + 1))
+        return batch.images, batch.targets
 
     def eval_batches(self, rank: int = 0, world_size: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the test images that can be read, of several processes every n-th."""
         indices = self.folders.val_indices[rank::world_size].tolist()
         parts = (indices[first : first + self.batch_size] for first in range(0, len(indices), self.batch_size))
         samples = TestSamples(self.folders.val, eval_transform(self.augmentation, self.pixels))
-        for images, labels, broken in self._load(samples, parts):
+        for images, labels, broken, _ in self._load(samples, parts):
             self._note(broken)
             if len(labels):
                 yield images, labels
 
-    def _load(self, samples: Any, batches: Any) -> Iterator[tuple[Tensor, Tensor, dict[str, str]]]:
+    def _load(self, samples: Any, batches: Any) -> Iterator[Read]:
         loader: DataLoader[Any] = DataLoader(
             samples,
             batch_sampler=_Once(batches),
@@ -279,13 +306,19 @@ def part_of_batch(batch_size: int, rank: int, world_size: int) -> list[int]:
     return [*first, *middle, *(batch_size - 1 - place for place in reversed(first))]
 
 
-def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, dict[str, str]]:
+def _collate(samples: list[Sample]) -> Read:
     broken: dict[str, str] = {}
     for sample in samples:
         broken |= sample.broken
     images = [sample.image for sample in samples if sample.image is not None]
     labels = [sample.label for sample in samples if sample.image is not None]
-    return torch.stack(images) if images else torch.empty(0), torch.tensor(labels), broken
+    tokens = [sample.tokens for sample in samples if sample.tokens is not None]
+    return (
+        torch.stack(images) if images else torch.empty(0),
+        torch.tensor(labels),
+        broken,
+        torch.stack(tokens) if tokens else None,
+    )
 
 
 def _forget_signals(worker: int) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runners.data.datasets import Data
-from runners.data.images import ImageData
+from runners.data.images import Batch, ImageData
 from runners.machine.conditions import Conditions
 from runners.measures import MEASURES
 from runners.train.criterion import make_criterion
@@ -51,10 +51,8 @@ class Diverged(RuntimeError):
     """The loss is no longer finite."""
 
 
-def batches(
-    data: Data, seed: int, start: int, stop: int, group: Group = ALONE
-) -> Generator[tuple[Tensor, Tensor, float], None, None]:
-    """Yield this process's images and targets of the steps start .. stop - 1, and how much its mean loss counts.
+def batches(data: Data, seed: int, start: int, stop: int, group: Group = ALONE) -> Generator[Batch, None, None]:
+    """Yield this process's part of the batches of the steps start .. stop - 1.
 
     The next batch is read while the one before is in use: by processes, or where a batch is drawn by a thread.
     """
@@ -63,7 +61,7 @@ def batches(
     else:
         with closing(prefetch(data, seed, start, stop)) as drawn:
             for images, labels in drawn:
-                yield group.shard(images, labels)
+                yield Batch(*group.shard(images, labels))
 
 
 def prefetch(data: Data, seed: int, start: int, stop: int) -> Generator[tuple[Tensor, Tensor], None, None]:
@@ -110,7 +108,7 @@ def train(
     parts = batches(data, seed, training.step, steps, group)
     with closing(parts), checkpoint or contextlib.nullcontext():
         started = time.perf_counter()
-        for images, targets, share in parts:
+        for images, targets, share, tokens in parts:
             training.waited += time.perf_counter() - started
             # dropout must follow from (seed, step) too, or a resumed run would differ; a trailing 0 changes nothing
             entropy = np.random.SeedSequence((seed, training.step, group.rank))
@@ -125,6 +123,7 @@ def train(
                 scaler=training.scaler,
                 clip_norm=recipe.clip_norm,
                 criterion=criterion,
+                token_targets=None if tokens is None else tokens.to(device),
                 accumulate=recipe.accumulate,
                 share=share,
             )

@@ -28,7 +28,7 @@ class Criterion:
     teacher: nn.Module | None = None
 
     def __call__(self, output: Output, targets: Tensor, images: Tensor, token_targets: Tensor | None = None) -> Tensor:
-        """Return the loss of a batch; `token_targets` (B, H, W, C) are labels of places from elsewhere than a teacher."""
+        """Return the loss of a batch; `token_targets` (B, H, W, C) label places if no teacher does."""
         logits, places = _parts(output)
         loss = self.label_loss(logits, targets)
         if self.teacher is None and token_targets is None:

@@ -92,6 +92,11 @@ class Recipe(Augmentation):
         """Whether another model says in training what is right."""
         return self.distillation != "none" or self.token_labels == FROM_TEACHER
 
+    @property
+    def has_label_maps(self) -> bool:
+        """Whether files say what is right of each place."""
+        return self.token_labels not in ("", FROM_TEACHER)
+
     def peak_lr(self, batch_size: int) -> float:
         """Largest learning rate at a global batch size."""
         return self.lr if self.lr_batch is None else self.lr * batch_size / self.lr_batch

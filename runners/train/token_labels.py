@@ -7,11 +7,11 @@ are shares of classes that a strong model gives; cross-entropy H.
 
 The labels come from a teacher that sees the same images, or from files (`runners.data.token_labels`).
 
-Departures from the official code (zihangJiang/TokenLabeling). Its models classify patches by a second classifier, and add
-half of the largest of these logits in evaluation; here the model's own classifier is applied to each place of the last
-map, so the trained model is the one that was asked for, with no parameter more. Its MixToken mixes tokens after the patch
-embedding; here CutMix and Mixup act on images and labels. It teaches X_cls with labels from the same files; here, as in
-the paper, y_cls is the image's label. It smooths dense labels; here they are as they are.
+Departures from the official code (zihangJiang/TokenLabeling). Its models classify patches by a second classifier, and
+in evaluation add half of the largest of these logits; here the model's own classifier is applied to each place of the
+last map, so the trained model is the one that was asked for, with no parameter more. Its MixToken mixes tokens after
+the patch embedding; here CutMix and Mixup act on images and labels. It teaches X_cls with labels from the same files;
+here, as in the paper, y_cls is the image's label. It smooths dense labels; here they are as they are.
 """
 
 from typing import Any
@@ -50,6 +50,20 @@ class Dense(nn.Module):
             # its statistics would count twice; what it gives is linear, and so is the mean over the map
             return places.mean((1, 2)), places
         return self.model.forward_head(features), places
+
+
+def map_size(model: nn.Module, height_px: int, width_px: int) -> tuple[int, int]:
+    """Height and width of a model's last map, for images in pixels.
+
+    Raises:
+        ValueError: it has none.
+    """
+    parameter = next(model.parameters())
+    is_training = model.training
+    with torch.no_grad():
+        places = Dense(model.eval())(parameter.new_zeros(1, 3, height_px, width_px))[1]
+    model.train(is_training)
+    return places.shape[1], places.shape[2]
 
 
 def token_loss(places: Tensor, labels: Tensor) -> Tensor:
