@@ -44,7 +44,8 @@ def drawn_box(transform: Any, image: Any) -> Box:
     box = Box(0, 0, 1, 1, False)
     for step in transform.transforms:
         if isinstance(step, RandomResizedCropAndInterpolation):
-            top, left, rows, columns = step.get_params(image, step.scale, step.ratio)
+            draw: Any = step.get_params
+            top, left, rows, columns = draw(image, step.scale, step.ratio)
             box = Box(left / width, top / height, (left + columns) / width, (top + rows) / height, False)
         elif isinstance(step, transforms.Resize):
             height, width = step.size
@@ -79,7 +80,7 @@ class LabelMaps:
         maps = torch.zeros(self.num_classes, height, width).scatter_(0, classes, scores)
         corners = [0.0, box.left * width, box.top * height, box.right * width, box.bottom * height]
         cut = roi_align(maps[None], torch.tensor([corners], dtype=maps.dtype), self.size, aligned=True)[0]
-        shares = cut.softmax(0).permute(1, 2, 0)
+        shares: Tensor = cut.softmax(0).permute(1, 2, 0)
         return shares.flip(1) if box.flipped else shares
 
 
@@ -116,7 +117,7 @@ def mix_labels(labels: Tensor, mixup: Any, targets: Tensor, height_px: int, widt
     drawing = torch.zeros(2, 1, height_px, width_px)
     drawing[0] = 1
     mixed, _ = mixup(drawing, targets[:2])
-    own = F.adaptive_avg_pool2d(mixed[0], labels.shape[1:3])[0, :, :, None]
+    own = F.adaptive_avg_pool2d(mixed[0], (labels.shape[1], labels.shape[2]))[0, :, :, None]
     return own * labels + (1 - own) * labels.flip(0)
 
 
