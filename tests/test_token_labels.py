@@ -81,8 +81,8 @@ def test_labels_for_a_smaller_map_come_from_the_mean_of_logits():
 
 
 LAYOUTS_BY_NORM = {
-    "batch": replace(SMALL, norm="batch"),
-    "layer": replace(SMALL, norm="layer"),
+    "batch": replace(SMALL, norm="batch", pool="norm_mean"),
+    "layer": replace(SMALL, norm="layer", pool="norm_mean"),
     "after the mean": replace(SMALL, norm="layer", pool="mean_norm"),
 }
 
@@ -167,6 +167,18 @@ def test_parts_of_a_batch_and_shares_of_classes():
         criterion = make_criterion(recipe, Dense(freeze(make_model(layout, seed=5))))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         train_step(Dense(model), optimizer, images, shares, criterion=criterion, accumulate=parts)
+        moved.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.allclose(*moved, atol=1e-6)
+
+
+def test_parts_of_a_batch_have_their_own_labels_of_places():
+    images, labels = Wide().batch(0, 0)
+    wanted, layout, moved = torch.rand(16, 2, 2, 8).softmax(-1), replace(SMALL, norm="layer"), []
+    for parts in (1, 3):
+        model, criterion = make_model(layout), make_criterion(Recipe(token_labels="somewhere"))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        settings = {"criterion": criterion, "token_targets": wanted, "accumulate": parts}
+        train_step(Dense(model), optimizer, images, labels, **settings)
         moved.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.allclose(*moved, atol=1e-6)
 
