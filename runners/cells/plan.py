@@ -14,6 +14,7 @@ from attention_zoo.registry import suggest
 from runners.cells.models import Description, describe
 from runners.cells.named import check_drop_path, check_model, is_rival, own_resolution
 from runners.cells.starting import check_start
+from runners.cells.teachers import check_teaching
 from runners.data.augment import Augmentation, check_policy
 from runners.data.datasets import check_data, steps_per_epoch
 from runners.data.image_specs import is_image_spec
@@ -269,8 +270,9 @@ def _check(cell: Cell) -> Description:
 
 
 def _check_training(cell: Cell) -> None:
-    """Refuse images that are not there, and recipes that do not fit them."""
+    """Refuse images, teachers and label maps that are not there, and recipes that do not fit them."""
     recipe = make_recipe(cell.recipe, cell.training)
+    check_teaching(recipe, cell.data, cell.height_px, cell.width_px)
     if is_rival(cell.model) and recipe.drop_path:
         check_drop_path(cell.model)
     if cell.init_from:

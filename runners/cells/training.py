@@ -12,15 +12,19 @@ from runners.cells.job import Run
 from runners.cells.models import build_model
 from runners.cells.source import code_of_cell, code_of_module
 from runners.cells.starting import Start, find_start, read_start, start_from
+from runners.cells.teachers import load_teacher
 from runners.cells.weights import save_checkpoint
 from runners.data.datasets import Data
 from runners.data.image_specs import own_class
 from runners.data.images import ImageData
 from runners.data.loading import make_data
+from runners.data.token_labels import LabelMaps
 from runners.machine.conditions import Conditions
 from runners.measures import MEASURES
 from runners.train import accuracy
+from runners.train.distillation import weights_hash
 from runners.train.recipe import Recipe, make_recipe
+from runners.train.token_labels import map_size
 from runners.train.tuning import SEED, Trial, choose_rate
 
 NAMED = 100
@@ -48,7 +52,11 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
         told = _tell_images(cell, data)
         start = _start(run)
         model = _build(cell, data, recipe, start)
-        recipe, tuned = _tuned(run, data, recipe, start)
+        teacher = load_teacher(recipe, data.num_classes)
+        if recipe.has_label_maps and isinstance(data, ImageData):
+            size = map_size(model, cell.height_px, cell.width_px)
+            data.label_maps = LabelMaps(Path(recipe.token_labels), data.num_classes, size)
+        recipe, tuned = _tuned(run, data, recipe, start, teacher)
         values, curves = accuracy.train_and_evaluate(
             model,
             data,
@@ -65,6 +73,7 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
             target_acc=cell.target_acc,
             frozen=cell.freeze,
             start=start.sha256 if start else None,
+            teacher=teacher,
             group=run.group,
         )
         # each process has read others
@@ -72,6 +81,7 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
         if run.group.rank == 0:
             _rates_path(run).unlink(missing_ok=True)
     values |= {"num_classes": data.num_classes, "init_hash": start.sha256 if start else None, **told}
+    values |= {} if teacher is None else {"teacher_hash": weights_hash(teacher)}
     samples: dict[str, Any] = dict(curves)
     if isinstance(data, ImageData):
         broken = sorted({f"{name}: {why}" for part in parts for name, why in part.items()})
@@ -118,7 +128,9 @@ def _rates_path(run: Run) -> Path:
     return state.with_name(f"{state.name}.rates")
 
 
-def _tuned(run: Run, data: Data, recipe: Recipe, start: Start | None) -> tuple[Recipe, list[Trial]]:
+def _tuned(
+    run: Run, data: Data, recipe: Recipe, start: Start | None, teacher: nn.Module | None
+) -> tuple[Recipe, list[Trial]]:
     """Choose the learning rate by short trainings, if the cell asks for it."""
     cell = run.job.cell
     if not cell.tune_lr:
@@ -138,6 +150,7 @@ def _tuned(run: Run, data: Data, recipe: Recipe, start: Start | None) -> tuple[R
                 compile_model=cell.compile,
                 recipe=tried,
                 frozen=cell.freeze,
+                teacher=teacher,
                 group=run.group,
             )
         except accuracy.Diverged:

@@ -20,6 +20,7 @@ GRID = 4  # cells along each side of a digit probe's canvas
 HELD_OUT_SHARE = 0.1
 """Of the training images, on which hyperparameters are chosen."""
 
+DIGITS_AND_CLOTHES = 10  # classes of each of them
 FASHION_IMAGES = {"train": 60_000, "t10k": 10_000}  # by the prefix of the files
 
 
@@ -156,7 +157,7 @@ def count_classes(spec: str) -> int:
 
         return len(open_folders(spec).classes)
     parse_data(spec)
-    return 10
+    return DIGITS_AND_CLOTHES
 
 
 def steps_per_epoch(spec: str, batch_size: int, repeats: int = 1) -> int | None:

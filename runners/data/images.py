@@ -24,14 +24,19 @@ from runners.data.folders import Folders
 from runners.data.order import epoch_order, images_per_epoch
 from runners.data.samples import MIXUP, Key, Samples, TestSamples, TrainSamples, collate
 from runners.data.seeding import drawn_from
+from runners.data.token_labels import LabelMaps, mix_labels
 
 
 class Batch(NamedTuple):
-    """Images (b, 3, H, W), labels (b,) or shares of classes (b, C), and the factor by which their mean loss counts."""
+    """Images (b, 3, H, W), labels (b,) or shares of classes (b, C), and the factor by which their mean loss counts.
+
+    `tokens` (b, h, w, C) are shares of classes of the places of the model's last map, where files say them.
+    """
 
     images: Tensor
     targets: Tensor
     share: float
+    tokens: Tensor | None = None
 
 
 class BrokenImage(ValueError):
@@ -54,6 +59,7 @@ class ImageData:
         smoothing: of labels that Mixup and CutMix join.
         workers: processes that read ahead; 0 reads in this one.
         strict: an image that cannot be read ends the run.
+        label_maps: labels of the places of training images, where files say them.
     """
 
     folders: Folders
@@ -64,6 +70,7 @@ class ImageData:
     workers: int = 1
     strict: bool = False
     broken: dict[str, str] = field(default_factory=dict)
+    label_maps: LabelMaps | None = None
 
     def __post_init__(self) -> None:
         """Check the batch.
@@ -110,21 +117,25 @@ class ImageData:
         """
         transform = train_transform(self.augmentation, self.pixels)
         mixup = make_mixup(self.augmentation, self.num_classes, self.smoothing)
-        samples = TrainSamples(self.folders.train, self.folders.train_indices, transform, seed)
+        samples = TrainSamples(self.folders.train, self.folders.train_indices, transform, seed, self.label_maps)
         mine = part_of_batch(self.batch_size, rank, world_size)
         share = len(mine) * world_size / self.batch_size
         keys = ([key[i] for i in mine] for key in self._keys(seed, start, stop))
-        for step, (images, labels) in zip(range(start, stop), self._load(samples, keys), strict=True):
+        for step, found in zip(range(start, stop), self._load(samples, keys), strict=True):
+            images, labels, tokens = found.images, found.labels, found.tokens
             targets = labels
             if mixup is not None:
                 with drawn_from(MIXUP, seed, step):
                     images, targets = mixup(images, labels)
-            yield Batch(images, targets, share)
+                if tokens is not None:
+                    with drawn_from(MIXUP, seed, step):
+                        tokens = mix_labels(tokens, mixup, labels, self.pixels.height_px, self.pixels.width_px)
+            yield Batch(images, targets, share, tokens)
 
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Return the whole batch of one step."""
-        images, targets, _ = next(self.train_batches(seed, step, step + 1))
-        return images, targets
+        batch = next(self.train_batches(seed, step, step + 1))
+        return batch.images, batch.targets
 
     def eval_batches(self, rank: int = 0, world_size: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the test images that can be read, of several processes every n-th.
@@ -137,7 +148,8 @@ class ImageData:
         parts = (indices[first : first + self.batch_size] for first in range(0, len(indices), self.batch_size))
         samples = TestSamples(self.folders.val, eval_transform(self.augmentation, self.pixels))
         count = 0
-        for images, labels in self._load(samples, parts):
+        for found in self._load(samples, parts):
+            images, labels = found.images, found.labels
             count += len(labels)
             if len(labels):
                 yield images, labels
@@ -148,7 +160,7 @@ class ImageData:
         """Test on a tenth of the training images of each class, as a test image is read, and train on the others."""
         return replace(self, folders=self.folders.divided(HELD_OUT_SHARE), broken={})
 
-    def _load(self, samples: Any, batches: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    def _load(self, samples: Any, batches: Any) -> Iterator[Samples]:
         loader: DataLoader[Any] = DataLoader(
             samples,
             batch_sampler=_Once(batches),
@@ -161,7 +173,7 @@ class ImageData:
         )
         for found in loader:
             self._note(found)
-            yield found.images, found.labels
+            yield found
 
     def _keys(self, seed: int, start: int, stop: int) -> Iterator[list[Key]]:
         """Keys of the whole batch of each step."""

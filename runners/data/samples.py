@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from runners.data.listing import Images, Ints
 from runners.data.seeding import drawn_from
+from runners.data.token_labels import LabelMaps, drawn_box
 
 SAMPLE, MIXUP, TEST = 1, 2, 3
 """First word of every seed, so that no two kinds of draws are the same; 0 is for the order of an epoch."""
@@ -26,12 +27,16 @@ class Key(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An image as a model sees it, its label, what could not be read on the way to it, and why there is no image."""
+    """An image as a model sees it, its label, what could not be read on the way to it, and why there is no image.
+
+    `tokens` (h, w, C) are shares of classes of the places of the last map, where files say them.
+    """
 
     image: Tensor | None
     label: int
     broken: dict[str, str]
     failure: str = ""
+    tokens: Tensor | None = None
 
 
 class Samples(NamedTuple):
@@ -41,22 +46,27 @@ class Samples(NamedTuple):
     labels: Tensor
     broken: dict[str, str]
     failure: str
+    tokens: Tensor | None = None
 
 
 class TrainSamples(Dataset[Sample]):
     """Changed training images by their keys."""
 
-    def __init__(self, source: Images, indices: Ints, transform: Any, seed: int) -> None:
-        """Take the images `indices`, which ascend."""
+    def __init__(
+        self, source: Images, indices: Ints, transform: Any, seed: int, label_maps: LabelMaps | None = None
+    ) -> None:
+        """Take the images `indices`, which ascend, with labels of their places where there are some."""
         self.source, self.indices, self.transform, self.seed = source, indices, transform, seed
+        self.label_maps = label_maps
 
     def __getitem__(self, key: Key) -> Sample:
         """Read and change an image; of one that cannot be read, the next that can."""
         broken: dict[str, str] = {}
         first = int(np.searchsorted(self.indices, key.image))
         for index in itertools.islice(itertools.chain(self.indices[first:], self.indices[:first]), MAX_BROKEN):
-            with drawn_from(SAMPLE, self.seed, *key):
-                sample = _read(self.source, int(index), self.transform)
+            words = (SAMPLE, self.seed, *key)
+            with drawn_from(*words):
+                sample = _read(self.source, int(index), self.transform, self.label_maps, words)
             broken |= sample.broken
             if sample.image is not None or sample.failure:
                 return sample._replace(broken=broken)
@@ -78,16 +88,29 @@ class TestSamples(Dataset[Sample]):
             return _read(self.source, index, self.transform)
 
 
-def _read(source: Images, index: int, transform: Any) -> Sample:
+def _read(
+    source: Images, index: int, transform: Any, label_maps: LabelMaps | None = None, words: tuple[int, ...] = ()
+) -> Sample:
     """Read and transform an image; an error is told in a sample, for one of a process that reads would be a page."""
     try:
         try:
             image, label = source.read(index)
         except ValueError as error:
             return Sample(None, 0, {source.name(index): str(error)})
-        return Sample(transform(image), label, {})
+        return Sample(transform(image), label, {}, tokens=_tokens(source, index, transform, image, label_maps, words))
     except Exception as error:
         return Sample(None, 0, {}, f"{source.name(index)}: {type(error).__name__}: {error}")
+
+
+def _tokens(
+    source: Images, index: int, transform: Any, image: Any, label_maps: LabelMaps | None, words: tuple[int, ...]
+) -> Tensor | None:
+    """Labels of the places of an image, cut and mirrored as the image was: drawn again from the same `words`."""
+    if label_maps is None:
+        return None
+    with drawn_from(*words):
+        box = drawn_box(transform, image)
+    return label_maps.labels(source.name(index), box)
 
 
 def collate(samples: list[Sample]) -> Samples:
@@ -98,4 +121,11 @@ def collate(samples: list[Sample]) -> Samples:
     images = [sample.image for sample in samples if sample.image is not None]
     labels = [sample.label for sample in samples if sample.image is not None]
     failure = next((sample.failure for sample in samples if sample.failure), "")
-    return Samples(torch.stack(images) if images else torch.empty(0), torch.tensor(labels), broken, failure)
+    tokens = [sample.tokens for sample in samples if sample.tokens is not None]
+    return Samples(
+        torch.stack(images) if images else torch.empty(0),
+        torch.tensor(labels),
+        broken,
+        failure,
+        torch.stack(tokens) if tokens else None,
+    )

@@ -90,6 +90,7 @@ COLUMNS = {
     ),
     "norm_mean": Column("string", "", "red/green/blue taken from the values of images in [0, 1]"),
     "norm_std": Column("string", "", "and what they are divided by then"),
+    "teacher_hash": Column("string", "", "hash of the weights of the teacher, where one taught"),
     "broken_images": Column("Int64", "images", "images that could not be read and were left out"),
     "learning_rate_rule": Column("string", "", "learning rate of the training steps"),
     "weights": Column("string", "", "file of the trained weights, from the results folder on; see --save-weights"),

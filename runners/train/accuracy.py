@@ -30,15 +30,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runners.data.datasets import Data
-from runners.data.images import ImageData
+from runners.data.images import Batch, ImageData
 from runners.machine.conditions import Conditions
 from runners.measures import MEASURES
+from runners.train.criterion import make_criterion
+from runners.train.distillation import as_teacher, weights_hash
 from runners.train.distributed import ALONE, Group
 from runners.train.freezing import freeze, set_training
 from runners.train.optim import Schedule, make_optimizer
-from runners.train.recipe import PROBE, Recipe
+from runners.train.recipe import FROM_TEACHER, PROBE, Recipe
 from runners.train.resume import Checkpoint, Training, identify
-from runners.train.step import PLAIN, make_criterion, recompute, train_step
+from runners.train.step import PLAIN, recompute, train_step
+from runners.train.token_labels import Dense
 
 Progress = Callable[[int, int, float], None]  # steps done, steps in all, loss of the last one
 LOOKS = 20
@@ -49,10 +52,8 @@ class Diverged(RuntimeError):
     """The loss is no longer finite."""
 
 
-def batches(
-    data: Data, seed: int, start: int, stop: int, group: Group = ALONE
-) -> Generator[tuple[Tensor, Tensor, float], None, None]:
-    """Yield this process's images and targets of the steps start .. stop - 1, and how much its mean loss counts.
+def batches(data: Data, seed: int, start: int, stop: int, group: Group = ALONE) -> Generator[Batch, None, None]:
+    """Yield this process's part of the batches of the steps start .. stop - 1.
 
     The next batch is read while the one before is in use: by processes, or where a batch is drawn by a thread.
     """
@@ -61,7 +62,7 @@ def batches(
     else:
         with closing(prefetch(data, seed, start, stop)) as drawn:
             for images, labels in drawn:
-                yield group.shard(images, labels)
+                yield Batch(*group.shard(images, labels))
 
 
 def prefetch(data: Data, seed: int, start: int, stop: int) -> Generator[tuple[Tensor, Tensor], None, None]:
@@ -89,26 +90,28 @@ def train(
     checkpoint: Checkpoint | None = None,
     look: Callable[[], None] | None = None,
     frozen: bool = False,
+    teacher: nn.Module | None = None,
     group: Group = ALONE,
 ) -> None:
     """Advance a run, in place, from its own step to step `steps` of a schedule of that length; `look` after each.
 
-    `frozen` is a model of which only the classifier is trained: the rest computes as in evaluation.
+    `frozen` is a model of which only the classifier is trained: the rest computes as in evaluation. A `teacher` is
+    frozen, on the device, and `Dense` where the recipe wants labels of places from it.
 
     Raises:
         Diverged: the loss is not finite.
         ValueError: fewer images in a batch than processes.
     """
     set_training(training.model, frozen=frozen)
-    network = group.wrap(training.model, device)
+    network = group.wrap(Dense(training.model) if recipe.token_labels else training.model, device)
     if compile_model:
         network = cast(nn.Module, torch.compile(network))
     schedule = Schedule(training.optimizer, recipe, steps, data.steps_per_epoch, data.batch_size)
-    criterion = make_criterion(recipe)
+    criterion = make_criterion(recipe, teacher)
     parts = batches(data, seed, training.step, steps, group)
     with closing(parts), checkpoint or contextlib.nullcontext():
         started = time.perf_counter()
-        for images, targets, share in parts:
+        for images, targets, share, tokens in parts:
             training.waited += time.perf_counter() - started
             # dropout must follow from (seed, step) too, or a resumed run would differ; a trailing 0 changes nothing
             entropy = np.random.SeedSequence((seed, training.step, group.rank))
@@ -123,6 +126,7 @@ def train(
                 scaler=training.scaler,
                 clip_norm=recipe.clip_norm,
                 criterion=criterion,
+                token_targets=None if tokens is None else tokens.to(device),
                 accumulate=recipe.accumulate,
                 share=share,
             )
@@ -191,6 +195,7 @@ def train_and_evaluate(
     target_acc: float | None = None,
     frozen: bool = False,
     start: str | None = None,
+    teacher: nn.Module | None = None,
     group: Group = ALONE,
 ) -> tuple[dict[str, float | int | str | None], dict[str, list[float]]]:
     """Train a freshly initialised model and return the accuracy columns of its row, and the loss of every step.
@@ -198,7 +203,8 @@ def train_and_evaluate(
     `train_loss` is the mean over the last 5 % of the steps, at least one; `ceiling_percent` may be None. With
     `state_path` the run goes on from that file, if a process that died has left it, and the file is gone at the end;
     not from one of other `code` or of another `start`, hashes of what this program does not contain. Of a `frozen`
-    model the classifier alone is trained.
+    model the classifier alone is trained. Where the recipe has a teacher, `teacher` is it, and becomes frozen; its time
+    is part of `train_seconds`.
     Several processes call this within `group.joined`, each with the same arguments and its own `group`.
 
     Raises:
@@ -214,6 +220,8 @@ def train_and_evaluate(
         recompute(model)
     if frozen:
         freeze(model)
+    if teacher is not None:
+        teacher = conditions.place(as_teacher(teacher), device)
     optimizer = make_optimizer(model, recipe, data.batch_size)
     average = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
     training = Training(model, optimizer, conditions.scaler(device), average)
@@ -234,6 +242,7 @@ def train_and_evaluate(
             frozen=frozen,
             start=start,
             code=code,
+            teacher=None if teacher is None else weights_hash(teacher),
         )
         checkpoint = Checkpoint(state_path, run, every_s=checkpoint_every_s, group=group)
         checkpoint.restore(training)
@@ -261,6 +270,7 @@ def train_and_evaluate(
         checkpoint=checkpoint,
         look=look,
         frozen=frozen,
+        teacher=Dense(teacher) if teacher is not None and recipe.token_labels == FROM_TEACHER else teacher,
         group=group,
     )
     quality = evaluate(model, data, device=device, conditions=conditions, group=group)

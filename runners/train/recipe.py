@@ -11,6 +11,9 @@ from attention_zoo.config import check_fields, field_names, parse_field
 from attention_zoo.registry import suggest
 from runners.data.augment import Augmentation
 
+FROM_TEACHER = "teacher"
+"""Value of `token_labels`: the teacher of the recipe labels the places."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Augmentation):
@@ -32,6 +35,14 @@ class Recipe(Augmentation):
         accumulate: parts into which a step divides its batch, one after another, to need less memory.
         checkpointing: recompute the activations of each block in backward instead of keeping them.
         fused: torch's fused optimiser.
+        distillation: what is learned from a teacher beside the labels, its shares of classes (`soft`) or its decision
+            (`hard`); see runners/train/distillation.py.
+        teacher: name of the model that teaches: `biformer_tiny`, `small/swin` (layout and mechanism), `timm:NAME`.
+        teacher_checkpoint: file of its weights, which may say itself what model it holds.
+        distillation_alpha: share of the teacher in the loss; DeiT's --distillation-alpha.
+        distillation_tau: temperature of soft distillation; DeiT's --distillation-tau.
+        token_labels: labels of the places of the last map: none if empty, `teacher`, or a folder of label maps.
+        token_weight: factor on their loss; beta of "All Tokens Matter", section 3.
     """
 
     epochs: int | None = None
@@ -55,6 +66,13 @@ class Recipe(Augmentation):
     accumulate: int = 1
     checkpointing: bool = False
     fused: bool = False
+    distillation: Literal["none", "soft", "hard"] = "none"
+    teacher: str = ""
+    teacher_checkpoint: str = ""
+    distillation_alpha: float = 0.5
+    distillation_tau: float = 1.0
+    token_labels: str = ""
+    token_weight: float = 0.5
 
     def __post_init__(self) -> None:
         """Refuse values that no training could have.
@@ -68,6 +86,16 @@ class Recipe(Augmentation):
             if value is not None and not low <= value <= high:
                 upper = "up" if high == math.inf else f"to {high:g}"
                 raise ValueError(f"{name} must be {low:g} {upper}, got {value:g}")
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether another model says in training what is right."""
+        return self.distillation != "none" or self.token_labels == FROM_TEACHER
+
+    @property
+    def has_label_maps(self) -> bool:
+        """Whether files say what is right of each place."""
+        return self.token_labels not in ("", FROM_TEACHER)
 
     def peak_lr(self, batch_size: int) -> float:
         """Largest learning rate at a global batch size."""
@@ -105,7 +133,9 @@ RANGES = {
     **dict.fromkeys(("lr", "warmup_lr", "min_lr", "weight_decay", "warmup_epochs"), (0, math.inf)),
     **dict.fromkeys(("mixup", "cutmix", "color_jitter", "clip_norm"), (0, math.inf)),
     **dict.fromkeys(("beta1", "beta2", "ema", "drop_path", "smoothing"), (0, 0.999999)),
-    **dict.fromkeys(("hflip", "erasing", "warmup_share", "final_share"), (0, 1)),
+    **dict.fromkeys(("hflip", "erasing", "warmup_share", "final_share", "distillation_alpha"), (0, 1)),
+    "distillation_tau": (1e-3, math.inf),
+    "token_weight": (0, math.inf),
     **dict.fromkeys(("scale_min", "eval_crop"), (0.01, 1)),
 }
 """Smallest and largest value of each field that is a number."""

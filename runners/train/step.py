@@ -1,32 +1,16 @@
-"""One step of a training: the loss of a recipe, forward, backward, optimiser."""
+"""One step of a training: forward, backward, optimiser."""
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from runners.machine.conditions import Conditions
-from runners.train.recipe import PROBE, Recipe
+from runners.train.criterion import LABELS, Criterion
+from runners.train.recipe import PROBE
 
 PLAIN = Conditions()
-
-Criterion = Callable[[Tensor, Tensor], Tensor]
-"""Mean loss of logits (B, C) in fp32 and labels (B,) or shares of classes (B, C)."""
-
-
-def make_criterion(recipe: Recipe) -> Criterion:
-    """Return the loss of a recipe; where images are mixed, the labels are smoothed with them."""
-    if recipe.mixes:
-        soft: Criterion = SoftTargetCrossEntropy()
-        return soft
-    if recipe.smoothing:
-        smooth: Criterion = LabelSmoothingCrossEntropy(smoothing=recipe.smoothing)
-        return smooth
-    return F.cross_entropy
 
 
 def recompute(model: nn.Module) -> None:
@@ -50,25 +34,28 @@ def train_step(
     conditions: Conditions = PLAIN,
     scaler: torch.amp.GradScaler | None = None,
     clip_norm: float | None = PROBE.clip_norm,
-    criterion: Criterion = F.cross_entropy,
+    criterion: Criterion = LABELS,
+    token_targets: Tensor | None = None,
     accumulate: int = 1,
     share: float = 1.0,
 ) -> Tensor:
     """One forward, backward and optimiser step on a batch of the model's device; return the loss, detached.
 
     The gradient, not the loss returned, is that of `share` times the loss. With `accumulate` the batch is taken in
-    that many parts, one after another, whose gradients are added.
+    that many parts, one after another, whose gradients are added. `token_targets` are labels of places, see
+    `Criterion`.
     """
     scaler = scaler or conditions.scaler(images.device)
-    pieces = list(zip(images.tensor_split(accumulate), targets.tensor_split(accumulate), strict=True))
+    given = (images, targets) if token_targets is None else (images, targets, token_targets)
+    pieces = list(zip(*(tensor.tensor_split(accumulate) for tensor in given), strict=True))
     pieces = [piece for piece in pieces if len(piece[0])]
     losses = []
-    for number, (some, wanted) in enumerate(pieces, 1):
+    for number, (some, wanted, *tokens) in enumerate(pieces, 1):
         weight = len(some) / len(images)
         alone = getattr(model, "no_sync", None) if number < len(pieces) else None
         with alone() if alone else contextlib.nullcontext():  # processes add up their gradients once
             with conditions.autocast(images.device):
-                loss = criterion(model(some).float(), wanted)
+                loss = criterion(model(some), wanted, some, *tokens)
             if number == 1:
                 optimizer.zero_grad()
             factor = share * weight
