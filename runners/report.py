@@ -86,12 +86,14 @@ def write(options: argparse.Namespace) -> str:
     from runners.reporting import export
     from runners.reporting.page import to_html
     from runners.rows import selection
+    from runners.rows.curves import with_curves
 
     rows = selection.read_rows(options.results, options.study)
     selection.check_devices(rows, options.mixed_devices)
     if options.format in COMPARING:
         selection.check_comparable(rows)
     if options.format == "html":
+        rows = with_curves(rows, options.results)
         return to_html(rows, str(options.results), options.study, margin=options.margin)
     writers: dict[str, Callable[[pd.DataFrame], str]] = {
         "markdown": export.to_markdown,

@@ -110,6 +110,7 @@ def _orders(
                 device=last.device,
                 memory_limit_mib=last.memory_limit_mib,
                 save_weights=last.save_weights,
+                tensorboard=last.tensorboard,
                 retry=tuple(statuses),
             )
 

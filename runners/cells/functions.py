@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -33,7 +34,10 @@ from runners.measure.latency import measure_latency
 from runners.measure.launches import count_launches
 from runners.measure.rounds import Work
 from runners.measure.speed import measure_speed
+from runners.store.curve import board_folder, curve_path
+from runners.store.names import cell_name
 from runners.train import accuracy
+from runners.train.curve import Board, Curve
 from runners.train.recipe import make_recipe
 
 PROGRESS_S = 0.5
@@ -100,13 +104,17 @@ def _memory(run: Run) -> Found:
 
 
 def _accuracy(run: Run) -> Found:
-    last = 0.0
+    last, first = 0.0, None
 
     def report(step: int, steps: int, loss: float) -> None:
-        nonlocal last
-        if time.monotonic() - last > PROGRESS_S:
-            last = time.monotonic()
-            run.say(measure="accuracy", step=step, steps=steps, loss=loss)
+        nonlocal last, first
+        now = time.monotonic()
+        # from the end of this process's first step on, which compiles and fills caches
+        first = first or (step, now)
+        if now - last > PROGRESS_S:
+            last = now
+            pace = {"seconds_per_step": (now - first[1]) / (step - first[0])} if step > first[0] else {}
+            run.say(measure="accuracy", step=step, steps=steps, loss=loss, **pace)
 
     run.group.lead(run.job.key)
     return train(run, report)
@@ -127,23 +135,37 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
             strict=cell.strict_data,
         )
         model = build_model(cell, data.num_classes, recipe.drop_path)
-        values, samples = accuracy.train_and_evaluate(
-            model,
-            data,
-            steps=cell.steps,
-            seed=cell.seed,
-            device=run.device,
-            conditions=Conditions.of(cell),
-            compile_model=cell.compile,
-            recipe=recipe,
-            progress=progress,
-            state_path=run.store.state_path(run.job.key, run.place.device_id),
-            code=code_of(cell.attn).hash,
-            target_acc=cell.target_acc,
-            group=run.group,
-        )
+        with nullcontext() if run.group.rank else _curve(run, data) as curve:
+            values, samples = accuracy.train_and_evaluate(
+                model,
+                data,
+                steps=cell.steps,
+                seed=cell.seed,
+                device=run.device,
+                conditions=Conditions.of(cell),
+                compile_model=cell.compile,
+                recipe=recipe,
+                progress=progress,
+                state_path=run.store.state_path(run.job.key, run.place.device_id),
+                code=code_of(cell.attn).hash,
+                target_acc=cell.target_acc,
+                curve=curve,
+                group=run.group,
+            )
     values |= {"num_classes": data.num_classes, **_tell_images(data)}
+    if curve is not None and curve.is_whole:
+        values["curve"] = str(curve.path.relative_to(run.store.out))
     return values | (_keep_weights(run, model) if run.job.save_weights else {}), samples
+
+
+def _curve(run: Run, data: Data) -> Curve:
+    """What is written of the steps of a training while it runs."""
+    key, device_id = run.job.key, run.place.device_id
+    board = None
+    if run.job.tensorboard:
+        board = Board(board_folder(run.store, key, device_id), cell_name(run.job.cell))
+    path = curve_path(run.store, key, device_id)
+    return Curve(path, batch_size=data.batch_size, steps_per_epoch=data.steps_per_epoch, board=board)
 
 
 def _tell_images(data: Data) -> dict[str, Any]:

@@ -80,9 +80,12 @@ def read_table(options: Namespace) -> "DataFrame":
     Raises:
         ValueError: from `read_rows`, or there is no row of the device.
     """
+    from runners.rows.curves import with_curves
     from runners.rows.selection import read_rows
 
     rows = read_rows(options.results)
+    if options.figure == "learning":
+        rows = with_curves(rows, options.results)
     if options.device_id is None:
         return rows
     of_device: DataFrame = rows[rows["device_id"] == options.device_id]

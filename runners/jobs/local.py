@@ -162,6 +162,7 @@ class LocalRun:
                 memory_limit_mib=self.options.memory_limit,
                 patience_s=self.options.patience,
                 save_weights=self.options.save_weights,
+                tensorboard=self.options.tensorboard,
             )
             if self.options.cluster == "debug":
                 with follower.in_background():

@@ -148,6 +148,7 @@ class RunOptions(SlurmOptions):
         "seconds that a cell may take to time itself again where other work disturbed it (default: 60; 0: never)",
     )
     save_weights: bool = _switch("save_weights", "keep the trained weights beside the records, for visualize.py")
+    tensorboard: bool = _switch("tensorboard", "write the training of each cell for TensorBoard too")
     retry: tuple[str, ...] = _option(
         (), "retry", choice(*RETRIED), "STATUS", f"run again what ended as {', '.join(RETRIED)}", several=True
     )

@@ -129,6 +129,7 @@ def run_tasks(store: Store, submission: Submission, cells: Mapping[str, Cell], g
                 memory_limit_mib=submission.memory_limit_mib,
                 patience_s=submission.patience_s,
                 save_weights=submission.save_weights,
+                tensorboard=submission.tensorboard,
                 part=submission.part,
             )
             try:

@@ -18,7 +18,10 @@ from runners.table import load
 
 REQUIRED = ("cell_key", "attention", "resolution", "seed", "device_id", "status")
 
-CONDITIONS = ("layout", "resolution", "data", "steps", "target_acc", "batch_size", *COMPUTED)
+CONDITIONS = ("layout", "resolution", "data", "recipe", "training", "steps", "target_acc", "batch_size", *COMPUTED)
+
+LEARNING = "learning"
+"""Column in which `runners.rows.curves.with_curves` gives each row what reads its curve."""
 
 ALL = "all rows"
 """Name of the conditions where nothing differs."""
@@ -151,8 +154,8 @@ def described(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_read(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the table as it was before `described`, settings as text."""
-    table = rows.drop(columns=["configuration", "conditions"])
+    """Return the table as it was before `described` and `with_curves`, settings as text."""
+    table = rows.drop(columns=["configuration", "conditions", LEARNING], errors="ignore")
     return table.assign(settings=table["settings"].map(str).astype("string"))
 
 
@@ -185,6 +188,8 @@ def spell(name: str, value: object) -> str:
         return ""
     words = {
         "resolution": f"{value} px",
+        "recipe": "" if value == "probe" else f"recipe {value}",
+        "training": str(value).replace(";", ", "),
         "steps": f"{value} steps",
         "target_acc": f"until {value} %",
         "batch_size": f"batch {value}",

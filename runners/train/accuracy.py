@@ -33,6 +33,7 @@ from runners.data.datasets import Data
 from runners.data.images import ImageData
 from runners.machine.conditions import Conditions
 from runners.measures import MEASURES
+from runners.train.curve import Curve
 from runners.train.distributed import ALONE, Group
 from runners.train.optim import Schedule, make_optimizer
 from runners.train.recipe import PROBE, Recipe
@@ -87,6 +88,7 @@ def train(
     progress: Progress | None = None,
     checkpoint: Checkpoint | None = None,
     look: Callable[[], None] | None = None,
+    curve: Curve | None = None,
     group: Group = ALONE,
 ) -> None:
     """Advance a run, in place, from its own step to step `steps` of a schedule of that length; `look` after each.
@@ -101,6 +103,8 @@ def train(
         network = cast(nn.Module, torch.compile(network))
     schedule = Schedule(training.optimizer, recipe, steps, data.steps_per_epoch, data.batch_size)
     criterion = make_criterion(recipe)
+    if curve is not None:
+        curve.resume(training.losses, schedule.set)
     parts = batches(data, seed, training.step, steps, group)
     with closing(parts), checkpoint or contextlib.nullcontext():
         started = time.perf_counter()
@@ -131,7 +135,10 @@ def train(
                 training.average.update(training.model, training.step)
             training.step += 1
             training.losses.append(loss)
-            training.seconds += time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            training.seconds += seconds
+            if curve is not None:
+                curve.step(training.step, loss, rate, seconds)
             if progress is not None:
                 progress(training.step, steps, loss)
             if look is not None:
@@ -185,13 +192,14 @@ def train_and_evaluate(
     code: str | None = None,
     checkpoint_every_s: float = 30.0,
     target_acc: float | None = None,
+    curve: Curve | None = None,
     group: Group = ALONE,
 ) -> tuple[dict[str, float | int | str | None], dict[str, list[float]]]:
     """Train a freshly initialised model and return the accuracy columns of its row, and the loss of every step.
 
     `train_loss` is the mean over the last 5 % of the steps, at least one; `ceiling_percent` may be None. With
     `state_path` the run goes on from that file, if a process that died has left it, and the file is gone at the end;
-    not from one of other `code`, a hash of what this program does not contain.
+    not from one of other `code`, a hash of what this program does not contain. `curve` writes each step and evaluation.
     Several processes call this within `group.joined`, each with the same arguments and its own `group`.
 
     Raises:
@@ -234,7 +242,10 @@ def train_and_evaluate(
             return
         # a copy: what a model caches in inference mode cannot be trained with
         subject = copy.deepcopy(model)
-        if evaluate(subject, data, device=device, conditions=conditions, group=group)["acc1"] >= target_acc:
+        found = evaluate(subject, data, device=device, conditions=conditions, group=group)
+        if curve is not None:
+            curve.evaluation(training.step, found["acc1"], found["val_loss"])
+        if found["acc1"] >= target_acc:
             training.reached = training.step, training.seconds
 
     train(
@@ -249,9 +260,12 @@ def train_and_evaluate(
         progress=progress,
         checkpoint=checkpoint,
         look=look,
+        curve=curve,
         group=group,
     )
     quality = evaluate(model, data, device=device, conditions=conditions, group=group)
+    if curve is not None:
+        curve.evaluation(steps, quality["acc1"], quality["val_loss"])
     averaged = None
     if average is not None:
         averaged = evaluate(average.module, data, device=device, conditions=conditions, group=group)["acc1"]
