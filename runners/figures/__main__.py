@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ablations.values import Argument, choice
 from runners.cli.command import RESULTS, Parser, add_flag, command
 from runners.cli.program import run_program
-from runners.figures import FIGURES, KINDS, draw, save
+from runners.figures import CURVES, FIGURES, OF_ROWS, draw, save
 from runners.figures.choices import FORMATS, SIZES, Refused
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         figure = draw(
             options.figure,
-            read_table(options) if options.figure in KINDS else None,
+            read_table(options) if options.figure in OF_ROWS else None,
             by_device=options.by_device,
             attn=options.attn,
             names=dict(options.names),
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     except Refused as error:
         raise ValueError(f"--{error}") from error
     except ValueError as error:
-        raise ValueError(f"{options.results}: {error}" if options.figure in KINDS else str(error)) from error
+        raise ValueError(f"{options.results}: {error}" if options.figure in OF_ROWS else str(error)) from error
     try:
         files = save(figure, options.out, options.format)
     except OSError as error:
@@ -84,7 +84,7 @@ def read_table(options: Namespace) -> "DataFrame":
     from runners.rows.selection import read_rows
 
     rows = read_rows(options.results)
-    if options.figure == "learning":
+    if options.figure in CURVES:
         rows = with_curves(rows, options.results)
     if options.device_id is None:
         return rows

@@ -1,6 +1,6 @@
 """Learning curves: training loss, and accuracy where it was looked for, against the step; of running trainings too."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -19,6 +19,9 @@ COLUMNS = ("acc1", "accuracy_status")
 
 POINTS = 40
 """Of a line of losses; each is a mean, so that the noise of single batches does not hide the curve."""
+
+Curves = Mapping[Hashable, DataFrame]
+"""Curves by the index of their row."""
 
 
 @dataclass(frozen=True)
@@ -43,35 +46,37 @@ def draw_learning(sheet: Sheet, rows: DataFrame) -> None:
     """
     if LEARNING not in rows:
         raise ValueError("a table holds no learning curves; they are drawn from a results folder")
-    curves = {
-        index: curve for index, source in rows[LEARNING].items() if source and (curve := _read(source)) is not None
-    }
+    curves = {index: source.curve for index, source in rows[LEARNING].items() if source and source.curve is not None}
     failed = {index: why for index, why in failures(rows, ACCURACY).items() if pd.notna(rows["accuracy_status"][index])}
     kept = rows.loc[[index for index in rows.index if index in curves or index in failed]]
     if not curves:
         raise ValueError("no row has a learning curve: no training has written one yet")
     kept = kept.assign(line=labels(kept, has_conditions=False), facet=conditions(kept))
     styles = looks(kept["line"])
-    panels, widths = list[Panel](), set[int]()
-    for facet, own in kept.groupby("facet"):
-        width = max(1, -(-max((len(curves[i]) for i in own.index if i in curves), default=1) // POINTS))
-        widths.add(width)
-        losses = {i: smoothed(curves[i], width) for i in own.index if i in curves}
-        crosses = [Failed(_end(curves.get(i)), own["line"][i], failed[i]) for i in own.index if i in failed]
-        panels.append(Panel(_title("training loss", facet), "nats", _by_line(own, losses), crosses))
-        accuracies = {i: curves[i].set_index("step")["acc1"].dropna() for i in losses}
-        if any(len(found) > 1 for found in accuracies.values()):
-            title = _title(ACCURACY.title, facet)
-            panels.append(Panel(title, ACCURACY.unit, _by_line(own, accuracies), [], at_points=True))
+    widths = {facet: _width(curves, own) for facet, own in kept.groupby("facet")}
+    panels = [panel for facet, own in kept.groupby("facet") for panel in _panels(own, curves, failed, widths[facet])]
     axes = line_panels(sheet, len(panels), styles)
     for ax, panel in zip(axes, panels, strict=True):
         _draw_panel(sheet, ax, panel, styles)
-    sheet.caption(kept, [*_notes(kept.loc[[*curves]], widths), *shade_notes(sheet, styles)])
+    sheet.caption(kept, [*_notes(kept.loc[[*curves]], {*widths.values()}), *shade_notes(sheet, styles)])
 
 
-def _read(source: object) -> DataFrame | None:
-    curve: DataFrame | None = source.read()  # type: ignore[attr-defined]
-    return None if curve is None or curve.empty else curve
+def _width(curves: Curves, rows: DataFrame) -> int:
+    """Steps of a point of these rows."""
+    longest = max((len(curves[index]) for index in rows.index if index in curves), default=1)
+    return -(-longest // POINTS)
+
+
+def _panels(rows: DataFrame, curves: Curves, failed: Mapping[Hashable, str], width: int) -> Iterator[Panel]:
+    """The losses of rows under equal conditions, and their accuracies if any training was evaluated on the way."""
+    drawn = [index for index in rows.index if index in curves]
+    crosses = [Failed(_end(curves.get(i)), rows["line"][i], failed[i]) for i in rows.index if i in failed]
+    facet = rows["facet"].iloc[0]
+    losses = {index: smoothed(curves[index], width) for index in drawn}
+    yield Panel(_title("training loss", facet), "nats", _by_line(rows, losses), crosses)
+    accuracies = {index: curves[index].set_index("step")["acc1"].dropna() for index in drawn}
+    if any(len(found) > 1 for found in accuracies.values()):
+        yield Panel(_title(ACCURACY.title, facet), ACCURACY.unit, _by_line(rows, accuracies), [], at_points=True)
 
 
 def smoothed(curve: DataFrame, width: int) -> "pd.Series[float]":
@@ -94,7 +99,7 @@ def _title(quantity: str, facet: object) -> str:
     return titled(f"{quantity}: {facet}" if facet else quantity)
 
 
-def _by_line(rows: DataFrame, values: "Mapping[object, pd.Series[float]]") -> dict[str, DataFrame]:
+def _by_line(rows: DataFrame, values: "Mapping[Hashable, pd.Series[float]]") -> dict[str, DataFrame]:
     """Values of each line, by step and row."""
     found = {}
     for line, own in rows.groupby("line"):
@@ -136,5 +141,5 @@ def _notes(rows: DataFrame, widths: set[int]) -> list[str]:
         notes.append("One seed.")
     running = int((rows["status"] == "running").sum())
     if running:
-        notes.append(f"{running} of {len(rows)} trainings still run." if running > 1 else "One training still runs.")
+        notes.append(f"Still running: {running} of {len(rows)} trainings.")
     return notes

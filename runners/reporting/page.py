@@ -142,7 +142,7 @@ def drawn_figures(rows: pd.DataFrame) -> tuple[list[dict[str, str]], list[str]]:
         reason = f"No drawn figures: {apart.nunique():,} lines are more than one can hold ({MOST_LINES}); use --study."
         return [], [reason]
     drawn = []
-    for kind in figures.KINDS:
+    for kind in figures.OF_ROWS:
         try:
             # one for screens and paper, and one that can be read on a telephone
             images: dict[str, Figure] = {size: figures.draw(kind, rows, by_device=True, size=size) for size in SIZES}

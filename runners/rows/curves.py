@@ -7,6 +7,7 @@ import csv
 import io
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,17 @@ class CurveSource:
     key: str
     device_id: str
 
-    def read(self) -> pd.DataFrame | None:
-        """Return what `read_curve` does, or of a record the step and the loss; None where there is neither."""
+    @cached_property
+    def curve(self) -> pd.DataFrame | None:
+        """What `read_curve` returns, or the step and the loss of a record; None where there is neither, or no step."""
         try:
             path = curve_path(self.store, self.key, self.device_id)
-            return read_curve(path)
+            found = read_curve(path)
+            return None if found.empty else found
         except FileNotFoundError:
             return self._recorded()
         except StoreError as error:
-            _warn(f"{error}")
+            _warn(str(error))
         except (OSError, ValueError) as error:
             _warn(f"{path} is no curve and is left out: {error}")
         return self._recorded()
