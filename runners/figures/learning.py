@@ -136,7 +136,7 @@ def _notes(rows: DataFrame, widths: set[int]) -> list[str]:
     notes.append("Loss: that of each step." if widths == {1} else f"Loss: each point is the mean of {smooth} steps.")
     high, seeds = seeds_of(rows, ("facet", "line"))
     if high > 1:
-        notes.append(f"Lines: mean over {seeds}, or over those that have come so far; band: lowest to highest seed.")
+        notes.append(f"Lines: mean over {seeds}, fewer where some have not come as far; band: lowest to highest seed.")
     else:
         notes.append("One seed.")
     running = int((rows["status"] == "running").sum())

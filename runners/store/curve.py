@@ -46,11 +46,15 @@ class Point(NamedTuple):
         fields = line.split(",")
         if len(fields) != len(Point._fields):
             raise ValueError(f"{len(fields)} fields, not {len(Point._fields)}")
-        step, epoch, loss, lr, *others = fields
-        values = float(loss), float(lr), *(float(text) if text else None for text in (epoch, *others))
-        if not all(value is None or math.isfinite(value) for value in values):
+        step, epoch, loss, lr = int(fields[0]), _optional(fields[1]), float(fields[2]), float(fields[3])
+        found = (epoch, loss, lr, *map(_optional, fields[4:]))
+        if not all(value is None or math.isfinite(value) for value in found):
             raise ValueError("a number that is not finite")
-        return Point(int(step), values[2], values[0], values[1], *values[3:])
+        return Point(step, epoch, loss, lr, *found[3:])
+
+
+def _optional(text: str) -> float | None:
+    return float(text) if text else None
 
 
 HEADER = ",".join(Point._fields) + "\n"
