@@ -47,7 +47,8 @@ def draw_learning(sheet: Sheet, rows: DataFrame) -> None:
     if LEARNING not in rows:
         raise ValueError("a table holds no learning curves; they are drawn from a results folder")
     curves = {index: source.curve for index, source in rows[LEARNING].items() if source and source.curve is not None}
-    failed = {index: why for index, why in failures(rows, ACCURACY).items() if pd.notna(rows["accuracy_status"][index])}
+    asked = {*rows.index[rows["accuracy_status"].notna()]}
+    failed = {index: why for index, why in failures(rows, ACCURACY).items() if index in asked}
     kept = rows.loc[[index for index in rows.index if index in curves or index in failed]]
     if not curves:
         raise ValueError("no row has a learning curve: no training has written one yet")

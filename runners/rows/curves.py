@@ -73,7 +73,7 @@ def read_curve(path: Path) -> pd.DataFrame:
     if header != HEADER.strip():
         raise ValueError(f"its first line is not {HEADER.strip()}")
     options: dict[str, Any] = {"dtype": "float64", "keep_default_na": False, "na_values": [""], "index_col": False}
-    rows = pd.read_csv(io.StringIO(f"{HEADER}{lines}"), quoting=csv.QUOTE_NONE, engine="c", **options)
+    rows: pd.DataFrame = pd.read_csv(io.StringIO(f"{HEADER}{lines}"), quoting=csv.QUOTE_NONE, engine="c", **options)
     if not np.array_equal(rows["step"], np.arange(1.0, len(rows) + 1)):
         raise ValueError("its steps are not 1, 2, 3 and so on")
     if rows[["loss", "lr"]].isna().to_numpy().any() or (rows.abs() > LARGEST).to_numpy().any():
