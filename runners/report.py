@@ -91,6 +91,7 @@ def write(options: argparse.Namespace) -> str:
     from runners.reporting import export
     from runners.reporting.page import to_html
     from runners.rows import selection
+    from runners.rows.curves import with_curves
     from runners.rows.published import read_published
 
     published = read_published(options.accuracy) if options.accuracy else None
@@ -99,6 +100,7 @@ def write(options: argparse.Namespace) -> str:
     if options.format in COMPARING:
         selection.check_comparable(rows)
     if options.format == "html":
+        rows = with_curves(rows, options.results)
         return to_html(rows, str(options.results), options.study, margin=options.margin, published=published)
     writers: dict[str, Callable[[pd.DataFrame], str]] = {
         "markdown": export.to_markdown,

@@ -120,6 +120,7 @@ def _orders(
                 patience_s=last.patience_s,
                 workers=last.workers,
                 save_weights=last.save_weights,
+                tensorboard=last.tensorboard,
                 retry=tuple(statuses),
             )
 

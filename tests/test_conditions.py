@@ -241,6 +241,8 @@ def test_a_folder_of_earlier_cells_says_amp(tmp_path):
         ("deterministic", [False, True]),
         ("cudnn_benchmark", [False, True]),
         ("compile", [False, True]),
+        ("recipe", ["probe", "short"]),
+        ("training", ["", "lr=0.003"]),
     ],
 )
 def test_rows_of_different_conditions_are_never_compared(column, values):

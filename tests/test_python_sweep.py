@@ -97,6 +97,7 @@ BAD_OPTIONS = {
     "an option of jobs": ({"partition": "gpu"}, ["partition", "cluster=slurm"]),
     "none of requeues": ({"max_requeues": 0}, ["max_requeues", "cluster=slurm"]),
     "an option that the sweep sets": ({"cluster": "slurm", "slurm": {"array": "0-3"}}, ["slurm", "array"]),
+    "a board of nothing": ({"tensorboard": True}, ["tensorboard=True", "flops", "accuracy"]),
     "weights of nothing": ({"save_weights": True}, ["save_weights=True", "flops", "accuracy"]),
 }
 

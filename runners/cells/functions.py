@@ -96,13 +96,17 @@ def _memory(run: Run) -> Found:
 
 
 def _accuracy(run: Run) -> Found:
-    last = 0.0
+    last, first = 0.0, None
 
     def report(step: int, steps: int, loss: float) -> None:
-        nonlocal last
-        if time.monotonic() - last > PROGRESS_S:
-            last = time.monotonic()
-            run.say(measure="accuracy", step=step, steps=steps, loss=loss)
+        nonlocal last, first
+        now = time.monotonic()
+        # from the end of this process's first step on, which compiles and fills caches
+        first = first or (step, now)
+        if now - last > PROGRESS_S:
+            last = now
+            pace = {"seconds_per_step": (now - first[1]) / (step - first[0])} if step > first[0] else {}
+            run.say(measure="accuracy", step=step, steps=steps, loss=loss, **pace)
 
     run.group.lead(run.job.key)
     return train(run, report)

@@ -31,6 +31,7 @@ class Job:
     device: str = "auto"
     memory_limit_mib: int | None = None
     save_weights: bool = False
+    tensorboard: bool = False
     part: str = ""
     patience_s: float = 60.0
     workers: int | None = None

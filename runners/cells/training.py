@@ -1,6 +1,7 @@
 """A cell's training: its data, its model from a seed or from weights, its learning rate, and what is kept of it."""
 
 import functools
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from runners.data.loading import make_data
 from runners.data.token_labels import LabelMaps
 from runners.machine.conditions import Conditions
 from runners.measures import MEASURES
+from runners.store.curve import board_folder, curve_path
+from runners.store.names import cell_name
 from runners.train import accuracy
+from runners.train.curve import Board, Curve
 from runners.train.distillation import weights_hash
 from runners.train.recipe import Recipe, make_recipe
 from runners.train.token_labels import map_size
@@ -57,25 +61,27 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
             size = map_size(model, cell.height_px, cell.width_px)
             data.label_maps = LabelMaps(Path(recipe.token_labels), data.num_classes, size)
         recipe, tuned = _tuned(run, data, recipe, start, teacher)
-        values, curves = accuracy.train_and_evaluate(
-            model,
-            data,
-            steps=cell.steps,
-            seed=cell.seed,
-            device=run.device,
-            conditions=Conditions.of(cell),
-            compile_model=cell.compile,
-            recipe=recipe,
-            progress=progress,
-            state_path=run.store.state_path(run.job.key, run.place.device_id),
-            # of other images a state would go on in another order
-            code=" ".join([code_of_cell(cell).hash, *filter(None, [told.get("data_hash")])]),
-            target_acc=cell.target_acc,
-            frozen=cell.freeze,
-            start=start.sha256 if start else None,
-            teacher=teacher,
-            group=run.group,
-        )
+        with nullcontext() if run.group.rank else _curve(run, data) as curve:
+            values, curves = accuracy.train_and_evaluate(
+                model,
+                data,
+                steps=cell.steps,
+                seed=cell.seed,
+                device=run.device,
+                conditions=Conditions.of(cell),
+                compile_model=cell.compile,
+                recipe=recipe,
+                progress=progress,
+                state_path=run.store.state_path(run.job.key, run.place.device_id),
+                # of other images a state would go on in another order
+                code=" ".join([code_of_cell(cell).hash, *filter(None, [told.get("data_hash")])]),
+                target_acc=cell.target_acc,
+                frozen=cell.freeze,
+                start=start.sha256 if start else None,
+                teacher=teacher,
+                curve=curve,
+                group=run.group,
+            )
         # each process has read others
         parts = run.group.gather(data.broken) if isinstance(data, ImageData) else []
         if run.group.rank == 0:
@@ -87,10 +93,22 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
         broken = sorted({f"{name}: {why}" for part in parts for name, why in part.items()})
         values["broken_images"] = len(broken)
         samples["broken_images"] = broken[:NAMED]
+    if curve is not None and curve.is_whole:
+        values["curve"] = str(curve.path.relative_to(run.store.out))
     if tuned:
         values |= {"tuned_lr": tuned[0].lr}
         samples |= {"tune_lr": [trial.lr for trial in tuned], "tune_acc1": [trial.acc1 for trial in tuned]}
     return values | (_keep_weights(run, model) if run.job.save_weights else {}), samples
+
+
+def _curve(run: Run, data: Data) -> Curve:
+    """What is written of the steps of a training while it runs."""
+    key, device_id = run.job.key, run.place.device_id
+    board = None
+    if run.job.tensorboard:
+        board = Board(board_folder(run.store, key, device_id), cell_name(run.job.cell))
+    path = curve_path(run.store, key, device_id)
+    return Curve(path, batch_size=data.batch_size, steps_per_epoch=data.steps_per_epoch, board=board)
 
 
 def _tell_images(cell: Cell, data: Data) -> dict[str, Any]:

@@ -38,7 +38,12 @@ KINDS = {
 }
 """Kinds that are drawn from a table."""
 
-FIGURES = {name: kind.help for name, kind in KINDS.items()} | {
+CURVES = {"learning": Kind("learning", "draw_learning", "learning curves: training loss and accuracy against the step")}
+"""Kinds that are drawn from rows with their curves, as `runners.rows.curves.with_curves` attaches them."""
+
+OF_ROWS = KINDS | CURVES
+
+FIGURES = {name: kind.help for name, kind in OF_ROWS.items()} | {
     "connectivity": "which keys one query reads, for each mechanism; needs no results"
 }
 """Every kind with a line of help."""
@@ -72,6 +77,8 @@ def draw(
 ) -> "Figure":
     """Draw a figure of the rows of a table, as `runners.table.load` returns them; `connectivity` needs none.
 
+    `learning` needs rows with their curves: `runners.rows.curves.with_curves(rows, folder)`.
+
     Args:
         kind: one of `FIGURES`.
         frame: the table; select rows before, what is left out is not drawn.
@@ -90,7 +97,7 @@ def draw(
     """
     if kind not in FIGURES:
         raise ValueError(f"unknown figure {kind!r}; known: {', '.join(FIGURES)}")
-    if kind in KINDS and frame is None:
+    if kind in OF_ROWS and frame is None:
         raise ValueError(f"the figure {kind} is drawn from a table: pass what runners.table.load returns")
 
     from matplotlib import rc_context
@@ -102,20 +109,20 @@ def draw(
     if size not in SIZES:
         raise Refused(f"size {size!r} is not one of {', '.join(SIZES)}")
     with rc_context(RC):
-        if frame is None or kind not in KINDS:
+        if frame is None or kind not in OF_ROWS:
             from runners.figures.gallery import connectivity_gallery
 
             return connectivity_gallery(attn=attn, names=names, width=SIZES[size].width, has_caption=caption)
 
         from runners.figures.frames import check, of_mechanisms
 
-        module: Any = import_module(f"runners.figures.{KINDS[kind].module if published is None else 'published'}")
+        module: Any = import_module(f"runners.figures.{OF_ROWS[kind].module if published is None else 'published'}")
         chosen = frame if attn is None else of_mechanisms(frame, attn)
         rows = check(chosen, module.COLUMNS, by_device)
         shown = shown_names(rows["subject"].unique(), names or {})
         pending = chosen.loc[chosen["device_id"].isna(), "status"].value_counts()
         return draw_sheets(
-            getattr(module, KINDS[kind].function) if published is None else module.drawing(published),
+            getattr(module, OF_ROWS[kind].function) if published is None else module.drawing(published),
             {str(device): part for device, part in rows.groupby("device_id")},
             lambda part: Sheet(part, SIZES[size], shown, caption, {str(what): int(n) for what, n in pending.items()}),
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ablations.values import Argument, choice
 from runners.cli.command import RESULTS, Parser, add_flag, command
 from runners.cli.program import run_program
-from runners.figures import FIGURES, KINDS, draw, save
+from runners.figures import CURVES, FIGURES, OF_ROWS, draw, save
 from runners.figures.choices import ACCURACIES, FORMATS, SIZES, Refused, accuracy_file
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     options = read_command(argv)
     published = read_accuracies(options.accuracy)
     try:
-        table = read_table(options) if options.figure in KINDS else None
+        table = read_table(options) if options.figure in OF_ROWS else None
         figure = draw(
             options.figure,
             table,
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     except Refused as error:
         raise ValueError(f"--{error}") from error
     except ValueError as error:
-        raise ValueError(f"{options.results}: {error}" if options.figure in KINDS else str(error)) from error
+        raise ValueError(f"{options.results}: {error}" if options.figure in OF_ROWS else str(error)) from error
     try:
         files = save(figure, options.out, options.format)
     except OSError as error:
@@ -110,9 +110,12 @@ def read_table(options: Namespace) -> "DataFrame":
     Raises:
         ValueError: from `read_rows`, or there is no row of the device.
     """
+    from runners.rows.curves import with_curves
     from runners.rows.selection import read_rows
 
     rows = read_rows(options.results)
+    if options.figure in CURVES:
+        rows = with_curves(rows, options.results)
     if options.device_id is None:
         return rows
     of_device: DataFrame = rows[rows["device_id"] == options.device_id]

@@ -9,6 +9,7 @@ from pandas import DataFrame, Series
 from runners.figures.choices import Refused
 from runners.measures import MEASURES, NOT_FAILED, Quantity
 from runners.rows import selection
+from runners.rows.curves import with_curves
 from runners.rows.stats import Interval, mean_intervals
 from runners.store.names import configuration_name
 
@@ -20,7 +21,7 @@ IDENTITY = (
 
 
 def results(folder: str | Path = "results") -> DataFrame:
-    """Rows of one's own sweeps in `folder/runs` if there are any, else those of the committed sample.
+    """Rows of one's own sweeps in `folder/runs`, with curves, if there are any, else those of the committed sample.
 
     Raises:
         ValueError: neither is there.
@@ -31,7 +32,7 @@ def results(folder: str | Path = "results") -> DataFrame:
         if not samples:
             raise ValueError(f"no results: neither {folder / 'runs'} nor {folder}/sample_*.csv; run runners/sweep.py")
         return selection.read_rows(samples[-1])
-    return selection.read_rows(folder / "runs")
+    return with_curves(selection.read_rows(folder / "runs"), folder / "runs")
 
 
 def check(frame: DataFrame, columns: Sequence[str], by_device: bool) -> DataFrame:

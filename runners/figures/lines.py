@@ -64,8 +64,10 @@ def name_lines(
 
 
 def _share(ax: Axes, x: float) -> float:
-    """Where an x lies between the ends of a logarithmic axis, 0 to 1."""
+    """Where an x lies between the ends of an axis, 0 to 1."""
     low, high = ax.get_xlim()
+    if ax.get_xscale() == "linear":
+        return (x - low) / (high - low)
     return math.log(x / low) / math.log(high / low)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from ablations.study import Cell
 from runners.jobs.outcomes import Look
 from runners.jobs.progress import count, format_seconds
 from runners.measures import DONE, severity
@@ -73,7 +74,7 @@ def _cell_status(store: Store, key: str, row: Mapping[Any, Any], job: _Job | Non
     if status == "running":
         progress = {**store.read_progress(key, "timing"), **store.read_progress(key)}
         step, steps = progress.get("step", 0), progress.get("steps", 0)
-        detail = str(progress.get("measure", "starting")) + (f", step {step}/{steps}" if steps else "")
+        detail = _describe(progress, store.cell(key))
         left = 1 - min(step, steps) / steps if steps else 1.0
     elif status == "pending":
         left = 1.0
@@ -88,6 +89,22 @@ def _cell_status(store: Store, key: str, row: Mapping[Any, Any], job: _Job | Non
     return CellStatus(
         visible(store.label(key)), status, shown, detail, left, _seconds(store, key) if status == "ok" else 0.0
     )
+
+
+def _describe(progress: Mapping[str, Any], cell: Cell | None) -> str:
+    """How far a running cell is: its measure, and of a training step, loss, speed, and when it ends at this speed."""
+    parts = [str(progress.get("measure", "starting"))]
+    step, steps, pace = (progress.get(name, 0) for name in ("step", "steps", "seconds_per_step"))
+    if steps:
+        parts.append(f"step {step}/{steps}")
+    if "loss" in progress:
+        parts.append(f"loss {progress['loss']:.3f}")
+    if steps and pace > 0:
+        if cell is not None:
+            speed = cell.batch_size / pace
+            parts.append(f"{speed:.{0 if speed >= 10 else 1}f} img/s")
+        parts.append(f"ETA {format_seconds(max(0, steps - step) * pace)}")
+    return ", ".join(parts)
 
 
 def _status(store: Store, key: str, recorded: str, job: _Job | None) -> str:

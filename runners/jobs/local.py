@@ -163,6 +163,7 @@ class LocalRun:
                 patience_s=self.options.patience,
                 workers=self.options.workers,
                 save_weights=self.options.save_weights,
+                tensorboard=self.options.tensorboard,
             )
             if self.options.cluster == "debug":
                 with follower.in_background():

@@ -154,6 +154,7 @@ class RunOptions(SlurmOptions):
         low=0,
     )
     save_weights: bool = _switch("save_weights", "keep the trained weights beside the records, for visualize.py")
+    tensorboard: bool = _switch("tensorboard", "write the training of each cell for TensorBoard too")
     retry: tuple[str, ...] = _option(
         (), "retry", choice(*RETRIED), "STATUS", f"run again what ended as {', '.join(RETRIED)}", several=True
     )

@@ -73,6 +73,7 @@ class Asked:
     patience_s: float = 60.0
     workers: int | None = None
     save_weights: bool = False
+    tensorboard: bool = False
     retry: tuple[str, ...] = ()
     force: bool = False
 
@@ -133,7 +134,7 @@ def check(submission: Submission, name: str) -> None:
         raise ValueError("a time without a time zone")
     if submission.job is not None and not re.fullmatch(r"[0-9]+", submission.job):
         raise ValueError("a job that SLURM has not numbered")
-    flags, limit = (submission.save_weights, submission.force), submission.memory_limit_mib
+    flags, limit = (submission.save_weights, submission.tensorboard, submission.force), submission.memory_limit_mib
     if not isinstance(submission.code, Mapping) or not all(isinstance(status, str) for status in submission.retry):
         raise TypeError("fields of other types")
     if {*map(type, flags)} != {bool} or type(limit) not in (int, NoneType):

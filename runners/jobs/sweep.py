@@ -7,6 +7,7 @@ rows = Sweep(attn=["bra", "swin"], topk=[1, 4], resolution=[64, 128], measures=[
 
 from collections.abc import Iterable
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,13 @@ class Sweep:
         Raises:
             ValueError: they cannot, or the device is not here.
         """
-        if options.save_weights and "accuracy" not in self.measures:
-            given, measures = self.spell("save_weights", ["on"]), ", ".join(self.measures)
-            raise ValueError(f"{given}: nothing is trained to measure {measures}; add the measure accuracy")
+        for name in ("save_weights", "tensorboard"):
+            if getattr(options, name) and "accuracy" not in self.measures:
+                given, measures = self.spell(name, ["on"]), ", ".join(self.measures)
+                raise ValueError(f"{given}: nothing is trained to measure {measures}; add the measure accuracy")
+        if options.tensorboard and find_spec("tensorboard") is None:
+            given = self.spell("tensorboard", ["on"])
+            raise ValueError(f"{given}: tensorboard is not installed: pip install 'attention-zoo[watch]'")
         if options.cluster != "slurm":  # there the nodes decide
             pick_device(options.device)
         elif local := [cell.attn for cell in self.plan.cells if is_registered_here(cell.attn)]:
@@ -141,6 +146,7 @@ class Sweep:
             patience_s=options.patience,
             workers=options.workers,
             save_weights=options.save_weights,
+            tensorboard=options.tensorboard,
             retry=options.retry,
             force=options.force,
         )

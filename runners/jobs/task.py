@@ -130,6 +130,7 @@ def run_tasks(store: Store, submission: Submission, cells: Mapping[str, Cell], g
                 patience_s=submission.patience_s,
                 workers=submission.workers,
                 save_weights=submission.save_weights,
+                tensorboard=submission.tensorboard,
                 part=submission.part,
             )
             try:

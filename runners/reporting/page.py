@@ -150,7 +150,7 @@ def drawn_figures(rows: pd.DataFrame, published: pd.DataFrame | None = None) -> 
         reason = f"No drawn figures: {apart.nunique():,} lines are more than one can hold ({MOST_LINES}); use --study."
         return [], [reason]
     drawn, unread = [], []
-    kinds: list[tuple[str, pd.DataFrame | None]] = [(kind, None) for kind in figures.KINDS]
+    kinds: list[tuple[str, pd.DataFrame | None]] = [(kind, None) for kind in figures.OF_ROWS]
     for kind, accuracies in [*kinds, *([("pareto", published)] if published is not None else [])]:
         try:
             # one for screens and paper, and one that can be read on a telephone

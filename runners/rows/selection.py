@@ -27,6 +27,9 @@ CONDITIONS = ("layout", "baseline", "resolution", *TRAINED, "batch_size", *COMPU
 MODELS_HOST = "stl"
 """Layout in which vanilla is what models are compared with."""
 
+LEARNING = "learning"
+"""Column in which `runners.rows.curves.with_curves` gives each row what reads its curve."""
+
 ALL = "all rows"
 """Name of the conditions where nothing differs."""
 
@@ -171,8 +174,8 @@ def models(rows: pd.DataFrame) -> set[str]:
 
 
 def as_read(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the table as it was before `described`, settings as text."""
-    table = rows.drop(columns=["subject", "configuration", "conditions"])
+    """Return the table as it was before `described` and `with_curves`, settings as text."""
+    table = rows.drop(columns=["subject", "configuration", "conditions", LEARNING], errors="ignore")
     return table.assign(settings=table["settings"].map(str).astype("string"))
 
 
@@ -214,6 +217,8 @@ def spell(name: str, value: object) -> str:
     words = {
         "baseline": f"against {value}" if value else "",
         "resolution": f"{value} px",
+        "recipe": "" if value == "probe" else f"recipe {value}",
+        "training": str(value).replace(";", ", "),
         "steps": f"{value} steps",
         "target_acc": f"until {value} %",
         "batch_size": f"batch {value}",

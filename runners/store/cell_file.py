@@ -49,6 +49,6 @@ def _is_count(value: Any) -> bool:
 _PROGRESS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("measure", "slurm_job", "updated_at"), lambda value: isinstance(value, str)),
     **dict.fromkeys(("step", "steps", "pid"), _is_count),
-    "loss": lambda value: type(value) in (int, float) and abs(value) < 1e300,
+    **dict.fromkeys(("loss", "seconds_per_step"), lambda value: type(value) in (int, float) and abs(value) < 1e300),
 }
 """What a job says of its progress, and whether a value can be that."""

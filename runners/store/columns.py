@@ -94,6 +94,7 @@ COLUMNS = {
     "broken_images": Column("Int64", "images", "images that could not be read and were left out"),
     "learning_rate_rule": Column("string", "", "learning rate of the training steps"),
     "weights": Column("string", "", "file of the trained weights, from the results folder on; see --save-weights"),
+    "curve": Column("string", "", "file with the loss of each step, from the results folder on"),
     "gmacs": Column(
         "Float64", MACS.unit, "matmul and convolution MACs of one image by the algorithm; timm's by counters"
     ),

@@ -8,7 +8,7 @@
                            lease.json     who works on it now (runners/store/lease.py)
                            progress.json  how far that is
                            lost.json      why the job that was to measure it recorded nothing
-                           training.*     saved states of runs to go on from
+                           training.*, curve.*    saved states of runs to go on from, and what each step did
                            logs/
     <out>/jobs/NAME/                      submissions to SLURM (runners/jobs/submissions.py)
 

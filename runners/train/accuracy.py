@@ -34,6 +34,7 @@ from runners.data.images import Batch, ImageData
 from runners.machine.conditions import Conditions
 from runners.measures import MEASURES
 from runners.train.criterion import make_criterion
+from runners.train.curve import Curve
 from runners.train.distillation import as_teacher, weights_hash
 from runners.train.distributed import ALONE, Group
 from runners.train.freezing import freeze, set_training
@@ -91,6 +92,7 @@ def train(
     look: Callable[[], None] | None = None,
     frozen: bool = False,
     teacher: nn.Module | None = None,
+    curve: Curve | None = None,
     group: Group = ALONE,
 ) -> None:
     """Advance a run, in place, from its own step to step `steps` of a schedule of that length; `look` after each.
@@ -108,6 +110,8 @@ def train(
         network = cast(nn.Module, torch.compile(network))
     schedule = Schedule(training.optimizer, recipe, steps, data.steps_per_epoch, data.batch_size)
     criterion = make_criterion(recipe, teacher)
+    if curve is not None:
+        curve.resume(training.losses, schedule.set)
     parts = batches(data, seed, training.step, steps, group)
     with closing(parts), checkpoint or contextlib.nullcontext():
         started = time.perf_counter()
@@ -139,7 +143,10 @@ def train(
                 training.average.update(training.model)
             training.step += 1
             training.losses.append(loss)
-            training.seconds += time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            training.seconds += seconds
+            if curve is not None:
+                curve.step(training.step, loss, rate, seconds)
             if progress is not None:
                 progress(training.step, steps, loss)
             if look is not None:
@@ -196,6 +203,7 @@ def train_and_evaluate(
     frozen: bool = False,
     start: str | None = None,
     teacher: nn.Module | None = None,
+    curve: Curve | None = None,
     group: Group = ALONE,
 ) -> tuple[dict[str, float | int | str | None], dict[str, list[float]]]:
     """Train a freshly initialised model and return the accuracy columns of its row, and the loss of every step.
@@ -204,7 +212,7 @@ def train_and_evaluate(
     `state_path` the run goes on from that file, if a process that died has left it, and the file is gone at the end;
     not from one of other `code` or of another `start`, hashes of what this program does not contain. Of a `frozen`
     model the classifier alone is trained. Where the recipe has a teacher, `teacher` is it, and becomes frozen; its time
-    is part of `train_seconds`.
+    is part of `train_seconds`. `curve` writes each step and evaluation.
     Several processes call this within `group.joined`, each with the same arguments and its own `group`.
 
     Raises:
@@ -254,7 +262,10 @@ def train_and_evaluate(
             return
         # a copy: what a model caches in inference mode cannot be trained with
         subject = copy.deepcopy(model)
-        if evaluate(subject, data, device=device, conditions=conditions, group=group)["acc1"] >= target_acc:
+        found = evaluate(subject, data, device=device, conditions=conditions, group=group)
+        if curve is not None:
+            curve.evaluation(training.step, found["acc1"], found["val_loss"])
+        if found["acc1"] >= target_acc:
             training.reached = training.step, training.seconds
 
     train(
@@ -271,9 +282,12 @@ def train_and_evaluate(
         look=look,
         frozen=frozen,
         teacher=Dense(teacher) if teacher is not None and recipe.token_labels == FROM_TEACHER else teacher,
+        curve=curve,
         group=group,
     )
     quality = evaluate(model, data, device=device, conditions=conditions, group=group)
+    if curve is not None:
+        curve.evaluation(steps, quality["acc1"], quality["val_loss"])
     averaged = None
     if average is not None:
         averaged = evaluate(average.module, data, device=device, conditions=conditions, group=group)["acc1"]
