@@ -109,6 +109,7 @@ def _orders(
                 request=make_request(asked, time_min, before=last.request),
                 device=last.device,
                 memory_limit_mib=last.memory_limit_mib,
+                checkpoint_every_s=last.checkpoint_every_s,
                 save_weights=last.save_weights,
                 retry=tuple(statuses),
             )

@@ -436,7 +436,6 @@ def test_a_job_that_is_killed_goes_on_bit_for_bit(spread, tmp_path):
     same = ("acc1", "acc5", "val_loss", "train_loss")
     assert [row[name] for name in same] == [whole_row[name] for name in same]
     assert all(torch.equal(weights[name], whole_weights[name]) for name in weights)
-    assert not list(tmp_path.iterdir())
 
 
 def preempted(group, path):

@@ -1,5 +1,6 @@
 """What each measure does with a cell: the functions that a job runs."""
 
+import copy
 import functools
 import time
 from collections.abc import Callable
@@ -127,6 +128,7 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
             strict=cell.strict_data,
         )
         model = build_model(cell, data.num_classes, recipe.drop_path)
+        best = copy.deepcopy(model) if run.job.save_weights and recipe.eval_every else None
         values, samples = accuracy.train_and_evaluate(
             model,
             data,
@@ -139,11 +141,17 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
             progress=progress,
             state_path=run.store.state_path(run.job.key, run.place.device_id),
             code=code_of(cell.attn).hash,
+            checkpoint_every_s=run.job.checkpoint_every_s,
+            best=best,
             target_acc=cell.target_acc,
             group=run.group,
         )
     values |= {"num_classes": data.num_classes, **_tell_images(data)}
-    return values | (_keep_weights(run, model) if run.job.save_weights else {}), samples
+    if run.job.save_weights:
+        values |= _keep_weights(run, model)
+    if best is not None:
+        values |= _keep_weights(run, best, "best")
+    return values, samples
 
 
 def _tell_images(data: Data) -> dict[str, Any]:
@@ -157,15 +165,15 @@ def _tell_images(data: Data) -> dict[str, Any]:
     }
 
 
-def _keep_weights(run: Run, model: Pyramid) -> dict[str, Any]:
-    """Write the trained weights; that they cannot be written costs them alone, not the accuracy."""
-    cell, path = run.job.cell, run.store.weights_path(run.job.key, run.place.device_id)
+def _keep_weights(run: Run, model: Pyramid, kind: str = "") -> dict[str, Any]:
+    """Write trained weights; that they cannot be written costs them alone, not the accuracy."""
+    cell, path = run.job.cell, run.store.weights_path(run.job.key, run.place.device_id, kind)
     try:
         save_checkpoint(path, model, cell.layout, attn=cell.attn, **dict(cell.settings))
     except ValueError as error:
         print(f"warning: {error}; the accuracy is recorded without them", flush=True)
         return {}
-    return {"weights": str(path.relative_to(run.store.out))}
+    return {f"weights_{kind}" if kind else "weights": str(path.relative_to(run.store.out))}
 
 
 def _launches(run: Run) -> Found:

@@ -19,7 +19,8 @@ class Job:
 
     `attempts` names the measures, in order, and the number that each one's record should get: a measure whose next
     number is another has been done by somebody else in the meantime.
-    `patience_s` is how long timing a disturbed cell again may take.
+    `patience_s` is how long timing a disturbed cell again may take; `checkpoint_every_s` is the time between two saved
+    states of a training.
     `part` is set where two jobs of one cell run side by side and measure different things.
     """
 
@@ -32,6 +33,7 @@ class Job:
     save_weights: bool = False
     part: str = ""
     patience_s: float = 60.0
+    checkpoint_every_s: float = 30.0
 
 
 @dataclass(frozen=True)

@@ -229,6 +229,8 @@ def _check(cell: Cell) -> Description:
 def _check_training(cell: Cell) -> None:
     """Refuse images that are not there, and recipes that do not fit them."""
     recipe = make_recipe(cell.recipe, cell.training)
+    if recipe.eval_every and steps_per_epoch(cell.data, cell.batch_size, recipe.repeats) is None:
+        raise ValueError(f"recipe.eval_every={recipe.eval_every}: {cell.data} is an endless stream without epochs")
     if not is_image_spec(cell.data):
         if changed := [name for name in field_names(Augmentation) if getattr(recipe, name) != AS_DRAWN[name]]:
             listed = ", ".join(f"{name}={as_text(getattr(recipe, name))}" for name in changed)

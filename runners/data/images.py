@@ -289,7 +289,7 @@ def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, dict[str, str]]:
 
 
 def _forget_signals(worker: int) -> None:
-    """Let a reading process end when it is told to: its parent may hold signals back, see runners/train/resume.py."""
+    """Let a reading process end when it is told to: its parent may hold signals back, see runners/train/notices.py."""
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

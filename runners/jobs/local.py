@@ -161,6 +161,7 @@ class LocalRun:
                 device=self.options.device,
                 memory_limit_mib=self.options.memory_limit,
                 patience_s=self.options.patience,
+                checkpoint_every_s=self.options.checkpoint_every,
                 save_weights=self.options.save_weights,
             )
             if self.options.cluster == "debug":

@@ -147,6 +147,13 @@ class RunOptions(SlurmOptions):
         "S",
         "seconds that a cell may take to time itself again where other work disturbed it (default: 60; 0: never)",
     )
+    checkpoint_every: int = _option(
+        30,
+        "checkpoint_every",
+        integer(0, "a number of seconds"),
+        "S",
+        "seconds between two saved states of a training (default: 30; 0: one after each step)",
+    )
     save_weights: bool = _switch("save_weights", "keep the trained weights beside the records, for visualize.py")
     retry: tuple[str, ...] = _option(
         (), "retry", choice(*RETRIED), "STATUS", f"run again what ended as {', '.join(RETRIED)}", several=True

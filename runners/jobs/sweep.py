@@ -134,6 +134,7 @@ class Sweep:
             device=options.device,
             memory_limit_mib=options.memory_limit,
             patience_s=options.patience,
+            checkpoint_every_s=options.checkpoint_every,
             save_weights=options.save_weights,
             retry=options.retry,
             force=options.force,

@@ -128,6 +128,7 @@ def run_tasks(store: Store, submission: Submission, cells: Mapping[str, Cell], g
                 device=submission.device,
                 memory_limit_mib=submission.memory_limit_mib,
                 patience_s=submission.patience_s,
+                checkpoint_every_s=submission.checkpoint_every_s,
                 save_weights=submission.save_weights,
                 part=submission.part,
             )
@@ -227,8 +228,9 @@ def _traces(store: Store, works: tuple[Work, ...]) -> dict[str, float]:
     found = {}
     for work in works:
         cell = store.folder(work.key)
-        files = [cell / name for name in list_names(str(cell)) if name.startswith("training.")]
-        for path in [*files, *(cell / "records" / name for name in list_names(str(cell / "records")))]:
+        # what is half written is no progress
+        states = [path for path in store.states(work.key) if not path.name.startswith(".")]
+        for path in [*states, *(cell / "records" / name for name in list_names(str(cell / "records")))]:
             with contextlib.suppress(FileNotFoundError):  # replaced at this moment
                 found[str(path)] = path.lstat().st_mtime
     return found
