@@ -17,6 +17,7 @@ from test_train import Stripes
 from torch import nn
 
 from ablations.study import Cell
+from runners import clean
 from runners.cells import functions
 from runners.cells.job import Job
 from runners.cells.run import run_job
@@ -261,10 +262,15 @@ def test_nan_in_a_batch_with_every_augmentation_keeps_the_last_good_state(folder
     newest, older = store.states(key)
     assert (saved_step(newest), saved_step(older)) == (5, 4)
     (newest.parent / f".{newest.name}.0.tmp").touch()  # of a process that was killed
+    assert clean.main(["--results", str(store.out)]) == 0
+    assert len(store.states(key)) == 3  # the cell is not done
 
     _, _, again = train_cell(tmp_path / "poisoned", cell, 2)
     assert (again.status, again.values["resumed"]) == ("ok", 1)
     assert not store.states(key)
+    newest.touch()
+    assert clean.main(["--results", str(store.out)]) == 0
+    assert not store.states(key) and store.records(key)
     other, _, straight = train_cell(tmp_path / "straight", cell, 1)
     assert again.values["broken_images"] == straight.values["broken_images"] > 0
     assert again.samples == straight.samples and len(again.samples["loss"]) == 7
