@@ -100,6 +100,22 @@ def test_a_damaged_state_does_not_replace_the_one_before(tmp_path):
     assert before(path).read_bytes() != kept  # now that there is another good one
 
 
+def test_the_moving_average_goes_on_too(tmp_path, monkeypatch):
+    made, recipe = [], Recipe(ema=0.5)
+
+    def record(*arguments, make=accuracy.ModelEmaV3, **settings):
+        made.append(make(*arguments, **settings))
+        return made[-1]
+
+    monkeypatch.setattr(accuracy, "ModelEmaV3", record)
+    _, weights = run(recipe=recipe)
+    cut(tmp_path / "state", 7, recipe=recipe)
+    run(tmp_path / "state", recipe=recipe)
+    whole, _, resumed = (average.module.state_dict() for average in made)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not torch.equal(whole["5.weight"], weights["5.weight"])
+
+
 # --- a full disk
 
 
@@ -332,6 +348,12 @@ def test_evaluations_change_no_bit_of_a_training_and_tell_the_best(tmp_path):
     assert row["best_step"] == samples["eval_step"][samples["eval_acc1"].index(row["acc1_best"])]
     expected = weights[row["best_step"]]
     assert all(torch.equal(tensor, expected[name]) for name, tensor in best.state_dict().items())
+
+
+def test_a_look_at_the_last_step_draws_nothing_from_the_evaluation_after_it(whole):
+    row, _ = run(target_acc=100)
+    assert row["steps_to_acc"] is None  # so that there was one
+    assert row == whole[0]
 
 
 @pytest.mark.parametrize("step", [4, 5, 9, 12])

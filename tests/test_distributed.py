@@ -466,6 +466,7 @@ def with_images(group, folder, path, die_at):
     return samples["loss"], row | {"evaluations": samples["eval_acc1"]}, model.state_dict()
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_in_an_epoch_from_the_state_before_a_damaged_one(spread, tmp_path):
     rng = np.random.default_rng(0)
     for split, count in (("train", 32), ("val", 13)):  # 4 steps of 8 in an epoch
