@@ -54,6 +54,7 @@ def _removable(store: Store, keys: Sequence[str], study: str | None) -> Iterator
     from runners.jobs import submissions
     from runners.jobs.outcomes import look
     from runners.store.files import StoreError, is_file_or_link, list_names
+    from runners.store.states import states
     from runners.table import load
 
     table = load(store.out)
@@ -67,7 +68,7 @@ def _removable(store: Store, keys: Sequence[str], study: str | None) -> Iterator
             with contextlib.suppress(StoreError):  # behind a link, or just being made
                 logs = store.log_folder(key)
                 yield from (logs / name for name in list_names(str(logs)) if is_file_or_link(logs / name))
-                yield from filter(is_file_or_link, store.states(key))
+                yield from filter(is_file_or_link, states(store, key))
 
 
 if __name__ == "__main__":

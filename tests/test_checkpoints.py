@@ -23,6 +23,7 @@ from runners.cells.job import Job
 from runners.cells.run import run_job
 from runners.data.images import ImageData
 from runners.data.loading import make_data
+from runners.store.states import states
 from runners.store.store import open_store
 from runners.train import accuracy
 from runners.train.accuracy import Diverged, train_and_evaluate
@@ -275,18 +276,18 @@ def test_nan_in_a_batch_with_every_augmentation_keeps_the_last_good_state(folder
         store, key, record = train_cell(tmp_path / "poisoned", cell, 1)
     assert (record.status, record.error_type) == ("diverged", "Diverged")
     assert record.error_message.startswith("training loss is nan at step 6 of 7")
-    newest, older = store.states(key)
+    newest, older = states(store, key)
     assert (saved_step(newest), saved_step(older)) == (5, 4)
     (newest.parent / f".{newest.name}.0.tmp").touch()  # of a process that was killed
     assert clean.main(["--results", str(store.out)]) == 0
-    assert len(store.states(key)) == 3  # the cell is not done
+    assert len(states(store, key)) == 3  # the cell is not done
 
     _, _, again = train_cell(tmp_path / "poisoned", cell, 2)
     assert (again.status, again.values["resumed"]) == ("ok", 1)
-    assert not store.states(key)
+    assert not states(store, key)
     newest.touch()
     assert clean.main(["--results", str(store.out)]) == 0
-    assert not store.states(key) and store.records(key)
+    assert not states(store, key) and store.records(key)
     other, _, straight = train_cell(tmp_path / "straight", cell, 1)
     assert again.values["broken_images"] == straight.values["broken_images"] > 0
     assert again.samples == straight.samples and len(again.samples["loss"]) == 7

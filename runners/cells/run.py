@@ -26,6 +26,7 @@ from runners.machine.hardware import give_back
 from runners.measures import MEASURES
 from runners.store.lease import Held, acquire
 from runners.store.record import Record
+from runners.store.states import forget_states
 from runners.store.store import StoreError, open_store
 from runners.train.distributed import ALONE, Group
 
@@ -68,7 +69,7 @@ def run_job(job: Job, log: Path | None = None, *, more: Mapping[str, Any] | None
             store.write_record(job.key, record)
             if MEASURES[measure].can_resume and record.status == "ok":
                 with suppress(StoreError):  # it costs disk alone, and `clean` removes it
-                    store.forget_states(job.key, run.place.device_id)
+                    forget_states(store, job.key, run.place.device_id)
             give_back(device)
             if device.type == "cuda" and record.status == "error" and "CUDA error" in (record.error_message or ""):
                 return End.POISONED

@@ -17,6 +17,7 @@ from runners.jobs import slurm, submissions
 from runners.jobs.submission import Submission, TaskNote, Work
 from runners.measures import MEASURES
 from runners.store.files import StoreError, list_names
+from runners.store.states import states
 from runners.store.store import Store, open_store
 
 # SLURM sends the signal up to a minute early, and reads clocks of its own
@@ -229,8 +230,8 @@ def _traces(store: Store, works: tuple[Work, ...]) -> dict[str, float]:
     for work in works:
         cell = store.folder(work.key)
         # what is half written is no progress
-        states = [path for path in store.states(work.key) if not path.name.startswith(".")]
-        for path in [*states, *(cell / "records" / name for name in list_names(str(cell / "records")))]:
+        saved = [path for path in states(store, work.key) if not path.name.startswith(".")]
+        for path in [*saved, *(cell / "records" / name for name in list_names(str(cell / "records")))]:
             with contextlib.suppress(FileNotFoundError):  # replaced at this moment
                 found[str(path)] = path.lstat().st_mtime
     return found

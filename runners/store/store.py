@@ -8,7 +8,7 @@
                            lease.json     who works on it now (runners/store/lease.py)
                            progress.json  how far that is
                            lost.json      why the job that was to measure it recorded nothing
-                           training.*     saved states of runs to go on from (runners/train/resume.py)
+                           training.*     saved states to go on from (runners/store/states.py)
                            weights.*      trained weights, where they were asked for
                            logs/
     <out>/jobs/NAME/                      submissions to SLURM (runners/jobs/submissions.py)
@@ -115,17 +115,6 @@ class Store:
     def weights_path(self, key: str, device_id: str, kind: str = "") -> Path:
         """Where a cell's trained weights are, if they were asked for; `kind` best: those of its best evaluation."""
         return self.folder(key) / f"weights.{device_id}.{f'{kind}.' if kind else ''}pth"
-
-    def states(self, key: str, device_id: str | None = None) -> list[Path]:
-        """Saved states of a cell, of one device or of all, and what a killed process has left of one."""
-        stem, folder = f"training.{device_id}" if device_id else "training", self.folder(key)
-        names = list_names(str(folder), hidden=True)
-        return [folder / name for name in sorted(names) if f"{name.removeprefix('.')}.".startswith(f"{stem}.")]
-
-    def forget_states(self, key: str, device_id: str | None = None) -> None:
-        """Remove saved states, of one device or of all, so that the next training of a cell starts anew."""
-        for path in self.states(key, device_id):
-            remove(path, root=self.out)
 
     def log_folder(self, key: str) -> Path:
         """Where the jobs of a cell write their logs; the writer creates it.
