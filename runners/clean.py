@@ -24,7 +24,7 @@ EXAMPLES = """  python runners/clean.py topk --dry-run
 @command("clean.py")
 def main(argv: Sequence[str]) -> int:
     """Run the command line; 0 when everything is removed; 2 with one line for bad input."""
-    description = "Remove logs, pickles and scripts of jobs whose cells are done; records and what failed stay."
+    description = "Remove logs, pickles, scripts and saved states of cells that are done; records and what failed stay."
     parser = verb_parser("clean", description, EXAMPLES)
     parser.add_argument("--dry-run", action="store_true", help="name the files, remove nothing")
     options = parser.parse_args(argv)
@@ -47,10 +47,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _removable(store: Store, keys: Sequence[str], study: str | None) -> Iterator[Path]:
-    """Logs, pickles and scripts of arrays all of whose cells are done and whose jobs have ended, and local ones."""
+    """Logs, pickles and scripts of arrays all of whose cells are done and whose jobs have ended, and local ones.
+
+    A process that was killed between a record and the end leaves saved states of a cell that is done.
+    """
     from runners.jobs import submissions
     from runners.jobs.outcomes import look
     from runners.store.files import StoreError, is_file_or_link, list_names
+    from runners.store.states import states
     from runners.table import load
 
     table = load(store.out)
@@ -64,6 +68,7 @@ def _removable(store: Store, keys: Sequence[str], study: str | None) -> Iterator
             with contextlib.suppress(StoreError):  # behind a link, or just being made
                 logs = store.log_folder(key)
                 yield from (logs / name for name in list_names(str(logs)) if is_file_or_link(logs / name))
+                yield from filter(is_file_or_link, states(store, key))
 
 
 if __name__ == "__main__":

@@ -119,6 +119,7 @@ def _orders(
                 memory_limit_mib=last.memory_limit_mib,
                 patience_s=last.patience_s,
                 workers=last.workers,
+                checkpoint_every_s=last.checkpoint_every_s,
                 save_weights=last.save_weights,
                 tensorboard=last.tensorboard,
                 retry=tuple(statuses),

@@ -12,17 +12,21 @@ import socket
 import time
 import traceback
 
+import numpy as np
 import pytest
 import torch
 from conftest import slow_but
+from PIL import Image
 from test_train import Stripes, without_times
 from torch import nn
 
+from runners.data.loading import make_data
 from runners.machine.failures import ChildFailed
 from runners.measures import MEASURES
 from runners.train.accuracy import train_and_evaluate
 from runners.train.batch_norm import SyncedBatchNorm, synchronise_batch_norm
 from runners.train.distributed import ALONE, Group, _reachable, setup
+from runners.train.recipe import make_recipe
 
 CPU = torch.device("cpu")
 
@@ -446,7 +450,51 @@ def test_a_job_that_is_killed_goes_on_bit_for_bit(spread, tmp_path):
     same = ("acc1", "acc5", "val_loss", "train_loss")
     assert [row[name] for name in same] == [whole_row[name] for name in same]
     assert all(torch.equal(weights[name], whole_weights[name]) for name in weights)
-    assert not list(tmp_path.iterdir())
+
+
+def with_images(group, folder, path, die_at):
+    """Train on images with all that a recipe changes; rank 0 alone notes what each evaluation found."""
+    recipe = make_recipe("small300", (("accumulate", 2), ("ema", 0.9), ("lr", 1e-2), ("warmup_epochs", 0)))
+    data = make_data(f"imagefolder:{folder}", 32, 32, 8, recipe, smoothing=recipe.smoothing, workers=1)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 4, 4, bias=False), nn.BatchNorm2d(8), nn.Flatten(), nn.Dropout(0.1), nn.Linear(512, 4)
+    )
+    with group.joined(CPU):
+        row, samples = train_and_evaluate(
+            model,
+            data,
+            steps=14,
+            seed=0,
+            device=CPU,
+            recipe=recipe,
+            progress=lambda step, *_: killed() if step == die_at else None,
+            group=group,
+            state_path=path,
+            checkpoint_every_s=0.0,
+        )
+    return samples["loss"], row | {"evaluations": samples["eval_acc1"]}, model.state_dict()
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_in_an_epoch_from_the_state_before_a_damaged_one(spread, tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 32), ("val", 13)):  # 4 steps of 8 in an epoch
+        for number in range(count):
+            place = tmp_path / "images" / split / f"class{number % 4}" / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(place)
+    whole = spread(with_images, tmp_path / "images", tmp_path / "other", None)
+    path = tmp_path / "state"
+    assert spread(with_images, tmp_path / "images", path, 8) == [None, None]
+    path.write_bytes(path.read_bytes()[:-1])
+    found = spread(with_images, tmp_path / "images", path, None)
+    assert_one_run(found)
+    (losses, row, weights), (whole_losses, whole_row, whole_weights) = found[0], whole[0]
+    assert len(losses) == 14 and losses == whole_losses and len(row["evaluations"]) == 4
+    assert (row["resumed"], row["world_size"]) == (1, 2)
+    assert without_times(row) == {**without_times(whole_row), "resumed": 1}
+    assert all(torch.equal(weights[name], whole_weights[name]) for name in weights)
 
 
 def preempted(group, path):
@@ -485,8 +533,6 @@ def test_a_preemption_saves_the_step_on_rank_0(spread, tmp_path):
 
 
 def test_the_seed_of_rank_0_is_that_of_one_process():
-    import numpy as np
-
     for seed, step in ((0, 0), (3, 77), (2**40, 5)):
         states = [np.random.SeedSequence(entropy).generate_state(1)[0] for entropy in ((seed, step), (seed, step, 0))]
         assert states[0] == states[1]

@@ -46,6 +46,14 @@ def test_a_cell_keeps_the_defaults_that_its_key_leaves_out() -> None:
     assert cell_name(cell) == "bra topk=4 lepe=false small 64x64 digit-vote seed 0"
 
 
+def test_epochs_between_evaluations_need_data_with_epochs() -> None:
+    assert plan("--data fashion-mnist --set recipe.eval_every=2").cells[0].training == (("eval_every", 2),)
+    with pytest.raises(ValueError, match=r"recipe\.eval_every=2: digit-vote is an endless stream"):
+        plan("--set recipe.eval_every=2")
+    with pytest.raises(ValueError, match="eval_every must be 0 up, got -1"):
+        plan("--data fashion-mnist --set recipe.eval_every=-1")
+
+
 def test_all_is_every_name_and_a_cell_appears_once() -> None:
     assert {cell.attn for cell in plan("--attn all,bra").cells} == set(names())
     assert len(plan("--attn bra,bra --topk 4,4").cells) == 1

@@ -27,6 +27,7 @@ from runners.machine.environment import device_id
 from runners.store.files import StoreError
 from runners.store.lease import acquire
 from runners.store.record import Record
+from runners.store.states import forget_states
 from runners.store.store import Store, open_store
 from runners.table import load
 
@@ -145,7 +146,7 @@ def test_nothing_is_made_anew_where_a_folder_was(store: Store, run: local.LocalR
         lambda: store.add_cell(Cell(seed=9), "study", ["flops"]),
         lambda: store.write_record(CELLS[0], flops(run)),
         lambda: store.write_lost(CELLS[0], {"error_type": "x"}),
-        lambda: store.forget_states(CELLS[0]),
+        lambda: forget_states(store, CELLS[0]),
         lambda: store.lease_path(CELLS[0]),
         run.run,
     ):

@@ -19,6 +19,7 @@ from runners.jobs.request import make_request
 from runners.jobs.submission import Request, Submission, TaskNote, Work
 from runners.store.files import StoreError
 from runners.store.record import Record
+from runners.store.states import forget_states
 from runners.store.store import Store, open_store
 from runners.table import load
 
@@ -108,7 +109,7 @@ def test_a_link_is_not_followed(store: Store, victim: Path, slurm: Path, where: 
     for write in (
         lambda: store.add_cell(CELL, "other", ["memory"]),
         lambda: store.write_record(KEY, FOUND),
-        lambda: store.forget_states(KEY),
+        lambda: forget_states(store, KEY),
         lambda: store.write_lost(KEY, {"error_type": "x"}),
         lambda: submissions.write(store, SUBMITTED),
     ):
@@ -132,7 +133,7 @@ def test_a_file_that_is_a_link_is_not_written_through(store: Store, victim: Path
     store.add_cell(CELL, "study", ["flops"])
     store.write_progress(KEY, {"step": 1})
     store.write_lost(KEY, {"error_type": "x"})
-    store.forget_states(KEY)
+    forget_states(store, KEY)
     from runners.store.lease import Lease, acquire
 
     if name == "lease.json.lock":

@@ -73,7 +73,7 @@ def test_training_learns_and_fills_the_columns():
     assert row["train_samples_per_sec"] == pytest.approx(16 * 40 / row["train_seconds"])
     assert set(row) == {
         *("acc1", "acc5", "n_eval", "val_loss", "train_loss", "steps", "train_seconds", "train_samples_per_sec"),
-        *("data_wait_frac", "steps_to_acc", "seconds_to_acc", "acc1_ema"),
+        *("data_wait_frac", "steps_to_acc", "seconds_to_acc", "acc1_ema", "acc1_best", "best_step"),
         *("resumed", "world_size", "learning_rate_rule", "ceiling_percent", "chance_percent"),
     }
     assert (row["resumed"], row["world_size"]) == (0, 1)

@@ -20,7 +20,7 @@ class Job:
     `attempts` names the measures, in order, and the number that each one's record should get: a measure whose next
     number is another has been done by somebody else in the meantime.
     `patience_s` is how long timing a disturbed cell again may take, `workers` how many processes read images, None as
-    many as there are processors to spare.
+    many as there are processors to spare; `checkpoint_every_s` is the time between two saved states of a training.
     `part` is set where two jobs of one cell run side by side and measure different things.
     """
 
@@ -35,6 +35,7 @@ class Job:
     part: str = ""
     patience_s: float = 60.0
     workers: int | None = None
+    checkpoint_every_s: float = 30.0
 
 
 @dataclass(frozen=True)

@@ -282,6 +282,8 @@ def _check_training(cell: Cell) -> None:
             raise ValueError(f"{name} needs init_from, weights to start from")
     if cell.tune_lr and any(name == "lr" for name, _ in cell.training):
         raise ValueError(f"tune_lr={cell.tune_lr} chooses the rate that recipe.lr gives; give one of them")
+    if recipe.eval_every and steps_per_epoch(cell.data, cell.batch_size, recipe.repeats) is None:
+        raise ValueError(f"recipe.eval_every={recipe.eval_every}: {cell.data} is an endless stream without epochs")
     if not is_image_spec(cell.data):
         if changed := [name for name in field_names(Augmentation) if getattr(recipe, name) != AS_DRAWN[name]]:
             listed = ", ".join(f"{name}={as_text(getattr(recipe, name))}" for name in changed)

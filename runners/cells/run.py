@@ -6,7 +6,7 @@ A failed measure is a record too: the next one still runs, and nothing that was 
 import os
 import traceback
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -27,7 +27,8 @@ from runners.machine.hardware import give_back
 from runners.measures import MEASURES
 from runners.store.lease import Held, acquire
 from runners.store.record import Record
-from runners.store.store import open_store
+from runners.store.states import forget_states
+from runners.store.store import StoreError, open_store
 from runners.train.distributed import ALONE, Group
 
 
@@ -67,6 +68,9 @@ def run_job(job: Job, log: Path | None = None, *, more: Mapping[str, Any] | None
             blank = replace(blank_record(job, measure, run.place), log_path=str(log) if log else None)
             record = _run_measure(run, blank)
             store.write_record(job.key, record)
+            if MEASURES[measure].can_resume and record.status == "ok":
+                with suppress(StoreError):  # it costs disk alone, and `clean` removes it
+                    forget_states(store, job.key, run.place.device_id)
             give_back(device)
             if device.type == "cuda" and record.status == "error" and "CUDA error" in (record.error_message or ""):
                 return End.POISONED

@@ -1,5 +1,6 @@
 """A cell's training: its data, its model from a seed or from weights, its learning rate, and what is kept of it."""
 
+import copy
 import functools
 from contextlib import nullcontext
 from dataclasses import replace
@@ -61,6 +62,7 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
             size = map_size(model, cell.height_px, cell.width_px)
             data.label_maps = LabelMaps(Path(recipe.token_labels), data.num_classes, size)
         recipe, tuned = _tuned(run, data, recipe, start, teacher)
+        best = copy.deepcopy(model) if run.job.save_weights and recipe.eval_every else None
         with nullcontext() if run.group.rank else _curve(run, data) as curve:
             values, curves = accuracy.train_and_evaluate(
                 model,
@@ -75,11 +77,13 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
                 state_path=run.store.state_path(run.job.key, run.place.device_id),
                 # of other images a state would go on in another order
                 code=" ".join([code_of_cell(cell).hash, *filter(None, [told.get("data_hash")])]),
+                checkpoint_every_s=run.job.checkpoint_every_s,
                 target_acc=cell.target_acc,
                 frozen=cell.freeze,
                 start=start.sha256 if start else None,
                 teacher=teacher,
                 curve=curve,
+                best=best,
                 group=run.group,
             )
         # each process has read others
@@ -98,7 +102,11 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
     if tuned:
         values |= {"tuned_lr": tuned[0].lr}
         samples |= {"tune_lr": [trial.lr for trial in tuned], "tune_acc1": [trial.acc1 for trial in tuned]}
-    return values | (_keep_weights(run, model) if run.job.save_weights else {}), samples
+    if run.job.save_weights:
+        values |= _keep_weights(run, model)
+    if best is not None:
+        values |= _keep_weights(run, best, "best")
+    return values, samples
 
 
 def _curve(run: Run, data: Data) -> Curve:
@@ -188,12 +196,12 @@ def _tuned(
     return replace(recipe, lr=trials[0].lr), trials
 
 
-def _keep_weights(run: Run, model: nn.Module) -> dict[str, Any]:
-    """Write the trained weights; that they cannot be written costs them alone, not the accuracy."""
-    cell, path = run.job.cell, run.store.weights_path(run.job.key, run.place.device_id)
+def _keep_weights(run: Run, model: nn.Module, kind: str = "") -> dict[str, Any]:
+    """Write trained weights; that they cannot be written costs them alone, not the accuracy."""
+    cell, path = run.job.cell, run.store.weights_path(run.job.key, run.place.device_id, kind)
     try:
         save_checkpoint(path, model, cell.model or cell.layout, attn=cell.attn or None, **dict(cell.settings))
     except ValueError as error:
         print(f"warning: {error}; the accuracy is recorded without them", flush=True)
         return {}
-    return {"weights": str(path.relative_to(run.store.out))}
+    return {f"weights_{kind}" if kind else "weights": str(path.relative_to(run.store.out))}

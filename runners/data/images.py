@@ -229,7 +229,7 @@ def part_of_batch(batch_size: int, rank: int, world_size: int) -> list[int]:
 
 
 def _forget_signals(worker: int) -> None:
-    """Let a reading process end when it is told to: its parent may hold signals back, see runners/train/resume.py."""
+    """Let a reading process end when it is told to: its parent may hold signals back, see runners/train/notices.py."""
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -23,6 +23,7 @@ from runners.jobs.task import ArrayTask, signal_delay_s
 from runners.measures import MEASURES
 from runners.store.files import StoreError, make_folder, read_json, remove, write_json
 from runners.store.lease import Lease, acquire
+from runners.store.states import forget_states
 from runners.store.store import Store
 
 # Python, torch and the zoo, from a shared file system
@@ -187,7 +188,7 @@ def _missing(store: Store, order: Order, jobs: Look) -> tuple[Outcome, dict[str,
         outcome.changed += bool(state.changed)
         if to_submit := tuple(measure for measure in state.run if measure not in running):
             if order.force and not running:
-                store.forget_states(key)
+                forget_states(store, key)
             store.write_lost(key, None)
             missing[key] = (cell, to_submit)
     return outcome, missing

@@ -31,6 +31,7 @@ from runners.machine.failures import oom_kills
 from runners.store.files import StoreError, check_inside, is_gone, make_folder
 from runners.store.lease import Lease, acquire, holder
 from runners.store.names import cell_name
+from runners.store.states import forget_states
 from runners.store.store import Store
 
 LOG_TAIL_LINES = 4
@@ -121,7 +122,7 @@ class LocalRun:
             try:
                 key = self.store.add_cell(cell, self.study, self.measures, device)
                 if options.force:
-                    self.store.forget_states(key)
+                    forget_states(self.store, key)
             except StoreError as error:
                 self._skip(error)
                 continue
@@ -162,6 +163,7 @@ class LocalRun:
                 memory_limit_mib=self.options.memory_limit,
                 patience_s=self.options.patience,
                 workers=self.options.workers,
+                checkpoint_every_s=self.options.checkpoint_every,
                 save_weights=self.options.save_weights,
                 tensorboard=self.options.tensorboard,
             )

@@ -153,6 +153,13 @@ class RunOptions(SlurmOptions):
         "processes that read images of files (default: processors to spare; 0: the training's own)",
         low=0,
     )
+    checkpoint_every: int = _option(
+        30,
+        "checkpoint_every",
+        integer(0, "a number of seconds"),
+        "S",
+        "seconds between two saved states of a training (default: 30; 0: one after each step)",
+    )
     save_weights: bool = _switch("save_weights", "keep the trained weights beside the records, for visualize.py")
     tensorboard: bool = _switch("tensorboard", "write the training of each cell for TensorBoard too")
     retry: tuple[str, ...] = _option(

@@ -72,6 +72,7 @@ class Asked:
     memory_limit_mib: int | None = None
     patience_s: float = 60.0
     workers: int | None = None
+    checkpoint_every_s: float = 30.0
     save_weights: bool = False
     tensorboard: bool = False
     retry: tuple[str, ...] = ()
@@ -139,8 +140,9 @@ def check(submission: Submission, name: str) -> None:
         raise TypeError("fields of other types")
     if {*map(type, flags)} != {bool} or type(limit) not in (int, NoneType):
         raise TypeError("fields of other types")
-    if type(submission.patience_s) not in (int, float) or not 0 <= submission.patience_s < math.inf:
-        raise TypeError("a patience that is no time")
+    for seconds in (submission.patience_s, submission.checkpoint_every_s):
+        if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+            raise TypeError("a patience or an interval that is no time")
     if submission.workers is not None and (type(submission.workers) is not int or submission.workers < 0):
         raise TypeError("workers that are no number")
     check_device(submission.device)

@@ -145,6 +145,7 @@ class Sweep:
             memory_limit_mib=options.memory_limit,
             patience_s=options.patience,
             workers=options.workers,
+            checkpoint_every_s=options.checkpoint_every,
             save_weights=options.save_weights,
             tensorboard=options.tensorboard,
             retry=options.retry,

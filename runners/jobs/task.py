@@ -17,6 +17,7 @@ from runners.jobs import slurm, submissions
 from runners.jobs.submission import Submission, TaskNote, Work
 from runners.measures import MEASURES
 from runners.store.files import StoreError, list_names
+from runners.store.states import states
 from runners.store.store import Store, open_store
 
 # SLURM sends the signal up to a minute early, and reads clocks of its own
@@ -129,6 +130,7 @@ def run_tasks(store: Store, submission: Submission, cells: Mapping[str, Cell], g
                 memory_limit_mib=submission.memory_limit_mib,
                 patience_s=submission.patience_s,
                 workers=submission.workers,
+                checkpoint_every_s=submission.checkpoint_every_s,
                 save_weights=submission.save_weights,
                 tensorboard=submission.tensorboard,
                 part=submission.part,
@@ -229,8 +231,9 @@ def _traces(store: Store, works: tuple[Work, ...]) -> dict[str, float]:
     found = {}
     for work in works:
         cell = store.folder(work.key)
-        files = [cell / name for name in list_names(str(cell)) if name.startswith("training.")]
-        for path in [*files, *(cell / "records" / name for name in list_names(str(cell / "records")))]:
+        # what is half written is no progress
+        saved = [path for path in states(store, work.key) if not path.name.startswith(".")]
+        for path in [*saved, *(cell / "records" / name for name in list_names(str(cell / "records")))]:
             with contextlib.suppress(FileNotFoundError):  # replaced at this moment
                 found[str(path)] = path.lstat().st_mtime
     return found

@@ -83,6 +83,10 @@ COLUMNS = {
     "resumed": Column("Int64", "", "times that the training went on from a saved state"),
     "world_size": Column("Int64", "", "processes that trained together"),
     "acc1_ema": Column("Float64", ACCURACY.unit, "top-1 accuracy of the moving average of the weights"),
+    "acc1_best": Column(
+        "Float64", ACCURACY.unit, "highest acc1 of the evaluations in training: selected on the held-out images"
+    ),
+    "best_step": Column("Int64", "", "step after which it was first found"),
     "n_train": Column("Int64", "images", "training images; empty for drawn ones"),
     "num_classes": Column("Int64", "", "classes of the data"),
     "data_hash": Column(
@@ -94,6 +98,7 @@ COLUMNS = {
     "broken_images": Column("Int64", "images", "images that could not be read and were left out"),
     "learning_rate_rule": Column("string", "", "learning rate of the training steps"),
     "weights": Column("string", "", "file of the trained weights, from the results folder on; see --save-weights"),
+    "weights_best": Column("string", "", "file of the weights of acc1_best, from the results folder on"),
     "curve": Column("string", "", "file with the loss of each step, from the results folder on"),
     "gmacs": Column(
         "Float64", MACS.unit, "matmul and convolution MACs of one image by the algorithm; timm's by counters"

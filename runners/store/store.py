@@ -8,7 +8,9 @@
                            lease.json     who works on it now (runners/store/lease.py)
                            progress.json  how far that is
                            lost.json      why the job that was to measure it recorded nothing
-                           training.*, curve.*    saved states of runs to go on from, and what each step did
+                           training.*     saved states to go on from (runners/store/states.py)
+                           curve.*        what each step of a training did (runners/store/curve.py)
+                           weights.*      trained weights, where they were asked for
                            logs/
     <out>/jobs/NAME/                      submissions to SLURM (runners/jobs/submissions.py)
 
@@ -108,18 +110,12 @@ class Store:
         return self.folder(key) / _part("lease", part)
 
     def state_path(self, key: str, device_id: str) -> Path:
-        """Where a cell's training keeps the state from which it can go on; on another device it starts anew."""
+        """Where a cell's training keeps its newest state, and others beside it; on another device it starts anew."""
         return self.folder(key) / f"training.{device_id}"
 
-    def weights_path(self, key: str, device_id: str) -> Path:
-        """Where a cell's trained weights are, if they were asked for."""
-        return self.folder(key) / f"weights.{device_id}.pth"
-
-    def forget_states(self, key: str) -> None:
-        """Remove saved states, so that the next training of a cell starts anew."""
-        for name in list_names(str(self.folder(key))):
-            if name.startswith("training."):
-                remove(self.folder(key) / name, root=self.out)
+    def weights_path(self, key: str, device_id: str, kind: str = "") -> Path:
+        """Where a cell's trained weights are, if they were asked for; `kind` best: those of its best evaluation."""
+        return self.folder(key) / f"weights.{device_id}.{f'{kind}.' if kind else ''}pth"
 
     def log_folder(self, key: str) -> Path:
         """Where the jobs of a cell write their logs; the writer creates it.

@@ -1,18 +1,18 @@
 """Training and evaluation: the accuracy measure.
 
 Protocol: AdamW with a linear warm-up and a cosine decay (`Recipe`) on the data's training stream, then one pass over
-its fixed test set with the weights of the last step; nothing is selected on the test set. Step s draws its images and
-its dropout from (seed, s) alone, so a run that is interrupted goes on from a saved state (runners/train/resume.py) to
-the same bits. `train_seconds` is the wall time of the steps, with the first and any wait for data, of all parts of the
-run; the next batch is drawn in a background thread, and `data_wait_frac` is the share of waiting for it. A stated
-accuracy (`--target-acc`) is looked for on the test set after each twentieth of the steps, outside of these times. With
+its fixed test set with the weights of the last step. `acc1_best` of a recipe that evaluates in between (`eval_every`)
+is selected on the test set; nothing else is. Step s draws its images and its dropout from (seed, s) alone, so a run
+that is interrupted goes on from a saved state (runners/train/resume.py) to the same bits. `train_seconds` is the wall
+time of the steps, with the first and any wait for data, of all parts of the run; the next batch is drawn in a
+background thread, and `data_wait_frac` is the share of waiting for it. What is looked at in between, these evaluations
+and a stated accuracy (`--target-acc`), takes none of these times and changes no bit (runners/train/looks.py). With
 `compile_model` the training steps are compiled and the evaluation is not. With autocast to fp16 the loss is scaled, and
 a step whose gradients overflow is left out, as torch's GradScaler does it. Several processes
 (runners/train/distributed.py) share out the batch, and the learning rate stays.
 """
 
 import contextlib
-import copy
 import itertools
 import math
 import time
@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -38,15 +39,14 @@ from runners.train.curve import Curve
 from runners.train.distillation import as_teacher, weights_hash
 from runners.train.distributed import ALONE, Group
 from runners.train.freezing import freeze, set_training
+from runners.train.looks import Looks, best_columns, curves
 from runners.train.optim import Schedule, make_optimizer
 from runners.train.recipe import FROM_TEACHER, PROBE, Recipe
-from runners.train.resume import Checkpoint, Training, identify
+from runners.train.resume import Checkpoint, Evaluation, Training, identify
 from runners.train.step import PLAIN, recompute, train_step
 from runners.train.token_labels import Dense
 
 Progress = Callable[[int, int, float], None]  # steps done, steps in all, loss of the last one
-LOOKS = 20
-"""Times in a training at which a stated accuracy is looked for."""
 
 
 class Diverged(RuntimeError):
@@ -114,6 +114,8 @@ def train(
         curve.resume(training.losses, schedule.set)
     parts = batches(data, seed, training.step, steps, group)
     with closing(parts), checkpoint or contextlib.nullcontext():
+        if look is not None:
+            look()  # a signal may have saved a state before its look
         started = time.perf_counter()
         for images, targets, share, tokens in parts:
             training.waited += time.perf_counter() - started
@@ -136,8 +138,8 @@ def train(
             )
             loss = group.mean(part, share)
             if not math.isfinite(loss):
-                if checkpoint is not None:
-                    checkpoint.remove()  # from there it would diverge again
+                if checkpoint is not None and group.rank == 0:
+                    print(f"training diverges at step {training.step + 1}: {checkpoint.kept()}", flush=True)
                 raise Diverged(f"training loss is {loss} at step {training.step + 1} of {steps}, lr {rate:.2g}")
             if training.average is not None:
                 training.average.update(training.model)
@@ -204,24 +206,28 @@ def train_and_evaluate(
     start: str | None = None,
     teacher: nn.Module | None = None,
     curve: Curve | None = None,
+    best: nn.Module | None = None,
     group: Group = ALONE,
 ) -> tuple[dict[str, float | int | str | None], dict[str, list[float]]]:
     """Train a freshly initialised model and return the accuracy columns of its row, and the loss of every step.
 
     `train_loss` is the mean over the last 5 % of the steps, at least one; `ceiling_percent` may be None. With
-    `state_path` the run goes on from that file, if a process that died has left it, and the file is gone at the end;
-    not from one of other `code` or of another `start`, hashes of what this program does not contain. Of a `frozen`
-    model the classifier alone is trained. Where the recipe has a teacher, `teacher` is it, and becomes frozen; its time
-    is part of `train_seconds`. `curve` writes each step and evaluation.
+    `state_path` the run goes on from what a process that died has left there, and its states stay until its caller has
+    recorded the row; not from one of other `code` or of another `start`, hashes of what this program does not contain.
+    Of a `frozen` model the classifier alone is trained. Where the recipe has a teacher, `teacher` is it, and becomes
+    frozen; its time is part of `train_seconds`. `curve` writes each step and evaluation. `best` gets the weights of the
+    first evaluation with the highest acc1, where there are several.
     Several processes call this within `group.joined`, each with the same arguments and its own `group`.
 
     Raises:
         Diverged: the loss is not finite, in training or on the test set.
         Unsupported: the device cannot train under these conditions.
-        ValueError: fewer than one step, or fewer images in a batch than processes.
+        ValueError: fewer than one step, fewer images in a batch than processes, or epochs of data that have none.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
+    if recipe.eval_every and data.steps_per_epoch is None:
+        raise ValueError(f"eval_every={recipe.eval_every} counts epochs; an endless stream has none")
     conditions.check(device, training=True)
     conditions.place(model, device)
     if recipe.checkpointing:
@@ -233,6 +239,8 @@ def train_and_evaluate(
     optimizer = make_optimizer(model, recipe, data.batch_size)
     average = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
     training = Training(model, optimizer, conditions.scaler(device), average)
+    if isinstance(data, ImageData):
+        training.broken = data.broken
     checkpoint = None
     if state_path is not None:
         run = identify(
@@ -254,20 +262,17 @@ def train_and_evaluate(
         )
         checkpoint = Checkpoint(state_path, run, every_s=checkpoint_every_s, group=group)
         checkpoint.restore(training)
-    looks = {math.ceil(index * steps / LOOKS) for index in range(1, LOOKS + 1)}
-
-    def look() -> None:
-        """See after each twentieth of the steps whether the stated accuracy is there."""
-        if target_acc is None or training.reached or training.step not in looks:
-            return
-        # a copy: what a model caches in inference mode cannot be trained with
-        subject = copy.deepcopy(model)
-        found = evaluate(subject, data, device=device, conditions=conditions, group=group)
-        if curve is not None:
-            curve.evaluation(training.step, found["acc1"], found["val_loss"])
-        if found["acc1"] >= target_acc:
-            training.reached = training.step, training.seconds
-
+    measure = partial(evaluate, data=data, device=device, conditions=conditions, group=group)
+    every = recipe.eval_every * (data.steps_per_epoch or 0)
+    look = Looks(
+        training,
+        measure,
+        steps=steps,
+        every=every,
+        target_acc=target_acc,
+        checkpoint=checkpoint,
+        tell=curve.evaluation if curve is not None else None,
+    )
     train(
         training,
         data,
@@ -285,20 +290,21 @@ def train_and_evaluate(
         curve=curve,
         group=group,
     )
-    quality = evaluate(model, data, device=device, conditions=conditions, group=group)
+    quality = measure(model)
     if curve is not None:
         curve.evaluation(steps, quality["acc1"], quality["val_loss"])
-    averaged = None
-    if average is not None:
-        averaged = evaluate(average.module, data, device=device, conditions=conditions, group=group)["acc1"]
-    if checkpoint is not None:
-        checkpoint.remove()
+    averaged = measure(average.module)["acc1"] if average is not None else None
     if not math.isfinite(quality["val_loss"]):
         raise Diverged(f"test loss is {quality['val_loss']} after {steps} steps")
+    if recipe.eval_every:
+        training.note(Evaluation(steps, quality["acc1"], quality["val_loss"]))
+    if best is not None and training.best is not None:
+        best.load_state_dict(training.best)
     recent = training.losses[-max(1, round(0.05 * steps)) :]
     row = {
         **quality,
         "acc1_ema": averaged,
+        **best_columns(training.evaluations),
         "train_loss": sum(recent) / len(recent),
         "steps": steps,
         "train_seconds": training.seconds,
@@ -311,4 +317,4 @@ def train_and_evaluate(
         "ceiling_percent": data.ceiling_percent,
         "chance_percent": data.chance_percent,
     }
-    return row, {"loss": training.losses}
+    return row, {"loss": training.losses, **curves(training.evaluations)}

@@ -43,6 +43,7 @@ class Recipe(Augmentation):
         distillation_tau: temperature of soft distillation; DeiT's --distillation-tau.
         token_labels: labels of the places of the last map: none if empty, `teacher`, or a folder of label maps.
         token_weight: factor on their loss; beta of "All Tokens Matter", section 3.
+        eval_every: epochs between evaluations on the test images in training; 0 is one after the last step alone.
     """
 
     epochs: int | None = None
@@ -73,6 +74,7 @@ class Recipe(Augmentation):
     distillation_tau: float = 1.0
     token_labels: str = ""
     token_weight: float = 0.5
+    eval_every: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values that no training could have.
@@ -131,6 +133,7 @@ class Recipe(Augmentation):
 RANGES = {
     **dict.fromkeys(("epochs", "lr_batch", "repeats", "accumulate"), (1, math.inf)),
     **dict.fromkeys(("lr", "warmup_lr", "min_lr", "weight_decay", "warmup_epochs"), (0, math.inf)),
+    "eval_every": (0, math.inf),
     **dict.fromkeys(("mixup", "cutmix", "color_jitter", "clip_norm"), (0, math.inf)),
     **dict.fromkeys(("beta1", "beta2", "ema", "drop_path", "smoothing"), (0, 0.999999)),
     **dict.fromkeys(("hflip", "erasing", "warmup_share", "final_share", "distillation_alpha"), (0, 1)),
@@ -168,6 +171,7 @@ DEIT300 = Recipe(
     eval_crop=0.875,  # resize to int(256 / 224 * size)
     drop_path=0.1,  # --drop-path; 0.15 for biformer_small
     ema=0.99996,  # --model-ema-decay; trained beside, the raw weights are what is reported
+    eval_every=1,  # main.py evaluates after each epoch
 )
 """As BiFormer trains on ImageNet-1K: main.py and configs/train_args.yaml of rayleizhu/BiFormer, which are DeiT's."""
 

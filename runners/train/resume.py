@@ -1,12 +1,16 @@
-"""The saved state of a training run, from which it goes on bit for bit.
+"""The saved states of a training run, from which it goes on bit for bit.
 
-One file: a line of JSON (the run, the step, SHA-256 of the rest), then what torch.save writes, read with weights_only.
-The checksum is our own, for torch loads flipped bits without a word. A file appears whole or not at all. One that is
-damaged, of another run or of other code is a warning and a start from step 0: that gives the same result, only later,
-and no row is half of one code and half of another. So is a state that cannot be written a warning.
+Two files: the newest state, and the one before it (`.before`). Each is a line of JSON (the run, the step, SHA-256 of
+the rest), then what torch.save writes, read with weights_only. The checksum is our own, for torch loads flipped bits
+without a word. A file appears whole or not at all. Where the newest is damaged, the one before it is taken, with a
+warning; where that cannot be used either, training starts at step 0. So it does from states of another run or of other
+code: the result is the same, only later, and no row is half of one code and half of another.
+
+A state is saved only while all weights are finite, so that a run that diverges leaves the last good one. A state that
+cannot be written is a warning; those before it stay.
 
 While a `Checkpoint` is open, SIGTERM and SIGUSR2, with which schedulers announce a preemption or a time limit, wait for
-the end of the step: its state is saved first, then they do what they did before.
+the end of the step: its state is saved first, then they do what they did before. In an evaluation they need not wait.
 """
 
 import contextlib
@@ -14,25 +18,32 @@ import copy
 import hashlib
 import io
 import json
-import signal
-import threading
+import os
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from runners.machine import environment
 from runners.store.files import StoreError, opened, write_whole
 from runners.train.distributed import ALONE, Group
+from runners.train.notices import Notices
 
 HEADER_BYTES = 1 << 12
-NOTICES = (signal.SIGTERM, signal.SIGUSR2)
+
+
+class Evaluation(NamedTuple):
+    """Accuracy on the test images after a step: acc1 in percent, mean cross entropy in nats."""
+
+    step: int
+    acc1: float
+    val_loss: float
 
 
 @dataclass
@@ -41,7 +52,9 @@ class Training:
 
     `resumed` counts how often it went on from a saved state, `seconds` leave out what was lost with the rest; `waited`
     of them were spent waiting for images. `average` follows the weights, where there is one. `reached` is the step, and
-    the seconds, at which a stated accuracy was there.
+    the seconds, at which a stated accuracy was there. `looked` is the last step after which the test images were looked
+    at, `evaluations` are what was found, and `best` the weights of the first with the highest acc1. `broken` names the
+    images that could not be read so far.
     """
 
     model: nn.Module
@@ -54,6 +67,20 @@ class Training:
     resumed: int = 0
     waited: float = 0.0
     reached: tuple[int, float] | None = None
+    looked: int = 0
+    evaluations: list[Evaluation] = field(default_factory=list)
+    best: dict[str, Tensor] | None = None
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def note(self, evaluation: Evaluation) -> None:
+        """Add an evaluation of the present weights, and copy them if they are the best so far."""
+        if all(evaluation.acc1 > earlier.acc1 for earlier in self.evaluations):
+            self.best = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+        self.evaluations.append(evaluation)
+
+    def is_good(self) -> bool:
+        """Whether all weights are finite."""
+        return bool(torch.stack([weight.detach().isfinite().all() for weight in self.model.parameters()]).all())
 
 
 def identify(model: nn.Module, **settings: Any) -> str:
@@ -65,85 +92,99 @@ def identify(model: nn.Module, **settings: Any) -> str:
 
 
 class Checkpoint:
-    """The file of one run, a context manager around its training; of several processes the first alone writes it."""
+    """The files of one run, a context manager around its training; of several processes the first alone writes them."""
 
     def __init__(self, path: Path, run: str, *, every_s: float, group: Group = ALONE) -> None:
-        """Name the file and the run that it must be of; saving once in `every_s` seconds, 0 is after every step."""
+        """Name the newest file and the run that it must be of; saving once in `every_s` seconds, 0 for every step."""
         self.path, self.run, self.every_s, self.group = path, run, every_s, group
+        self.before = path.with_name(f"{path.name}.before")
+        self._is_whole = False  # the newest file is known to be, and of this run
+        self._step: int | None = None  # of the newest state that can be used
         self._saved_at = time.monotonic()
         self._complained = False
-        self._asked: list[int] = []
-        self._before: dict[int, Any] = {}
+        self._notices = Notices()
 
     def __enter__(self) -> "Checkpoint":
-        """Begin to hold signals back; only a main thread can, and only the process that writes has to."""
-        if self.group.rank == 0 and threading.current_thread() is threading.main_thread():
-            # a handler that was not set from Python could not be put back
-            numbers = [number for number in NOTICES if signal.getsignal(number) is not None]
-            self._before = {number: signal.signal(number, self._note) for number in numbers}
+        """Begin to hold signals back; only the process that writes has to."""
+        if self.group.rank == 0:
+            self._notices.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Let signals through again, first those that came since the last step."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-        self._deliver()
+        self._notices.__exit__()
 
     def after_step(self, training: Training) -> None:
         """Save if it is time, or if a signal asks for it, which is then let through."""
-        if self._asked or time.monotonic() - self._saved_at >= self.every_s:
+        if self._notices.pending or time.monotonic() - self._saved_at >= self.every_s:
             self.save(training)
-        self._deliver()
+        self._notices.deliver()
+
+    def at_rest(self, training: Training) -> AbstractContextManager[None]:
+        """Context of something long between two steps, in which a signal saves the state and acts at once."""
+        return self._notices.at_once(partial(self.save, training))
 
     def save(self, training: Training) -> None:
-        """Write the state of a run between two steps durably."""
+        """Write the state of a run between two steps durably; the newest becomes the one before it."""
         if self.group.rank:
+            return
+        if not training.is_good():
+            self._complain(f"weights are not finite after step {training.step}: {self.kept()}")
             return
         buffer = io.BytesIO()
         torch.save(_state(training), buffer)
         content = buffer.getvalue()
         header = {"run": self.run, "step": training.step, "sha256": hashlib.sha256(content).hexdigest()}
         try:
-            write_whole(self.path, f"{json.dumps(header)}\n".encode() + content)
-            self._complained = False
+            # a newest file that cannot be used must not take the place of the one before it
+            publish = self._rotate if self._is_whole else None
+            write_whole(self.path, f"{json.dumps(header)}\n".encode() + content, publish)
+            self._is_whole, self._step, self._complained = True, training.step, False
         except StoreError as error:
-            if not self._complained:
-                print(f"warning: {error}; if killed, training repeats its steps", flush=True)
-            self._complained = True
+            self._complain(f"{error}; if killed, training repeats its steps")
         self._saved_at = time.monotonic()
 
+    def kept(self) -> str:
+        """Say which state there is to go on from."""
+        return "no state is saved" if self._step is None else f"the saved state of step {self._step} is kept"
+
     def restore(self, training: Training) -> None:
-        """Bring a run, in place, to the saved state, if there is one of this run; every process must call it."""
-        content = self.group.broadcast(None if self.group.rank else self._read())
-        if content is None:
-            return
-        fresh = copy.deepcopy(_state(training))
-        try:
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            _check(state)
-            _apply(training, state)
+        """Bring a run, in place, to its newest state that can be used, if there is one; every process must call it."""
+        faults: list[tuple[Path, str]] = []
+        outcome = "training starts anew"
+        for path in (self.path, self.before):
+            content = self.group.broadcast(None if self.group.rank else self._read(path, faults))
+            if content is None:
+                continue
+            fresh = copy.deepcopy(_state(training))
+            try:
+                state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+                _check(state, training.model)
+                _apply(training, state)
+            except Exception as error:  # whatever torch makes of the wrong tensors
+                _apply(training, fresh)
+                faults.append((path, f"is no state of this model ({type(error).__name__})"))
+                continue
             training.resumed += 1
-        except Exception as error:  # whatever torch makes of the wrong tensors
-            _apply(training, fresh)
-            self._say(f"is no state of this model ({type(error).__name__}): training starts anew")
-
-    def remove(self) -> None:
-        """Delete the file, and what a process that was killed while saving has left of one."""
+            self._is_whole, self._step = path == self.path, training.step
+            outcome = f"training goes on from {path.name}, saved after step {training.step}"
+            break
         if self.group.rank == 0:
-            for path in (self.path, *self.path.parent.glob(f".{self.path.name}.*.tmp")):
-                with contextlib.suppress(OSError):
-                    path.unlink()
+            for path, fault in faults:
+                print(f"warning: the saved state {path} {fault}: {outcome}", flush=True)
+            if training.resumed and not faults:
+                print(outcome, flush=True)
+            self._tidy()
 
-    def _read(self) -> bytes | None:
-        """What torch.save wrote, None if there is nothing that this run can go on from."""
+    def _read(self, path: Path, faults: list[tuple[Path, str]]) -> bytes | None:
+        """What torch.save wrote, None if there is nothing that this run can go on from; says why in `faults`."""
         try:
-            with opened(str(self.path)) as descriptor, open(descriptor, "rb", closefd=False) as file:
+            with opened(str(path)) as descriptor, open(descriptor, "rb", closefd=False) as file:
                 first, content = file.readline(HEADER_BYTES), file.read()
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            self._say(f"cannot be read ({getattr(error, 'strerror', None) or error}): training starts anew")
+            faults.append((path, f"cannot be read ({getattr(error, 'strerror', None) or error})"))
             return None
         try:
             header = json.loads(first)
@@ -151,28 +192,30 @@ class Checkpoint:
         except (ValueError, TypeError, KeyError, RecursionError):
             run = sha256 = None
         if sha256 != hashlib.sha256(content).hexdigest():
-            self._say("is damaged: training starts anew")
+            faults.append((path, "is damaged"))
         elif run != self.run:
-            self._say("is of a run with other settings or other code: training starts anew")
+            faults.append((path, "is of a run with other settings or other code"))
         else:
             return content
         return None
 
-    def _say(self, what: str) -> None:
-        print(f"warning: the saved state {self.path} {what}", flush=True)
+    def _rotate(self, temporary: Path, path: Path) -> None:
+        """Keep the newest file as the one before it, and put another in its place."""
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(path, self.before)
+        os.replace(temporary, path)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._asked.append(number)
+    def _complain(self, what: str) -> None:
+        """Warn, once until a state is saved again."""
+        if not self._complained:
+            print(f"warning: {what}", flush=True)
+        self._complained = True
 
-    def _deliver(self) -> None:
-        """Let what came meanwhile act as it would have; a handler may return or end the process."""
-        while self._asked:
-            number = self._asked.pop(0)
-            if number in self._before:
-                signal.signal(number, self._before[number])
-            signal.raise_signal(number)
-            if number in self._before:
-                signal.signal(number, self._note)
+    def _tidy(self) -> None:
+        """Remove what a process that was killed while saving has left, before it fills the disk."""
+        for path in self.path.parent.glob(f".{self.path.name}.*.tmp"):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _state(training: Training) -> dict[str, Any]:
@@ -188,12 +231,16 @@ def _state(training: Training) -> dict[str, Any]:
         "resumed": training.resumed,
         "waited": training.waited,
         "reached": training.reached,
+        "looked": training.looked,
+        "evaluations": [tuple(evaluation) for evaluation in training.evaluations],
+        "best": training.best,
+        "broken": training.broken,
         # the next step draws from its own seed; these are for a mechanism that draws in evaluation
         "generators": {kind: _generators(torch.device(kind)).get_rng_state() for kind in {"cpu", device.type}},
     }
 
 
-def _check(state: dict[str, Any]) -> None:
+def _check(state: dict[str, Any], model: nn.Module) -> None:
     """Refuse a state that no run between two steps can have.
 
     Raises:
@@ -204,6 +251,15 @@ def _check(state: dict[str, Any]) -> None:
         raise ValueError(f"step {state['step']!r} of a state after {counts[2]} steps")
     if not state["seconds"] >= 0:
         raise ValueError(f"{state['seconds']!r} seconds")
+    looked = [Evaluation(*evaluation).step for evaluation in state["evaluations"]]
+    if looked != sorted(set(looked)) or not all(0 < step <= state["looked"] <= state["step"] for step in looked):
+        raise ValueError(f"evaluations after the steps {looked} of a state after {state['step']} steps")
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    best = {name: tensor.shape for name, tensor in (state["best"] or {}).items()}
+    if best != (shapes if looked else {}):
+        raise ValueError("the best weights are of another model")
+    if not all(isinstance(text, str) for pair in state["broken"].items() for text in pair):
+        raise TypeError("images without a name")
 
 
 def _apply(training: Training, state: dict[str, Any]) -> None:
@@ -216,6 +272,11 @@ def _apply(training: Training, state: dict[str, Any]) -> None:
     training.step, training.seconds = state["step"], state["seconds"]
     training.losses, training.resumed = state["losses"].tolist(), state["resumed"]
     training.waited, training.reached = state["waited"], state["reached"]
+    training.looked, training.best = state["looked"], state["best"]
+    training.evaluations = [Evaluation(*evaluation) for evaluation in state["evaluations"]]
+    broken = dict(state["broken"])
+    training.broken.clear()  # in place: the data notes what it meets in the same dictionary
+    training.broken.update(broken)
     for kind, generator in state["generators"].items():
         _generators(torch.device(kind)).set_rng_state(generator)
 

@@ -1,0 +1,80 @@
+"""Evaluations between two steps of a training, which change no bit of it.
+
+A recipe asks for them once in so many epochs, and a stated accuracy is looked for after each twentieth of the steps.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+from runners.train.resume import Checkpoint, Evaluation, Training
+
+LOOKS = 20
+"""Times in a training at which a stated accuracy is looked for."""
+
+
+class Looks:
+    """Evaluates the model after the steps at which that is due; of several processes each has one."""
+
+    def __init__(
+        self,
+        training: Training,
+        measure: Callable[[nn.Module], dict[str, float | int]],
+        *,
+        steps: int,
+        every: int = 0,
+        target_acc: float | None = None,
+        checkpoint: Checkpoint | None = None,
+        tell: Callable[[int, float, float], None] | None = None,
+    ) -> None:
+        """Say when to look: after every so many steps (0: never), and for a stated accuracy 20 times in all.
+
+        `measure` returns acc1 and val_loss of a model; `tell` is given step, acc1 and val_loss of each look. The last step is left to the evaluation that ends a training.
+        """
+        self.training, self.measure, self.target_acc, self.checkpoint = training, measure, target_acc, checkpoint
+        self.tell = tell
+        self._evaluations = set(range(every, steps, every)) if every else set[int]()
+        self._searches = {math.ceil(index * steps / LOOKS) for index in range(1, LOOKS + 1)}
+
+    def __call__(self) -> None:
+        """Look, if that is due after the present step and has not been done before its state was saved."""
+        training = self.training
+        step, seconds = training.step, training.seconds
+        evaluates = step in self._evaluations
+        searches = self.target_acc is not None and training.reached is None and step in self._searches
+        if step == training.looked or not (evaluates or searches):
+            return
+        with self._at_rest():
+            quality = self._measure()
+        training.looked = step
+        if self.tell is not None:
+            self.tell(step, quality["acc1"], quality["val_loss"])
+        if searches and self.target_acc is not None and quality["acc1"] >= self.target_acc:
+            training.reached = step, seconds
+        if evaluates:
+            training.note(Evaluation(step, quality["acc1"], quality["val_loss"]))
+
+    def _measure(self) -> dict[str, float | int]:
+        device = next(self.training.model.parameters()).device
+        # a copy: what a model caches in inference mode cannot be trained with
+        subject = copy.deepcopy(self.training.model)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            return self.measure(subject)
+
+    def _at_rest(self) -> AbstractContextManager[None]:
+        return self.checkpoint.at_rest(self.training) if self.checkpoint else nullcontext()
+
+
+def best_columns(evaluations: list[Evaluation]) -> dict[str, float | int | None]:
+    """Columns of the first evaluation with the highest acc1; empty where there is none."""
+    best = max(evaluations, key=lambda evaluation: evaluation.acc1, default=None)
+    return {"acc1_best": best and best.acc1, "best_step": best and best.step}
+
+
+def curves(evaluations: list[Evaluation]) -> dict[str, list[float]]:
+    """Samples of a record: what each evaluation found."""
+    return {f"eval_{name}": [getattr(each, name) for each in evaluations] for name in Evaluation._fields if evaluations}

@@ -1,0 +1,111 @@
+"""A real sweep of images that is killed at any step ends, after the same command, with the bits of one that was not."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from runners.table import load
+
+ROOT = Path(__file__).parents[1]
+STEPS = 26
+FIELDS = [
+    *("ema=0.9", "drop_path=0.2", "accumulate=2", "checkpointing=on", "clip_norm=1", "warmup_epochs=1", "lr=2e-3"),
+]
+"""Beside those of small300: crop, flip, RandAugment, erasing, Mixup and CutMix, smoothing, an evaluation each epoch."""
+
+LAUNCHES = {"one process": []}
+"""Ways to start the training of a cell, by the options of the sweep that ask for them."""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """80 training and 16 test images of 32 px in 4 classes: 10 steps of 8 in an epoch."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for split, count in (("train", 80), ("val", 16)):
+        for number in range(count):
+            place = root / split / f"class{number % 4}" / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 128, (32, 32, 3), dtype=np.uint8)
+            pixels[8 * (number % 4) :][:8] += np.uint8(120)
+            Image.fromarray(pixels).save(place)
+    return root
+
+
+def command(images: Path, out: Path, launch: list[str]) -> list[str]:
+    fields = [word for field in FIELDS for word in ("--set", f"recipe.{field}")]
+    cell = ["--attn", "swin", "--layout", "small32", "--batch-size", "8", "--steps", str(STEPS), "--threads", "1"]
+    more = ["--measure", "accuracy", "--save-weights", "--checkpoint-every", "0", "--out", str(out)]
+    data = ["--data", f"imagefolder:{images}", "--recipe", "small300"]
+    return [sys.executable, "runners/sweep.py", *cell, *data, *fields, *more, *launch]
+
+
+def sweep(images: Path, out: Path, launch: list[str]) -> None:
+    done = subprocess.run(command(images, out, launch), cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def saved_step(out: Path) -> int:
+    """Step of the newest saved state, 0 if there is none."""
+    for path in out.glob("cells/*/training.*"):
+        if path.suffix != ".before":
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                return int(json.loads(file.readline())["step"])
+    return 0
+
+
+def kill_at(step: int, images: Path, out: Path, launch: list[str]) -> None:
+    """Start a sweep, and end all of its processes with signal 9 once the state of a step is saved."""
+    process = subprocess.Popen(command(images, out, launch), cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 600
+    while saved_step(out) < step:
+        assert process.poll() is None and time.monotonic() < deadline, "the sweep did not come so far"
+        time.sleep(0.002)
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.send_signal(signal.SIGSTOP)  # so that none makes a record of another's end
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            os.kill(member.pid, signal.SIGKILL)
+    process.wait()
+
+
+def weights(out: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Weights of the last and of the best evaluation, by the names of their files."""
+    found = sorted(out.glob("cells/*/weights.*.pth"))
+    return {path.name: torch.load(path, weights_only=True)["model"] for path in found}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_kill_9_at_a_random_step(launch: str, images: Path, tmp_path: Path) -> None:
+    straight, killed, draw = tmp_path / "straight", tmp_path / "killed", random.Random(launch)
+    sweep(images, straight, LAUNCHES[launch])
+    first, second = draw.randint(1, STEPS // 2), draw.randint(STEPS // 2 + 1, STEPS - 2)
+    for step in (first, second):
+        kill_at(step, images, killed, LAUNCHES[launch])
+        assert step <= saved_step(killed) < STEPS
+    sweep(images, killed, LAUNCHES[launch])
+
+    (row,), (whole,) = (load(out).to_dict("records") for out in (killed, straight))
+    assert (row["status"], row["resumed"], whole["resumed"]) == ("ok", 2, 0)
+    same = ["acc1", "acc5", "val_loss", "train_loss", "acc1_ema", "acc1_best", "best_step", "weights", "weights_best"]
+    pd.testing.assert_series_equal(*(pd.Series({name: each[name] for name in same}) for each in (row, whole)))
+    found, expected = weights(killed), weights(straight)
+    assert len(expected) == 2 and found.keys() == expected.keys()
+    for name, tensors in expected.items():
+        assert all(torch.equal(found[name][key], tensor) for key, tensor in tensors.items()), name
+    assert not [path.name for path in killed.glob("cells/*/*") if "training" in path.name]
