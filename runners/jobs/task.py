@@ -67,7 +67,7 @@ class ArrayTask:
         with setup(submission.request.world_size) as group:
             _use_allocated_threads(cells)
             if group.rank:
-                execute.follow(self.out, cells, submission.device, group)
+                execute.follow(self.out, cells, submission.device, group, submission.memory_limit_mib)
             else:
                 run_tasks(store, submission, cells, group)
 

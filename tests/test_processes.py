@@ -1,0 +1,334 @@
+"""One cell trained by several processes of this machine under torchrun's agent: what is asked, killed and left over."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from test_distributed import processes, run, spread  # noqa: F401  (fixtures)
+from test_sweep import start, wait_for
+from torch import distributed
+
+from ablations.study import Cell
+from runners import Sweep
+from runners.cells.job import Job
+from runners.cells.plan import check_shares
+from runners.cli.options import given, read_command
+from runners.jobs import local
+from runners.jobs import processes as several
+from runners.jobs.executors import Running
+from runners.jobs.options import RunOptions, SlurmOptions
+from runners.jobs.request import make_request
+from runners.machine.environment import check_local_ranks
+from runners.store.lease import holder
+from runners.store.store import open_store
+from runners.table import load
+from runners.train import distributed as ours
+
+# --- what is asked
+
+
+def test_processes_are_asked_for_by_either_flag_and_gpus_alone_by_slurm() -> None:
+    for flag in ("--procs-per-node", "--gpus-per-node"):
+        assert RunOptions(**given(read_command([flag, "2"]), RunOptions)).processes == 2
+    assert RunOptions().processes == 1
+    request = make_request(SlurmOptions(procs_per_node=3, nodes=2))
+    assert request.world_size == 6
+    assert request.sbatch_options() == {"time": 60, "nodes": 2, "ntasks-per-node": 3}
+    # a GPU of an earlier submission has one process, too
+    with pytest.raises(ValueError, match="--procs-per-node 3 and --gpus-per-node 2"):
+        make_request(SlurmOptions(procs_per_node=3), before=make_request(SlurmOptions(gpus_per_node=2)))
+
+
+REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "two numbers": ({"procs_per_node": 2, "gpus_per_node": 4}, ["2", "4", "one of the two"]),
+    "none": ({"procs_per_node": 0}, ["procs_per_node=0", "at least 1"]),
+    "one process": (
+        {"procs_per_node": 2, "cluster": "debug"},
+        ["procs_per_node=2", "cluster=debug", "local and slurm"],
+    ),
+    "the alias": ({"gpus_per_node": 2, "cluster": "debug"}, ["gpus_per_node=2", "cluster=debug"]),
+    "too small a batch": ({"procs_per_node": 65}, ["batch_size=64", "65 processes", "65 or more"]),
+    "several nodes": ({"procs_per_node": 2, "nodes": 2}, ["nodes", "cluster=slurm"]),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_several_processes_cannot_do_is_one_error_before_any_work(what: str, tmp_path: Path) -> None:
+    options, parts = REFUSED[what]
+    with pytest.raises(ValueError) as error:
+        Sweep(measures="accuracy", batch_size=64).run(tmp_path / "none", **options)
+    assert "\n" not in str(error.value)
+    for part in parts:
+        assert part in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_processes_without_a_training_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="procs_per_node=2: nothing is trained to measure flops"):
+        Sweep(measures="flops").run(tmp_path / "none", procs_per_node=2)
+
+
+def test_a_batch_must_have_an_image_for_each_process_and_a_pair_of_files() -> None:
+    drawn, files = Cell(batch_size=3), Cell(batch_size=5, data="imagefolder:/x")
+    check_shares([drawn], 3)
+    check_shares([files], 2)
+    check_shares([Cell(batch_size=1)], 1)
+    with pytest.raises(ValueError, match="batch_size=3: a batch cannot be shared out to 4 processes; allowed: 4"):
+        check_shares([drawn], 4)
+    with pytest.raises(ValueError, match=r"batch_size=5: a batch cannot be shared out in pairs to 3 .*allowed: 6"):
+        check_shares([files], 3)
+
+
+def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_local_ranks("cpu", 64, "x")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_local_ranks("auto", 2, "--procs-per-node 2")
+    check_local_ranks("cpu", 4, "--procs-per-node 4")
+    with pytest.raises(ValueError, match=r"--procs-per-node 3: .* this machine shows 2; give 2 or fewer"):
+        check_local_ranks("cuda", 3, "--procs-per-node 3")
+    with pytest.raises(ValueError, match=r"--procs-per-node 2 with --device cuda:1: .*allowed: cpu, cuda"):
+        check_local_ranks("cuda:1", 2, "--procs-per-node 2")
+
+
+def test_each_local_rank_takes_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(distributed.HashStore(), 2, 4)]))
+    with ours.setup(4, torchrun(2, 4)) as group:
+        assert (group.rank, taken) == (2, [2])
+
+
+# --- how they are started, and what becomes of those that die
+
+
+def torchrun(rank: int, size: int, attempt: int = 0) -> dict[str, str]:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": 1, "MASTER_ADDR": "localhost"}
+    return {name: str(value) for name, value in {**place, "TORCHELASTIC_RESTART_COUNT": attempt}.items()}
+
+
+def test_an_attempt_finds_nothing_that_an_earlier_one_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = distributed.HashStore()
+    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(store, 0, 2)]))
+    monkeypatch.setattr(ours, "LEAVE_S", 0.01)
+    for attempt, orders in enumerate((["old", "older", "oldest"], ["new"])):
+        with ours.setup(2, torchrun(0, 2, attempt)) as first:
+            for order in orders:
+                first.lead(order)
+        with ours.setup(2, torchrun(1, 2, attempt)) as second:
+            assert list(second.orders()) == orders
+
+
+class Ended:
+    """A job that has ended without a word."""
+
+    paths = SimpleNamespace(stdout=Path("/nonexistent"))
+
+    def done(self) -> bool:
+        return True
+
+
+def test_what_is_no_training_has_a_job_of_one_process_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[list[str], int]] = []
+
+    def start_local(job: Job, folder: Path, mechanism: Path | None, count: int) -> Running:
+        started.append((list(job.attempts), count))
+        return Running(Ended.paths.stdout, Ended())
+
+    monkeypatch.setattr(local, "start_local", start_local)
+    Sweep(measures=["flops", "memory", "accuracy"]).run(tmp_path, procs_per_node=2)
+    # each job dies at its first measure
+    assert started == [(["flops", "memory"], 1), (["memory"], 1), (["accuracy"], 2)]
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "how"), [(-9, "killed", "was ended by SIGKILL"), (1, "error", "ended with code 1")]
+)
+def test_processes_that_die_too_often_are_a_record(
+    code: int, status: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(config: Any, entry: Any) -> Any:
+        def call(*_: Any) -> Any:
+            failure = several.ProcessFailure(local_rank=1, pid=2, exitcode=code, error_file="/nonexistent")
+            raise several.ChildFailedError("x", {1: failure})
+
+        assert (config.nproc_per_node, config.max_restarts) == (2, several.MAX_RESTARTS)
+        return call
+
+    monkeypatch.setattr(several, "elastic_launch", launch)
+    cell, store = Cell(threads=torch.get_num_threads()), open_store(tmp_path, create=True)
+    key = store.add_cell(cell, None, ["accuracy"], "cpu")
+    job = Job(out=store.out, key=key, cell=cell, attempts={"accuracy": 1}, device="cpu")
+    for _ in "again", "and again":  # the second finds that the measure has been recorded
+        several.run_processes(job, tmp_path / "log", 2)
+    (record,) = store.records(key)
+    assert (record.status, record.attempt, record.error_type) == (status, 1, "JobDied")
+    assert f"rank 1 of 2 {how}; all were started 4 times" in str(record.error_message)
+    assert holder(store.lease_path(key)) is None
+
+
+# --- real processes; a sweep in this process, which has imported all that it needs
+
+CELL: dict[str, Any] = {"attn": "bra", "topk": 1, "resolution": 32, "batch_size": 16, "threads": 1, "steps": 24}
+FLAGS = [word for name, value in CELL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def train(out: Path, **changes: Any) -> Any:
+    options = {name: changes.pop(name) for name in ("memory_limit", "time") if name in changes}
+    rows = Sweep(measures=["accuracy"], **{**CELL, **changes}).run(out, procs_per_node=2, save_weights=True, **options)
+    (row,) = rows.to_dict("records")
+    return row
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    from attention_zoo.published.weights import read_weights
+
+    (row,) = load(out).to_dict("records")
+    return dict(read_weights(out / row["weights"]))
+
+
+def losses(out: Path) -> list[float]:
+    store = open_store(out, create=False)
+    (key,) = store.cell_keys()
+    return next(list(record.samples["loss"]) for record in store.records(key) if record.status == "ok")
+
+
+def ranks(out: Path, step: int = 1) -> list[psutil.Process] | None:
+    """The processes that train, rank 0 first, once they have done some steps; None until then."""
+    for progress in out.glob("cells/*/progress.json"):
+        held, said = holder(progress.parent / "lease.json"), json.loads(progress.read_text())
+        if held and held.state == "live" and said.get("pid", held.pid) == held.pid and said.get("step", 0) >= step:
+            first = psutil.Process(held.pid)
+            others = [p for p in first.parent().children() if p != first and "spawn_main" in " ".join(p.cmdline())]
+            return [first, *others]
+    return None
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of a training that nothing interrupts."""
+    out = tmp_path_factory.mktemp("whole")
+    row = train(out)
+    assert (row["status"], row["world_size"], row["resumed"], row["steps"]) == ("ok", 2, 0, CELL["steps"])
+    assert not list(out.rglob("training.*"))
+    return out
+
+
+def two_ranks(group: Any) -> Any:
+    """The same training by processes that find each other as those of a job of SLURM do."""
+    from runners.cells.models import build_model
+    from runners.data.loading import make_data
+
+    cell = Cell(attn="bra", settings=(("topk", 1),), height_px=32, width_px=32, batch_size=16)
+    return run(group, build_model(cell), make_data(cell.data, 32, 32, 16), steps=CELL["steps"])
+
+
+@pytest.mark.slow
+def test_the_bits_are_those_of_a_job_of_slurm_of_the_same_size(whole: Path, spread: Any) -> None:  # noqa: F811
+    expected_losses, row, expected = spread(two_ranks)[0]
+    found = weights(whole)
+    assert losses(whole) == expected_losses
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    assert load(whole)["acc1"].tolist() == [row["acc1"]]
+
+
+def in_background(body: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.slow
+def test_killed_processes_start_again_and_end_bit_for_bit_as_if_nothing_had_been(whole: Path, tmp_path: Path) -> None:
+    def kill() -> None:
+        # a notice, so that a state is saved: otherwise that is once in half a minute
+        (first, *_) = wait_for(lambda: ranks(tmp_path, step=5), 600)
+        first.send_signal(signal.SIGUSR2)
+        (saved,) = wait_for(lambda: list(tmp_path.rglob("training.*")) or None, 600)
+        step = json.loads(saved.read_bytes().splitlines()[0])["step"]
+        first.wait(60)
+        (_, second) = wait_for(lambda: ranks(tmp_path, step=step + 1 + os.getpid() % 8), 600)
+        second.kill()
+
+    killer = in_background(kill)
+    row = train(tmp_path)
+    killer.join(10)
+    assert not killer.is_alive()
+    assert (row["status"], row["world_size"], row["attempts"]) == ("ok", 2, 1)
+    assert row["resumed"] >= 1
+    assert losses(tmp_path) == losses(whole)
+    found, expected = weights(tmp_path), weights(whole)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.fixture
+def family() -> Iterator[list[psutil.Process]]:
+    """Processes of which none may outlive the test."""
+    found: list[psutil.Process] = []
+    yield found
+    _, alive = psutil.wait_procs(found, timeout=30)
+    for process in alive:
+        process.kill()
+    assert found and not alive
+
+
+def started(sweep: psutil.Process, out: Path, family: list[psutil.Process]) -> list[psutil.Process]:
+    """The processes that train for a sweep, once they do; `family` gets all that it has started."""
+    found = wait_for(lambda: ranks(out), 600)
+    family += sweep.children(recursive=True)
+    assert len(found) == 2 and {*found} <= {*family}
+    return list(found)
+
+
+LONG = [*FLAGS[:-1], "100000", "--measure", "accuracy", "--procs-per-node", "2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)])
+def test_a_sweep_that_is_told_to_end_leaves_no_process(
+    number: signal.Signals, tmp_path: Path, family: list[psutil.Process]
+) -> None:
+    with start(tmp_path, *LONG) as running:
+        started(psutil.Process(running.pid), tmp_path, family)
+        running.send_signal(number)
+        output, _ = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert "go on with: python runners/sweep.py" in output and "Traceback" not in output
+    assert list(load(tmp_path)["status"]) == ["pending"]
+
+
+@pytest.mark.slow
+def test_processes_do_not_outlive_what_started_them(tmp_path: Path, family: list[psutil.Process]) -> None:
+    with start(tmp_path, *LONG) as running:
+        first, _ = started(psutil.Process(running.pid), tmp_path, family)
+        first.parent().kill()
+        _, alive = psutil.wait_procs(family, timeout=60)
+        assert not alive
+        running.communicate(timeout=120)
+    assert list(load(tmp_path)["status"]) == ["killed"]
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_time_limit_ends_all_processes(tmp_path: Path, family: list[psutil.Process]) -> None:
+    gatherer = in_background(lambda: started(psutil.Process(), tmp_path, family) and None)
+    row = train(tmp_path, steps=100000, time=0.75)
+    gatherer.join(10)
+    assert row["status"] == "timeout" and "time" in row["error_message"]
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_memory_limit_holds_in_each_process(tmp_path: Path) -> None:
+    row = train(tmp_path, batch_size=512, memory_limit=64)
+    assert row["status"] == "oom"
