@@ -151,6 +151,41 @@ def test_what_is_no_training_has_a_job_of_one_process_before(tmp_path: Path, mon
     assert started == [(["flops", "memory"], 1), (["memory"], 1), (["accuracy"], 2)]
 
 
+def test_more_threads_than_processors_are_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(local, "usable_cores", lambda: 8)
+    monkeypatch.setattr(local, "start_local", lambda *_: Running(Ended.paths.stdout, Ended()))
+    Sweep(measures=["accuracy"], threads=2).run(tmp_path, procs_per_node=4)
+    assert "warning" not in capsys.readouterr().out
+    Sweep(measures=["accuracy"], threads=4).run(tmp_path, procs_per_node=4)
+    assert "warning: 4 processes of 4 threads on 8 processors; threads=2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+def test_a_sweep_under_nohup_survives_the_terminal(handler: signal.Handlers, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked: list[set[int]] = []
+
+    def call(*_: Any) -> list[None]:
+        blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, set()))
+        return [None]
+
+    monkeypatch.setattr(several, "elastic_launch", lambda *_: call)
+    mask, before = signal.pthread_sigmask(signal.SIG_BLOCK, set()), signal.signal(signal.SIGHUP, handler)
+    try:
+        several.run_processes(Job(out=Path("/none"), key="", cell=Cell(), attempts={}), Path("/none"), 2)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (signal.SIGHUP in blocked[0]) == (handler is signal.SIG_IGN)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == mask
+
+
+def test_what_rank_0_could_not_record_fails_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(several, "elastic_launch", lambda *_: lambda *_: ["StoreError: no folder", None])
+    with pytest.raises(several.ChildFailed, match="no folder"):
+        several.run_processes(Job(out=Path("/none"), key="", cell=Cell(), attempts={}), Path("/none"), 2)
+
+
 @pytest.mark.parametrize(
     ("code", "status", "how"), [(-9, "killed", "was ended by SIGKILL"), (1, "error", "ended with code 1")]
 )
@@ -194,7 +229,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     from attention_zoo.published.weights import read_weights
 
     (row,) = load(out).to_dict("records")
-    return dict(read_weights(out / row["weights"]))
+    return dict(read_weights(out / row["weights"]).state)
 
 
 def losses(out: Path) -> list[float]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import torch
 from rich.console import Console
 
 from ablations.study import Cell, cell_key
@@ -26,7 +27,7 @@ from runners.jobs.local_sweeps import announced
 from runners.jobs.options import RunOptions
 from runners.jobs.pending import Pending, pending
 from runners.jobs.progress import Display, count, format_seconds
-from runners.machine.environment import device_id, pick_device
+from runners.machine.environment import device_id, pick_device, usable_cores
 from runners.machine.failures import oom_kills
 from runners.measures import MEASURES
 from runners.store.files import StoreError, check_inside, is_gone, make_folder
@@ -66,6 +67,7 @@ class LocalRun:
             return
         estimates = [estimate_seconds(item.cell, item.measures) for item in todo]
         self._say(f"{len(todo)} cells to run, about {format_seconds(sum(estimates))}; results in {self.store.out}")
+        self._warn_of_threads()
         try:
             announcement = announced(self.store, self.study)
             with _sigterm_as_interrupt(), announcement, Display(self.console, estimates) as display:
@@ -91,6 +93,14 @@ class LocalRun:
         """Whether every measure of every cell is recorded as ok or unsupported."""
         states = [self._pending(cell) for cell in self.plan.cells]
         return not any(state.run or state.failed for state in states)
+
+    def _warn_of_threads(self) -> None:
+        """Say so if the processes of a training have more threads than there are processors."""
+        count, cores = self.options.processes, usable_cores()
+        threads = max(cell.threads or torch.get_num_threads() for cell in self.plan.cells)
+        if count > 1 and self.device.type == "cpu" and cores and count * threads > cores:
+            fewer = self.spell("threads", [str(max(1, cores // count))])
+            self._say(f"warning: {count} processes of {threads} threads on {cores} processors; {fewer} may be faster")
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

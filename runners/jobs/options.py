@@ -90,14 +90,14 @@ class SlurmOptions:
     gpus_per_node: int | None = _count(
         "gpus_per_node", "a number of GPUs", "GPUs, with a process each; without slurm the same as --procs-per-node"
     )
-    procs_per_node: int | None = _count(
-        "procs_per_node", "a number of processes", "processes that train one cell, also without slurm (default: 1)"
-    )
     cpus_per_task: int | None = _count(
         "cpus_per_task", "a number of processors", "processors of each process (default: --threads)"
     )
     slurm: Mapping[str, str] | tuple[tuple[str, str], ...] = argument_field(
         (), Argument("slurm", sbatch_option, "K[=V]", "any other option of sbatch, such as comment=mine", several=True)
+    )
+    procs_per_node: int | None = _count(
+        "procs_per_node", "a number of processes", "processes that train one cell, also without slurm (default: 1)"
     )
     exclusive: bool = _switch("exclusive", "measure throughput in jobs of its own, alone on their node")
     max_parallel: int | None = _count("max_parallel", "a number of jobs", "jobs at the same time")

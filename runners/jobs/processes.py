@@ -5,10 +5,13 @@ others and starts all of them again, at most `MAX_RESTARTS` times, and the train
 a process raises is no reason for that: it is a record.
 """
 
+import contextlib
 import os
+import signal
 import sys
 import traceback
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -45,12 +48,24 @@ def run_processes(job: Job, log: Path, count: int, mechanism: bytes | None = Non
     )
     kills = oom_kills()
     try:
-        failure = elastic_launch(config, _run_rank)(os.getpid(), job, log, count, mechanism)[0]
+        with _hangup_as_it_is():
+            failure = elastic_launch(config, _run_rank)(os.getpid(), job, log, count, mechanism)[0]
     except ChildFailedError as error:
         _record_death(job, log, count, *error.get_first_failure(), kills)
         return
     if failure:
         raise ChildFailed(failure)
+
+
+@contextlib.contextmanager
+def _hangup_as_it_is() -> Iterator[None]:
+    """Keep SIGHUP ignored where it is, as under nohup: torchrun's agent would end at it."""
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ignored)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run_rank(parent: int, job: Job, log: Path, count: int, mechanism: bytes | None) -> str | None:

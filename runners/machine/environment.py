@@ -38,7 +38,7 @@ def environment(device: "torch.device | str" = "cpu") -> dict[str, Any]:
         "device_name": device_name(device),
         "cpu_model": cpu_model(),
         "cores_logical": os.cpu_count(),
-        "cores_usable": _usable_cores(),
+        "cores_usable": usable_cores(),
         "threads": torch.get_num_threads(),
         "host": platform.node(),
         "platform": platform.platform(),
@@ -223,7 +223,8 @@ def process_memory_mib(name: str) -> float | None:
     return int(size[1]) / 1024 if size else None
 
 
-def _usable_cores() -> int | None:
+def usable_cores() -> int | None:
+    """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
