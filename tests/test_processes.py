@@ -1,7 +1,6 @@
-"""One cell trained by several processes of this machine under torchrun's agent: what is asked, killed and left over."""
+"""One cell trained by several processes of this machine: what is asked, refused, started, and made of those that die."""
 
-import json
-import os
+import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -9,15 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 import torch
-from test_distributed import processes, run, spread  # noqa: F401  (fixtures)
-from test_sweep import start, wait_for
 from torch import distributed
 
 from ablations.study import Cell
 from runners import Sweep
+from runners.cells import run as cells
 from runners.cells.job import Job
 from runners.cells.plan import check_shares
 from runners.cli.options import given, read_command
@@ -29,7 +26,6 @@ from runners.jobs.request import make_request
 from runners.machine.environment import check_local_ranks
 from runners.store.lease import holder
 from runners.store.store import open_store
-from runners.table import load
 from runners.train import distributed as ours
 
 # --- what is asked
@@ -104,7 +100,7 @@ def test_each_local_rank_takes_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(distributed.HashStore(), 2, 4)]))
+    monkeypatch.setattr(ours, "rendezvous", lambda *_, **__: iter([(distributed.HashStore(), 2, 4)]))
     with ours.setup(4, torchrun(2, 4)) as group:
         assert (group.rank, taken) == (2, [2])
 
@@ -118,15 +114,40 @@ def torchrun(rank: int, size: int, attempt: int = 0) -> dict[str, str]:
 
 
 def test_an_attempt_finds_nothing_that_an_earlier_one_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = distributed.HashStore()
-    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(store, 0, 2)]))
+    store, found = distributed.HashStore(), list[str]()
+    monkeypatch.setattr(ours, "rendezvous", lambda *_, **__: iter([(store, 0, 2)]))
     monkeypatch.setattr(ours, "LEAVE_S", 0.01)
-    for attempt, orders in enumerate((["old", "older", "oldest"], ["new"])):
-        with ours.setup(2, torchrun(0, 2, attempt)) as first:
-            for order in orders:
-                first.lead(order)
-        with ours.setup(2, torchrun(1, 2, attempt)) as second:
-            assert list(second.orders()) == orders
+    for attempt in range(2):
+        with ours.setup(2, torchrun(0, 2, attempt)) as first, ours.setup(2, torchrun(1, 2, attempt)) as second:
+            waiting = in_background(lambda group=second: found.append(next(group.orders())))
+            waiting.join(0.2)
+            assert waiting.is_alive()
+            first.lead(f"order {attempt}")
+            waiting.join(10)
+    assert found == ["order 0", "order 1"]
+
+
+def in_background(body: Callable[[], Any]) -> threading.Thread:
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_memory_limit_holds_in_a_process_that_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int | None] = []
+
+    @contextlib.contextmanager
+    def limit(device: torch.device, limit_mib: int | None) -> Iterator[None]:
+        limits.append(limit_mib)
+        yield
+        limits.append(None)
+
+    monkeypatch.setattr(cells, "memory_limit", limit)
+    monkeypatch.setattr(cells, "train", lambda *_: limits.append(0))
+    out = open_store(tmp_path, create=True).out
+    group: Any = SimpleNamespace(orders=lambda: iter(["key"]))
+    cells.follow(out, {"key": Cell(threads=torch.get_num_threads())}, "cpu", group, 256)
+    assert limits == [256, 0, None]
 
 
 class Ended:
@@ -210,160 +231,3 @@ def test_processes_that_die_too_often_are_a_record(
     assert (record.status, record.attempt, record.error_type) == (status, 1, "JobDied")
     assert f"rank 1 of 2 {how}; all were started 4 times" in str(record.error_message)
     assert holder(store.lease_path(key)) is None
-
-
-# --- real processes; a sweep in this process, which has imported all that it needs
-
-CELL: dict[str, Any] = {"attn": "bra", "topk": 1, "resolution": 32, "batch_size": 16, "threads": 1, "steps": 24}
-FLAGS = [word for name, value in CELL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-
-
-def train(out: Path, **changes: Any) -> Any:
-    options = {name: changes.pop(name) for name in ("memory_limit", "time") if name in changes}
-    rows = Sweep(measures=["accuracy"], **{**CELL, **changes}).run(out, procs_per_node=2, save_weights=True, **options)
-    (row,) = rows.to_dict("records")
-    return row
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    from attention_zoo.published.weights import read_weights
-
-    (row,) = load(out).to_dict("records")
-    return dict(read_weights(out / row["weights"]).state)
-
-
-def losses(out: Path) -> list[float]:
-    store = open_store(out, create=False)
-    (key,) = store.cell_keys()
-    return next(list(record.samples["loss"]) for record in store.records(key) if record.status == "ok")
-
-
-def ranks(out: Path, step: int = 1) -> list[psutil.Process] | None:
-    """The processes that train, rank 0 first, once they have done some steps; None until then."""
-    for progress in out.glob("cells/*/progress.json"):
-        held, said = holder(progress.parent / "lease.json"), json.loads(progress.read_text())
-        if held and held.state == "live" and said.get("pid", held.pid) == held.pid and said.get("step", 0) >= step:
-            first = psutil.Process(held.pid)
-            others = [p for p in first.parent().children() if p != first and "spawn_main" in " ".join(p.cmdline())]
-            return [first, *others]
-    return None
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of a training that nothing interrupts."""
-    out = tmp_path_factory.mktemp("whole")
-    row = train(out)
-    assert (row["status"], row["world_size"], row["resumed"], row["steps"]) == ("ok", 2, 0, CELL["steps"])
-    assert not list(out.rglob("training.*"))
-    return out
-
-
-def two_ranks(group: Any) -> Any:
-    """The same training by processes that find each other as those of a job of SLURM do."""
-    from runners.cells.models import build_model
-    from runners.data.loading import make_data
-
-    cell = Cell(attn="bra", settings=(("topk", 1),), height_px=32, width_px=32, batch_size=16)
-    return run(group, build_model(cell), make_data(cell.data, 32, 32, 16), steps=CELL["steps"])
-
-
-@pytest.mark.slow
-def test_the_bits_are_those_of_a_job_of_slurm_of_the_same_size(whole: Path, spread: Any) -> None:  # noqa: F811
-    expected_losses, row, expected = spread(two_ranks)[0]
-    found = weights(whole)
-    assert losses(whole) == expected_losses
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
-    assert load(whole)["acc1"].tolist() == [row["acc1"]]
-
-
-def in_background(body: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=body, daemon=True)
-    thread.start()
-    return thread
-
-
-@pytest.mark.slow
-def test_killed_processes_start_again_and_end_bit_for_bit_as_if_nothing_had_been(whole: Path, tmp_path: Path) -> None:
-    def kill() -> None:
-        # a notice, so that a state is saved: otherwise that is once in half a minute
-        (first, *_) = wait_for(lambda: ranks(tmp_path, step=5), 600)
-        first.send_signal(signal.SIGUSR2)
-        (saved,) = wait_for(lambda: list(tmp_path.rglob("training.*")) or None, 600)
-        step = json.loads(saved.read_bytes().splitlines()[0])["step"]
-        first.wait(60)
-        (_, second) = wait_for(lambda: ranks(tmp_path, step=step + 1 + os.getpid() % 8), 600)
-        second.kill()
-
-    killer = in_background(kill)
-    row = train(tmp_path)
-    killer.join(10)
-    assert not killer.is_alive()
-    assert (row["status"], row["world_size"], row["attempts"]) == ("ok", 2, 1)
-    assert row["resumed"] >= 1
-    assert losses(tmp_path) == losses(whole)
-    found, expected = weights(tmp_path), weights(whole)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-@pytest.fixture
-def family() -> Iterator[list[psutil.Process]]:
-    """Processes of which none may outlive the test."""
-    found: list[psutil.Process] = []
-    yield found
-    _, alive = psutil.wait_procs(found, timeout=30)
-    for process in alive:
-        process.kill()
-    assert found and not alive
-
-
-def started(sweep: psutil.Process, out: Path, family: list[psutil.Process]) -> list[psutil.Process]:
-    """The processes that train for a sweep, once they do; `family` gets all that it has started."""
-    found = wait_for(lambda: ranks(out), 600)
-    family += sweep.children(recursive=True)
-    assert len(found) == 2 and {*found} <= {*family}
-    return list(found)
-
-
-LONG = [*FLAGS[:-1], "100000", "--measure", "accuracy", "--procs-per-node", "2"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)])
-def test_a_sweep_that_is_told_to_end_leaves_no_process(
-    number: signal.Signals, tmp_path: Path, family: list[psutil.Process]
-) -> None:
-    with start(tmp_path, *LONG) as running:
-        started(psutil.Process(running.pid), tmp_path, family)
-        running.send_signal(number)
-        output, _ = running.communicate(timeout=120)
-    assert running.returncode == 130
-    assert "go on with: python runners/sweep.py" in output and "Traceback" not in output
-    assert list(load(tmp_path)["status"]) == ["pending"]
-
-
-@pytest.mark.slow
-def test_processes_do_not_outlive_what_started_them(tmp_path: Path, family: list[psutil.Process]) -> None:
-    with start(tmp_path, *LONG) as running:
-        first, _ = started(psutil.Process(running.pid), tmp_path, family)
-        first.parent().kill()
-        _, alive = psutil.wait_procs(family, timeout=60)
-        assert not alive
-        running.communicate(timeout=120)
-    assert list(load(tmp_path)["status"]) == ["killed"]
-
-
-@pytest.mark.slow
-@pytest.mark.exhaustive
-def test_a_time_limit_ends_all_processes(tmp_path: Path, family: list[psutil.Process]) -> None:
-    gatherer = in_background(lambda: started(psutil.Process(), tmp_path, family) and None)
-    row = train(tmp_path, steps=100000, time=0.75)
-    gatherer.join(10)
-    assert row["status"] == "timeout" and "time" in row["error_message"]
-
-
-@pytest.mark.slow
-@pytest.mark.exhaustive
-def test_a_memory_limit_holds_in_each_process(tmp_path: Path) -> None:
-    row = train(tmp_path, batch_size=512, memory_limit=64)
-    assert row["status"] == "oom"

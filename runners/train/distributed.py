@@ -25,6 +25,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from runners.machine.failures import ChildFailed, status_of
 from runners.train.batch_norm import synchronise_batch_norm
@@ -220,7 +221,7 @@ def setup(
         store = TCPStore(address, port, world_size, rank == 0, timeout, wait_for_workers=False)
     else:
         # else the ranks would find what those of an earlier attempt told each other
-        store = PrefixStore(f"attempt/{attempt}", next(distributed.rendezvous("env://", timeout=timeout))[0])
+        store = PrefixStore(f"attempt/{attempt}", next(rendezvous("env://", timeout=timeout))[0])
     group = Group(rank, world_size, store=store, timeout_s=timeout_s, restarts=attempt is not None)
     yield group
     # who leaves by an exception says nothing: its connections close with its process, and the others notice
