@@ -228,7 +228,7 @@ def test_gradients_and_statistics_to_the_last_digits(world_size, spread):
     "settings", [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}], ids=str
 )
 def test_batch_norm_of_one_rank_is_torchs(settings, monkeypatch):
-    from runners.measure import batch_norm
+    from runners.train import batch_norm
 
     monkeypatch.setattr(batch_norm.distributed, "all_reduce", lambda tensor: None)
     torch.manual_seed(0)

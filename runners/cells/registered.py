@@ -80,10 +80,13 @@ def _write(path: Path, content: bytes) -> None:
         pipe.write(content)
 
 
-def take(path: Path | None) -> None:
-    """Register the mechanism that the parent process offers."""
-    if path:
-        unpack(path.read_bytes())
+def take(path: Path | None) -> bytes | None:
+    """Register the mechanism that the parent process offers; return it as `pack` wrote it."""
+    if path is None:
+        return None
+    content = path.read_bytes()
+    unpack(content)
+    return content
 
 
 def code_hash(mechanism: type) -> str:

@@ -77,7 +77,14 @@ def run_job(job: Job, log: Path | None = None, *, more: Mapping[str, Any] | None
     return End.DONE
 
 
-def follow(out: Path, cells: Mapping[str, Cell], device: str, group: Group, workers: int | None = None) -> None:
+def follow(
+    out: Path,
+    cells: Mapping[str, Cell],
+    device: str,
+    group: Group,
+    workers: int | None = None,
+    memory_limit_mib: int | None = None,
+) -> None:
     """Help rank 0 to train, cell by cell as it asks for it, until it has no more; what it records is its own.
 
     Raises:
@@ -91,7 +98,7 @@ def follow(out: Path, cells: Mapping[str, Cell], device: str, group: Group, work
         job = Job(out=out, key=key, cell=cell, attempts={}, workers=workers)
         run = Run(store, job, here, place(here, cell.threads), group)
         try:
-            with Conditions.of(cell).applied(here):
+            with memory_limit(here, memory_limit_mib), Conditions.of(cell).applied(here):
                 train(run, None)
         except Exception:  # rank 0 makes a row of it
             print(traceback.format_exc(), flush=True)
@@ -115,6 +122,12 @@ def blank_record(job: Job, measure: str, place: Place, *, described: bool = True
         ended_at=started,
         command=command_for(job.cell, [measure]),
     )
+
+
+def died(job: Job, measure: str, place: Place, log: Path, *, status: str, reason: str) -> Record:
+    """The record of a measure whose process has ended without one."""
+    blank = blank_record(job, measure, place)
+    return replace(blank, status=status, error_type="JobDied", error_message=reason, log_path=str(log))
 
 
 def _run_measure(run: Run, blank: Record) -> Record:

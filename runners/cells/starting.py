@@ -54,7 +54,8 @@ def find_start(name: str, store: Store | None, device_id: str | None = None) -> 
     if not kept:
         raise ValueError(f"init_from={name}: the cell has no kept weights in {store.out}; train it with --save-weights")
     own = f"weights.{device_id}.pth"
-    return store.folder(name) / (own if own in kept else kept[0])
+    last = [file for file in kept if not file.endswith(".best.pth")]
+    return store.folder(name) / (own if own in kept else [*last, *kept][0])
 
 
 @functools.lru_cache(maxsize=2)

@@ -164,7 +164,8 @@ def _tuned(
     drawn_alike = replace(cell, seed=SEED)
 
     def short(model: nn.Module, part: Data, tried: Recipe, steps: int, seed: int) -> tuple[float, float] | None:
-        run.say(measure="accuracy", step=0, steps=steps, loss=None, tuning=tried.lr)
+        if run.group.rank == 0:
+            run.say(measure="accuracy", step=0, steps=steps, loss=None, tuning=tried.lr)
         try:
             found, _ = accuracy.train_and_evaluate(
                 model,

@@ -96,7 +96,10 @@ def read_command(argv: Sequence[str]) -> argparse.Namespace:
     fields_given = [name for name, _ in options.set or ()]
     if twice := next((name for name in fields_given if fields_given.count(name) > 1), None):
         parser.error(f"--set {twice} is given twice; give all of its values at once, separated by commas")
-    run = RunOptions(**given(options, RunOptions))
+    try:
+        run = RunOptions(**given(options, RunOptions))
+    except ValueError as error:
+        parser.error(str(error))
     for name in run.without_slurm():
         parser.error(f"--{name.replace('_', '-')} needs --cluster slurm, got --cluster {run.cluster}")
     return options

@@ -55,23 +55,23 @@ class Running:
             psutil.wait_procs(family, timeout=5)
 
 
-def start_local(job: "Job", folder: Path, mechanism: Path | None = None) -> Running:
-    """Start a job in a process of its own on this machine; `folder` takes submitit's files and the log.
+def start_local(job: "Job", folder: Path, mechanism: Path | None = None, processes: int = 1) -> Running:
+    """Start a job on this machine, in a process of its own or in several; `folder` takes submitit's files and the log.
 
-    `mechanism` is the pipe from which the process takes a mechanism that it cannot import.
+    `mechanism` is the pipe from which the job takes a mechanism that it cannot import.
     """
     executor = LocalExecutor(folder=folder)
     executor.update_parameters(timeout_min=NEVER_MIN, stderr_to_stdout=True)
     # blocked, not ignored: Ctrl-C must reach the sweep, which then ends the job, and never the job itself
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        handle = executor.submit(_payload, job, os.environ.get("CUDA_VISIBLE_DEVICES"), mechanism)
+        handle = executor.submit(_payload, job, os.environ.get("CUDA_VISIBLE_DEVICES"), mechanism, processes)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
     return Running(handle.paths.stdout, handle)
 
 
-def _payload(job: "Job", visible_gpus: str | None, mechanism: Path | None) -> None:
+def _payload(job: "Job", visible_gpus: str | None, mechanism: Path | None, processes: int) -> None:
     # submitit's local controller numbers the GPUs anew, whatever the user had made visible
     if visible_gpus is None:
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
@@ -81,9 +81,14 @@ def _payload(job: "Job", visible_gpus: str | None, mechanism: Path | None) -> No
     from runners.cells.run import run_job
     from runners.store.files import is_gone
 
-    take(mechanism)
+    log, packed = JobEnvironment().paths.stdout, take(mechanism)
     try:
-        run_job(job, JobEnvironment().paths.stdout)
+        if processes > 1:
+            from runners.jobs.processes import run_processes
+
+            run_processes(job, log, processes, packed)
+        else:
+            run_job(job, log)
     finally:
         if is_gone(job.out):
             # submitit would make the folder anew for its result

@@ -7,18 +7,19 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import torch
 from rich.console import Console
 
 from ablations.study import Cell, cell_key
 from runners.cells.job import Job
 from runners.cells.plan import Plan, Spelling, estimate_seconds
 from runners.cells.registered import offered
-from runners.cells.run import blank_record, place, run_job
+from runners.cells.run import died, place, run_job
 from runners.cells.source import code_of_cell
 from runners.jobs.executors import Running, start_local
 from runners.jobs.follow import POLL_S, Follower, Todo
@@ -26,8 +27,9 @@ from runners.jobs.local_sweeps import announced
 from runners.jobs.options import RunOptions
 from runners.jobs.pending import Pending, pending
 from runners.jobs.progress import Display, count, format_seconds
-from runners.machine.environment import device_id, pick_device
+from runners.machine.environment import device_id, pick_device, usable_cores
 from runners.machine.failures import oom_kills
+from runners.measures import MEASURES
 from runners.store.files import StoreError, check_inside, is_gone, make_folder
 from runners.store.lease import Lease, acquire, holder
 from runners.store.names import cell_name
@@ -66,6 +68,7 @@ class LocalRun:
             return
         estimates = [estimate_seconds(item.cell, item.measures) for item in todo]
         self._say(f"{len(todo)} cells to run, about {format_seconds(sum(estimates))}; results in {self.store.out}")
+        self._warn_of_threads()
         try:
             announcement = announced(self.store, self.study)
             with _sigterm_as_interrupt(), announcement, Display(self.console, estimates) as display:
@@ -91,6 +94,14 @@ class LocalRun:
         """Whether every measure of every cell is recorded as ok or unsupported."""
         states = [self._pending(cell) for cell in self.plan.cells]
         return not any(state.run or state.failed for state in states)
+
+    def _warn_of_threads(self) -> None:
+        """Say so if the processes of a training have more threads than there are processors."""
+        count, cores = self.options.processes, usable_cores()
+        threads = max(cell.threads or torch.get_num_threads() for cell in self.plan.cells)
+        if count > 1 and self.device.type == "cpu" and cores and count * threads > cores:
+            fewer = self.spell("threads", [str(max(1, cores // count))])
+            self._say(f"warning: {count} processes of {threads} threads on {cores} processors; {fewer} may be faster")
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -153,6 +164,9 @@ class LocalRun:
             measures = [measure for measure in item.measures if measure not in follower.recorded]
             if not measures:
                 return
+            if self.options.processes > 1:
+                # what is no training has a job of one process, before
+                measures = [m for m in measures if not MEASURES[m].can_resume] or measures
             job = Job(
                 out=self.store.out,
                 key=follower.key,
@@ -181,7 +195,8 @@ class LocalRun:
         with offered(job.cell.attn) as mechanism:
             logs = self.store.log_folder(job.key)
             make_folder(self.store.out, logs)
-            self._job, self._running = job, start_local(job, logs, mechanism)
+            processes = self.options.processes if all(MEASURES[m].can_resume for m in job.attempts) else 1
+            self._job, self._running = job, start_local(job, logs, mechanism, processes)
             in_time = self._wait(self._running, follower)
         log, self._running = self._running.log, None
         check_inside(self.store.out, logs)
@@ -201,9 +216,8 @@ class LocalRun:
             status, reason = "error", _tail(log) or "the job ended before it began to measure"
         current = self.store.read_progress(job.key).get("measure")
         measure = current if current in missing else missing[0]
-        blank = blank_record(job, measure, place(self.device, job.cell.threads))
-        record = replace(blank, status=status, error_type="JobDied", error_message=reason, log_path=str(log))
-        self.store.write_record(job.key, record)
+        here = place(self.device, job.cell.threads)
+        self.store.write_record(job.key, died(job, measure, here, log, status=status, reason=reason))
         self._free_lease(job.key)
         follower.show_new()
 

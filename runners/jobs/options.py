@@ -87,12 +87,17 @@ class SlurmOptions:
     constraint: str | None = _option(None, "constraint", _word, "C", "features that a node must have")
     mem: str | None = _option(None, "mem", _memory, "SIZE", "memory per node, such as 16G")
     nodes: int | None = _count("nodes", "a number of nodes", "nodes that train one cell (default: 1)")
-    gpus_per_node: int | None = _count("gpus_per_node", "a number of GPUs", "GPUs, with a process each")
+    gpus_per_node: int | None = _count(
+        "gpus_per_node", "a number of GPUs", "GPUs, with a process each; without slurm the same as --procs-per-node"
+    )
     cpus_per_task: int | None = _count(
         "cpus_per_task", "a number of processors", "processors of each process (default: --threads)"
     )
     slurm: Mapping[str, str] | tuple[tuple[str, str], ...] = argument_field(
         (), Argument("slurm", sbatch_option, "K[=V]", "any other option of sbatch, such as comment=mine", several=True)
+    )
+    procs_per_node: int | None = _count(
+        "procs_per_node", "a number of processes", "processes that train one cell, also without slurm (default: 1)"
     )
     exclusive: bool = _switch("exclusive", "measure throughput in jobs of its own, alone on their node")
     max_parallel: int | None = _count("max_parallel", "a number of jobs", "jobs at the same time")
@@ -116,6 +121,20 @@ class SlurmOptions:
                 value = [f"{name}={text}" if text != "" else name for name, text in dict(value).items()]
             if value not in (None, (), []):
                 object.__setattr__(self, field.name, argument.read(value))
+        check_processes(self.procs_per_node, self.gpus_per_node)
+
+
+def check_processes(procs_per_node: int | None, gpus_per_node: int | None) -> None:
+    """Check that the processes of a node, where both are given, are one per GPU.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if procs_per_node and gpus_per_node and procs_per_node != gpus_per_node:
+        raise ValueError(
+            f"--procs-per-node {procs_per_node} and --gpus-per-node {gpus_per_node}: each GPU has one process; "
+            "give one of the two"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,10 +193,15 @@ class RunOptions(SlurmOptions):
         "name of the study in status, cancel, ... (default: of --study, or of the cells)",
     )
 
+    @property
+    def processes(self) -> int:
+        """Processes that train one cell on this machine."""
+        return self.procs_per_node or self.gpus_per_node or 1
+
     def without_slurm(self) -> list[str]:
         """Options that are given although they mean something to `cluster="slurm"` alone."""
-        names = [field.name for field in fields(SlurmOptions)] if self.cluster != "slurm" else []
-        values = {name: getattr(self, name) for name in names}
+        names = {field.name for field in fields(SlurmOptions)} - {"procs_per_node", "gpus_per_node"}
+        values = {name: getattr(self, name) for name in names if self.cluster != "slurm"}
         return [name for name, value in values.items() if not (value is None or value is False or value == ())]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from runners.jobs.options import SlurmOptions, minutes
+from runners.jobs.options import SlurmOptions, check_processes, minutes
 from runners.jobs.submission import Request
 
 MAX_MIN = 60 * 24 * 365
@@ -35,8 +35,8 @@ def make_request(
     """Join what is asked now, else what was asked `before`, else the study's own defaults.
 
     Raises:
-        ValueError: a study's default is malformed, a time limit is over a year, or what was asked before may make jobs
-            run something and is not asked for now.
+        ValueError: a study's default is malformed, a time limit is over a year, the processes of a node are not one per
+            GPU, or what was asked before may make jobs run something and is not asked for now.
     """
     options: dict[str, str] = dict(before.options) if before else {}
     for name in options.keys() - HARMLESS - dict(asked.slurm).keys():
@@ -63,7 +63,9 @@ def make_request(
         raise ValueError(f"--time {numbers['time_min']}: SLURM takes at most {MAX_MIN} min, a year")
     base = before or Request()
     exclusive = asked.exclusive or base.exclusive
-    return replace(base, **numbers, options=options | dict(asked.slurm), exclusive=exclusive)
+    made = replace(base, **numbers, options=options | dict(asked.slurm), exclusive=exclusive)
+    check_processes(made.procs_per_node, made.gpus_per_node)
+    return made
 
 
 def _number(name: str, value: str) -> int:

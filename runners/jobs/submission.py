@@ -26,6 +26,7 @@ class Request:
     time_min: int = 60
     nodes: int = 1
     gpus_per_node: int | None = None
+    procs_per_node: int | None = None
     cpus_per_task: int | None = None
     max_parallel: int | None = None
     cells_per_job: int = 1
@@ -34,8 +35,8 @@ class Request:
 
     @property
     def world_size(self) -> int:
-        """Processes of a job: one per GPU, or one per node."""
-        return self.nodes * (self.gpus_per_node or 1)
+        """Processes of a job: one per GPU, or as many on each node as are asked for, or one."""
+        return self.nodes * (self.gpus_per_node or self.procs_per_node or 1)
 
     @property
     def target(self) -> tuple[str | int | None, ...]:

@@ -16,7 +16,7 @@ import pandas as pd
 from ablations import Axes, Study, cell_key, load_study
 from ablations.values import choice, read_values
 from attention_zoo.registry import suggest
-from runners.cells.plan import Spelling, as_keyword, make_plan
+from runners.cells.plan import Spelling, as_keyword, check_shares, make_plan
 from runners.cells.registered import is_registered_here
 from runners.cells.starting import check_start
 from runners.jobs.executors import PLACEHOLDERS
@@ -25,7 +25,7 @@ from runners.jobs.local import LocalRun
 from runners.jobs.options import RunOptions
 from runners.jobs.progress import print_submission
 from runners.jobs.request import make_request, study_name
-from runners.machine.environment import pick_device
+from runners.machine.environment import check_local_ranks, pick_device
 from runners.measures import DEFAULT_MEASURES, MEASURES
 from runners.store.store import Store, open_store
 from runners.table import load
@@ -123,6 +123,27 @@ class Sweep:
         for name in options.without_slurm():
             needed, given = self.spell("cluster", ["slurm"]), self.spell("cluster", [options.cluster])
             raise ValueError(f"{self.spell(name, [])} needs {needed}, got {given}")
+        if options.cluster != "slurm" and options.processes > 1:
+            self._check_processes(options)
+
+    def _check_processes(self, options: RunOptions) -> None:
+        """Check that several processes of this machine can train these cells.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        count = options.processes
+        given = self.spell("procs_per_node" if options.procs_per_node else "gpus_per_node", [str(count)])
+        if options.cluster == "debug":
+            raise ValueError(
+                f"{given}: {self.spell('cluster', ['debug'])} runs in one process; allowed: local and slurm"
+            )
+        if "accuracy" not in self.measures:
+            raise ValueError(
+                f"{given}: nothing is trained to measure {', '.join(self.measures)}; add the measure accuracy"
+            )
+        check_local_ranks(options.device, count, given)
+        check_shares(self.plan.cells, count, self.spell)
 
     def local(self, store: Store, options: RunOptions) -> LocalRun:
         """Return the run of what is missing on this machine."""
@@ -137,10 +158,13 @@ class Sweep:
         """
         cells = {cell_key(cell): (cell, self.measures) for cell in self.plan.cells}
         declared = self.study
+        request = make_request(options, options.time, defaults=declared.slurm if declared else ())
+        if "accuracy" in self.measures:
+            check_shares(self.plan.cells, request.world_size, self.spell)
         order = Order(
             study=study_name(options.name or (declared.name if declared else None), cells, self.measures),
             cells=cells,
-            request=make_request(options, options.time, defaults=declared.slurm if declared else ()),
+            request=request,
             device=options.device,
             memory_limit_mib=options.memory_limit,
             patience_s=options.patience,

@@ -68,7 +68,8 @@ class ArrayTask:
         with setup(submission.request.world_size) as group:
             _use_allocated_threads(cells)
             if group.rank:
-                execute.follow(self.out, cells, submission.device, group, submission.workers)
+                limit = submission.memory_limit_mib
+                execute.follow(self.out, cells, submission.device, group, submission.workers, limit)
             else:
                 run_tasks(store, submission, cells, group)
 

@@ -38,7 +38,7 @@ def environment(device: "torch.device | str" = "cpu") -> dict[str, Any]:
         "device_name": device_name(device),
         "cpu_model": cpu_model(),
         "cores_logical": os.cpu_count(),
-        "cores_usable": _usable_cores(),
+        "cores_usable": usable_cores(),
         "threads": torch.get_num_threads(),
         "host": platform.node(),
         "platform": platform.platform(),
@@ -146,6 +146,25 @@ def pick_device(name: str = "auto") -> "torch.device":
     return torch.device(name)
 
 
+def check_local_ranks(name: str, count: int, given: str) -> None:
+    """Check that `count` processes of this machine can train together on a `--device`, each GPU with one of them.
+
+    Raises:
+        ValueError: they cannot; `given` is how their number was asked for.
+    """
+    device = pick_device(name)
+    if device.type == "mps" or device.index is not None:
+        raise ValueError(f"{given} with --device {name}: each process needs a device of its own; allowed: cpu, cuda")
+    if device.type == "cuda":
+        import torch
+
+        if count > (gpus := torch.cuda.device_count()):
+            raise ValueError(
+                f"{given}: each process needs a GPU of its own, and this machine shows {gpus}; give {gpus} or fewer, "
+                "or --device cpu"
+            )
+
+
 def apply_threads(threads: int | None) -> None:
     """Set the CPU threads of torch's operators; None leaves torch's own choice.
 
@@ -204,7 +223,8 @@ def process_memory_mib(name: str) -> float | None:
     return int(size[1]) / 1024 if size else None
 
 
-def _usable_cores() -> int | None:
+def usable_cores() -> int | None:
+    """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

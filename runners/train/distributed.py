@@ -8,6 +8,7 @@ batches.
 Rank 0 leads: it alone holds the lease and writes records, and tells the others through a small store when to join in.
 So the other measures of a cell run with no process group around. A rank that fails says why in that store before it
 leaves, and that is what rank 0 reports; one that is killed is noticed by its closed connection, or after `TIMEOUT_S`.
+Under torchrun that is torchrun's to notice: it ends all ranks and starts them anew, with a store of their own.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import json
 import os
 import re
 import socket
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -24,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from runners.machine.failures import ChildFailed, status_of
 from runners.train.batch_norm import synchronise_batch_norm
@@ -31,7 +34,8 @@ from runners.train.batch_norm import synchronise_batch_norm
 TIMEOUT_S = 600.0
 """How long a rank waits for another, at the start of a training and in any step of it."""
 LEAVE_S = 10.0
-"""How long rank 0, which hosts the store, waits for the others to have read its last word, or why it failed."""
+"""How long rank 0, which hosts the store, waits for the others to have read its last word, or why it failed; and how
+long a rank waits for torchrun to end it."""
 
 _FOREVER = timedelta(days=365)
 _END = "end"
@@ -49,11 +53,16 @@ class Group:
         *,
         store: Store | None = None,
         timeout_s: float = TIMEOUT_S,
+        restarts: bool = False,
     ) -> None:
-        """Describe one process of the group; `setup` makes the groups that have several."""
+        """Describe one process of the group; `setup` makes the groups that have several.
+
+        With `restarts` a launcher ends and starts all of them again when one is killed.
+        """
         self.rank, self.world_size = rank, world_size
         self.timeout_s = timeout_s
         self._store = store
+        self._restarts = restarts
         self._device = torch.device("cpu")
         self._orders = itertools.count()
         self._meetings = itertools.count()
@@ -117,6 +126,8 @@ class Group:
             meeting.set(f"read/{self.rank}", "")
         except RuntimeError:  # rank 0 is gone, and the store with it
             return error
+        if self._restarts and _PEER_GONE.search(first["message"]):
+            time.sleep(LEAVE_S)  # the launcher is about to end this process, which is to record nothing
         if self.rank == 0 and not _PEER_GONE.search(first["message"]):
             # the others notice at their next collective that the connections are closed, once no frame holds a model
             traceback.clear_frames(error.__traceback__)
@@ -148,7 +159,7 @@ class Group:
         if len(labels) < self.world_size:
             raise ValueError(
                 f"a global batch of {len(labels)} images cannot be shared out to {self.world_size} processes; "
-                f"give --batch-size {self.world_size} or more, or fewer --nodes or --gpus-per-node"
+                f"give --batch-size {self.world_size} or more, or fewer processes"
             )
         parts = images.tensor_split(self.world_size), labels.tensor_split(self.world_size)
         mine, share = parts[1][self.rank], len(parts[1][self.rank]) * self.world_size / len(labels)
@@ -192,7 +203,7 @@ def setup(
     """Meet the other processes of this job, if it has `world_size` > 1; leaving it dismisses them.
 
     Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun and submitit export them, and makes the
-    local rank's CUDA device the current one.
+    local rank's CUDA device the current one. The store of torchrun's agent outlives an attempt, so each has own keys.
 
     Raises:
         ValueError: these variables are missing, malformed or of a job of another size.
@@ -213,8 +224,14 @@ def setup(
     if torch.cuda.is_available():
         # a scheduler may show each process all GPUs of the node or its own alone
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
-    store = TCPStore(address, port, world_size, rank == 0, timedelta(seconds=timeout_s), wait_for_workers=False)
-    group = Group(rank, world_size, store=store, timeout_s=timeout_s)
+    timeout, attempt = timedelta(seconds=timeout_s), environment.get("TORCHELASTIC_RESTART_COUNT")
+    store: Store
+    if attempt is None:
+        store = TCPStore(address, port, world_size, rank == 0, timeout, wait_for_workers=False)
+    else:
+        # else the ranks would find what those of an earlier attempt told each other
+        store = PrefixStore(f"attempt/{attempt}", next(rendezvous("env://", timeout=timeout))[0])
+    group = Group(rank, world_size, store=store, timeout_s=timeout_s, restarts=attempt is not None)
     yield group
     # who leaves by an exception says nothing: its connections close with its process, and the others notice
     with contextlib.suppress(RuntimeError):

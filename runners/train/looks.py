@@ -33,7 +33,8 @@ class Looks:
     ) -> None:
         """Say when to look: after every so many steps (0: never), and for a stated accuracy 20 times in all.
 
-        `measure` returns acc1 and val_loss of a model; `tell` is given step, acc1 and val_loss of each look. The last step is left to the evaluation that ends a training.
+        `measure` returns acc1 and val_loss of a model; `tell` is given step, acc1 and val_loss of each look. The last
+        step is left to the evaluation that ends a training.
         """
         self.training, self.measure, self.target_acc, self.checkpoint = training, measure, target_acc, checkpoint
         self.tell = tell
