@@ -6,6 +6,7 @@ No weights are downloaded, nor anything else: a name is one of the lists of this
 import functools
 from collections.abc import Callable
 from difflib import get_close_matches
+from typing import Any
 
 import timm
 import torch
@@ -96,7 +97,7 @@ def create_named(name: str, num_classes: int, height_px: int, width_px: int, dro
 
 def _create_rival(name: str, num_classes: int, height_px: int, width_px: int, drop_path_rate: float = 0.0) -> nn.Module:
     architecture = name.removeprefix(TIMM)
-    more = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+    more: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
     build: Callable[..., nn.Module] = functools.partial(
         timm.create_model, architecture, pretrained=False, num_classes=num_classes, **more
     )

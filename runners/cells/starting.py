@@ -133,5 +133,6 @@ def _resampled(name: str, tensor: Tensor, own: Tensor | None) -> Tensor:
     if name.endswith("bias_table") and tensor.ndim == own.ndim == 2 and tensor.shape[1] == own.shape[1]:
         side = (round(len(own) ** 0.5) + 1) // 2
         if (2 * side - 1) ** 2 == len(own):
-            return resize_rel_pos_bias_table_simple(tensor, (side, side), tuple(own.shape))
+            resized: Tensor = resize_rel_pos_bias_table_simple(tensor, (side, side), tuple(own.shape))
+            return resized
     return tensor

@@ -1,5 +1,7 @@
 """A classifier trained alone, on features that stay as they are."""
 
+from collections.abc import Callable
+
 from torch import nn
 
 
@@ -9,10 +11,10 @@ def classifier_names(model: nn.Module) -> list[str]:
     Raises:
         ValueError: the model has no `get_classifier`.
     """
-    if not hasattr(model, "get_classifier"):
+    find: Callable[[], nn.Module] | None = getattr(model, "get_classifier", None)
+    if find is None:
         raise ValueError(f"{type(model).__name__} has no get_classifier, which --init-from needs")
-    last: nn.Module = model.get_classifier()
-    weights = {id(parameter) for parameter in last.parameters()}
+    weights = {id(parameter) for parameter in find().parameters()}
     return [name for name, parameter in model.named_parameters() if id(parameter) in weights]
 
 
