@@ -1,4 +1,4 @@
-"""One cell trained by several processes of this machine: what is asked, refused, started, and made of those that die."""
+"""One cell trained by several processes of this machine: what is asked, refused, started, and made of the dead."""
 
 import contextlib
 import signal
