@@ -24,9 +24,9 @@ CELL: dict[str, Any] = {"attn": "bra", "topk": 1, "resolution": 32, "batch_size"
 FLAGS = [word for name, value in CELL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def train(out: Path, **changes: Any) -> Any:
-    options = {name: changes.pop(name) for name in ("memory_limit", "time") if name in changes}
-    rows = Sweep(measures=["accuracy"], **{**CELL, **changes}).run(out, procs_per_node=2, save_weights=True, **options)
+def train(out: Path, batch_size: int = 16, **options: Any) -> Any:
+    sweep = Sweep(measures=["accuracy"], **{**CELL, "batch_size": batch_size})
+    rows = sweep.run(out, procs_per_node=2, save_weights=True, **options)
     (row,) = rows.to_dict("records")
     return row
 
