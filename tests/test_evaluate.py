@@ -259,11 +259,12 @@ def test_folders_that_are_numbers_have_their_number(tmp_path):
         (tmp_path / str(number)).mkdir()
         Image.new("RGB", (32, 32)).save(tmp_path / str(number) / "image.png")
     found = eval_set(f"imagefolder:{tmp_path}")
-    indices = class_indices("", found.classes, 12)
-    assert {found.names[i]: indices[label] for i, label in enumerate(found.labels)} == {
-        f"{number}/image.png": number for number in range(12)
-    }
-    assert class_indices("", sorted(map(str, range(12))), 12) == [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]
+    # in the order of training, which is that of the sorted names
+    assert found.classes == sorted(map(str, range(12))) and class_indices("", found.classes, 12) == list(range(12))
+    assert {name.partition("/")[0]: label for name, label in zip(found.names, found.labels, strict=True)}["10"] == 2
+    # ImageNet-V2
+    names = sorted(map(str, range(1000)))
+    assert class_indices("", names, 1000) == [int(name) for name in names]
     assert class_indices("", ["1", "2", "3"], 3) == [0, 1, 2]
 
 
@@ -341,13 +342,13 @@ def spoilt(crafted, tmp_path_factory):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--data", "imagefolder:{tmp}/nowhere"], "--data imagefolder:{tmp}/nowhere: no such folder or file"),
-        (["--data", "imagefolder:{tmp}/empty"], "there are no images in {tmp}/empty"),
-        (["--data", "imagefolder:{tmp}/empty.tar"], "there are no images in {tmp}/empty.tar"),
-        (["--data", "imagefolder:{tmp}/cut.tar"], "is no whole tar"),
-        (["--data", "imagefolder:{tmp}/flat"], "one.png lies in no class folder"),
+        (["--data", "imagefolder:{tmp}/nowhere"], "--data imagefolder:{tmp}/nowhere: {tmp}/nowhere does not exist"),
+        (["--data", "imagefolder:{tmp}/empty"], "{tmp}/empty holds no images"),
+        (["--data", "imagefolder:{tmp}/empty.tar"], "{tmp}/empty.tar holds no images"),
+        (["--data", "imagefolder:{tmp}/cut.tar"], "cut.tar is damaged or cut off"),
+        (["--data", "imagefolder:{tmp}/flat"], "one.png lies in no folder of a class"),
         (["--data", "imagefolder:{tmp}/two"], "has 2 classes (a, b) and the model 8; say by --label-map"),
-        (["--data", "imagefolder:{tmp}/own.pth"], "the file is no .tar"),
+        (["--data", "imagefolder:{tmp}/own.pth"], "own.pth is neither a folder nor a .tar"),
         (["--data", "digit-vote"], "give imagefolder:PATH"),
         (["--checkpoint", "{tmp}/nowhere.pth"], "--checkpoint {tmp}/nowhere.pth: no such file"),
         (["--checkpoint", "{tmp}/cut.pth"], "cut.pth cannot be read: "),

@@ -2,7 +2,7 @@
 
 import itertools
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,14 +12,11 @@ from attention_zoo import LAYOUTS, names, resolve
 from attention_zoo.config import field_names, parse_values
 from attention_zoo.registry import suggest
 from runners.cells.models import Description, describe
-from runners.cells.named import check_drop_path, check_model, is_rival, own_resolution
-from runners.cells.starting import check_start
-from runners.cells.teachers import check_teaching
-from runners.data.augment import Augmentation, check_policy
-from runners.data.datasets import check_data, steps_per_epoch
+from runners.cells.named import check_model, own_resolution
+from runners.cells.plan_training import RECIPE, Spelling, check_training, lengths_of, recipes_of
+from runners.data.datasets import check_data
 from runners.data.image_specs import is_image_spec
 from runners.measures import MEASURES
-from runners.train.recipe import Recipe, check_recipe, make_recipe, read_field
 
 CONDITIONS = ("precision", "threads", "compile", "sdpa", "memory_format", "deterministic", "cudnn_benchmark")
 AXES = (*CONDITIONS, "baseline")
@@ -27,15 +24,6 @@ AXES = (*CONDITIONS, "baseline")
 
 TRAINING = ("strict_data", "init_from", "reset_classes", "freeze", "target_acc")
 """Axes that say how a model is trained, beside data, recipe and batch size."""
-
-RECIPE = "recipe"
-"""Owner of the settings that are fields of the recipe of a training."""
-
-AS_DRAWN = vars(Augmentation())
-"""Augmentation of data that are drawn, not read."""
-
-Spelling = Callable[[str, Sequence[str]], str]
-"""Writes an argument and its values as whoever gave them would."""
 
 
 def as_keyword(name: str, values: Sequence[str]) -> str:
@@ -145,25 +133,6 @@ def _check_settings(axes: Axes, selected: list[str], spell: Spelling) -> list[st
     return remarks
 
 
-def _recipes(axes: Axes, spell: Spelling) -> Iterable[tuple[str, tuple[tuple[str, Any], ...], Recipe]]:
-    """Products of recipes and of the fields that are set; what a recipe says itself is left out."""
-    setting = [(name.rpartition(".")[2], values) for name, values in axes.settings if name.startswith(f"{RECIPE}.")]
-    for name in axes.recipe:
-        try:
-            own = vars(check_recipe(name))
-        except ValueError as error:
-            raise ValueError(f"{spell(RECIPE, [])}: {error}") from error
-        for combination in itertools.product(*(values for _, values in setting)):
-            typed = {}
-            for (field, _), text in zip(setting, combination, strict=True):
-                try:
-                    typed[field] = read_field(field, text)
-                except ValueError as error:
-                    raise ValueError(f"{spell(f'{RECIPE}.{field}', [text])}: {error}") from error
-            changes = tuple(sorted((field, value) for field, value in typed.items() if value != own[field]))
-            yield name, changes, make_recipe(name, changes)
-
-
 def _unknown(field: str, selected: list[str]) -> str:
     """Say of a field that no selected mechanism has who else has it, or what it may have been meant for."""
     if others := [name for name in names() if field in _fields(name)]:
@@ -178,12 +147,12 @@ def _expand(axes: Axes, selected: list[str], spell: Spelling) -> Iterable[Cell]:
             raise ValueError(f"{spell('layout', [])}: {suggest('layout', name, sorted(LAYOUTS))}")
     conditions = [dict(zip(AXES, values, strict=True)) for values in _products(axes, AXES)]
     switches = [dict(zip(TRAINING, values, strict=True)) for values in _products(axes, TRAINING)]
-    recipes = list(_recipes(axes, spell))
+    recipes = list(recipes_of(axes, spell))
     hosts = [*_mechanisms(axes, selected, spell), *_models(axes, spell)]
     trained = itertools.product(axes.data, recipes, switches, axes.batch_size)
     for (subjects, (height, width)), how, under in itertools.product(hosts, trained, conditions):
         data, (recipe_name, training, recipe), trained_so, batch_size = how
-        lengths = _steps(axes, data, recipe, batch_size, spell)
+        lengths = lengths_of(axes, data, recipe, batch_size, spell)
         for subject, steps, seed in itertools.product(subjects, lengths, axes.seeds):
             yield Cell(
                 **subject,
@@ -257,24 +226,8 @@ def _defaults(attn: str, settings: tuple[tuple[str, Scalar], ...]) -> tuple[tupl
     return tuple((name, value) for name, value in sorted(vars(resolve(attn).Config()).items()) if name not in chosen)
 
 
-def _steps(axes: Axes, data: str, recipe: Recipe, batch_size: int, spell: Spelling) -> tuple[int, ...]:
-    """Lengths of the trainings: steps, or epochs of the sweep, or those of the recipe."""
-    epochs = axes.epochs or (recipe.epochs if axes.steps is None else None)
-    try:
-        check_data(data)
-        if epochs is None and recipe.schedule == "steps":
-            return axes.steps or (Cell.steps,)
-        per_epoch = steps_per_epoch(data, batch_size, recipe.repeats)
-    except ValueError as error:
-        raise ValueError(f"{spell('data', [])}: {error}") from error
-    if per_epoch is None:
-        given = spell("epochs", [str(epochs)]) if axes.epochs else "the recipe counts epochs"
-        raise ValueError(f"{given}: {data} is an endless stream; give {spell('steps', [])}")
-    return axes.steps or (Cell.steps,) if epochs is None else (epochs * per_epoch,)
-
-
 def _check(cell: Cell) -> Description:
-    _check_training(cell)
+    check_training(cell)
     settings = ", ".join(f"{name}={value}" for name, value in cell.settings)
     try:
         check_data(cell.data, cell.height_px, cell.width_px)
@@ -284,33 +237,6 @@ def _check(cell: Cell) -> Description:
     if cell.baseline:
         _check(Cell(attn="", layout="", model=cell.baseline, height_px=cell.height_px, width_px=cell.width_px))
     return found
-
-
-def _check_training(cell: Cell) -> None:
-    """Refuse images, teachers and label maps that are not there, and recipes that do not fit them."""
-    recipe = make_recipe(cell.recipe, cell.training)
-    check_teaching(recipe, cell.data, cell.height_px, cell.width_px)
-    if is_rival(cell.model) and recipe.drop_path:
-        check_drop_path(cell.model)
-    if cell.init_from:
-        check_start(cell)
-    for name in ("reset_classes", "freeze"):
-        if getattr(cell, name) and not cell.init_from:
-            raise ValueError(f"{name} needs init_from, weights to start from")
-    if cell.tune_lr and any(name == "lr" for name, _ in cell.training):
-        raise ValueError(f"tune_lr={cell.tune_lr} chooses the rate that recipe.lr gives; give one of them")
-    if recipe.eval_every and steps_per_epoch(cell.data, cell.batch_size, recipe.repeats) is None:
-        raise ValueError(f"recipe.eval_every={recipe.eval_every}: {cell.data} is an endless stream without epochs")
-    if not is_image_spec(cell.data):
-        if changed := [name for name in field_names(Augmentation) if getattr(recipe, name) != AS_DRAWN[name]]:
-            listed = ", ".join(f"{name}={as_text(getattr(recipe, name))}" for name in changed)
-            raise ValueError(f"data {cell.data}: its images are drawn and not augmented; the recipe has {listed}")
-        return
-    steps_per_epoch(cell.data, cell.batch_size, recipe.repeats)
-    if recipe.auto_augment:
-        check_policy(recipe.auto_augment)
-    if recipe.mixes and cell.batch_size % 2:
-        raise ValueError(f"batch size {cell.batch_size}: Mixup and CutMix join pairs, give an even one")
 
 
 def estimate_seconds(cell: Cell, measures: Iterable[str]) -> float:

@@ -23,8 +23,9 @@ def class_count(classes: Sequence[str]) -> int:
 def class_indices(spec: str, classes: Sequence[str], num_classes: int, label_map: Path | None = None) -> list[int]:
     """Index among a model's classes of each class folder of some data.
 
-    By `label_map`, if there is one. Else folders 0, 1, ... have their number; ImageNet's WNIDs their place among its
-    1,000, if that many are the model's; and as many folders as the model has classes their place in the given order.
+    By `label_map`, if there is one. Else as many folders as the model has classes have their place in the given order,
+    which is that of training; of a model of ImageNet's 1,000 classes, folders 0 to 999 have their number, as those of
+    ImageNet-V2, and WNIDs their place among the 1,000.
 
     Raises:
         ValueError: none of these fits.
@@ -33,7 +34,8 @@ def class_indices(spec: str, classes: Sequence[str], num_classes: int, label_map
         return _mapped(classes, num_classes, label_map)
     if len(classes) == num_classes:
         numbers = [int(name) if re.fullmatch(r"[0-9]{1,9}", name) else -1 for name in classes]
-        return numbers if sorted(numbers) == list(range(num_classes)) else list(range(num_classes))
+        is_v2 = num_classes == IMAGENET_CLASSES and sorted(numbers) == list(range(num_classes))
+        return numbers if is_v2 else list(range(num_classes))
     if num_classes == IMAGENET_CLASSES and class_count(classes) == IMAGENET_CLASSES:
         index = {wnid: number for number, wnid in enumerate(_wnids())}
         return [index[name] for name in classes]

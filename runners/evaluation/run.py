@@ -1,6 +1,5 @@
 """An evaluation from the request to its rows: everything is checked before the first image is read."""
 
-import contextlib
 import copy
 import hashlib
 from collections.abc import Callable, Iterator
@@ -80,21 +79,20 @@ def evaluate(
         ValueError: none of the images can be read.
     """
     opened, images = prepared.opened, prepared.images
-    with contextlib.closing(images):
-        for size in prepared.resolutions:
-            started = datetime.now(UTC).isoformat(timespec="milliseconds")
-            config = opened.data_config | {"input_size": (3, *size)}
-            images.transform = create_transform(**config, is_training=False)
-            share = place.rank, place.world_size
-            model = _sized(opened.model, size)
-            parts = place.gather(answer(model, images, prepared.labels, prepared.way, share=share, done=done))
-            if parts is not None:
-                answers = merge(parts, len(images))
-                if not len(answers.indices):
-                    raise ValueError(f"--data {request.data}: none of the {len(images)} images can be read")
-                row = _describe(request, prepared, config) | score(answers, prepared.labels, prepared.real_labels)
-                names = [images.names[index] for index in answers.unread]
-                yield row | {"processes": place.world_size, "started_at": started}, names
+    for size in prepared.resolutions:
+        started = datetime.now(UTC).isoformat(timespec="milliseconds")
+        config = opened.data_config | {"input_size": (3, *size)}
+        images.transform = create_transform(**config, is_training=False)
+        share = place.rank, place.world_size
+        model = _sized(opened.model, size)
+        parts = place.gather(answer(model, images, prepared.labels, prepared.way, share=share, done=done))
+        if parts is not None:
+            answers = merge(parts, len(images))
+            if not len(answers.indices):
+                raise ValueError(f"--data {request.data}: none of the {len(images)} images can be read")
+            row = _describe(request, prepared, config) | score(answers, prepared.labels, prepared.real_labels)
+            names = [images.names[index] for index in answers.unread]
+            yield row | {"processes": place.world_size, "started_at": started}, names
 
 
 def _sized(model: nn.Module, size: tuple[int, int]) -> nn.Module:

@@ -13,10 +13,9 @@ a step whose gradients overflow is left out, as torch's GradScaler does it. Seve
 """
 
 import contextlib
-import itertools
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
@@ -28,7 +27,6 @@ import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from runners.data.datasets import Data
 from runners.data.images import Batch, ImageData
@@ -38,6 +36,7 @@ from runners.train.criterion import make_criterion
 from runners.train.curve import Curve
 from runners.train.distillation import as_teacher, weights_hash
 from runners.train.distributed import ALONE, Group
+from runners.train.evaluation import evaluate
 from runners.train.freezing import freeze, set_training
 from runners.train.looks import Looks, best_columns, curves
 from runners.train.optim import Schedule, make_optimizer
@@ -156,35 +155,6 @@ def train(
             if checkpoint is not None:
                 checkpoint.after_step(training)
             started = time.perf_counter()
-
-
-def eval_batches(data: Data, group: Group) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's part of the test images."""
-    if isinstance(data, ImageData):
-        return data.eval_batches(group.rank, group.world_size)
-    return itertools.islice(data.eval_batches(), group.rank, None, group.world_size)
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module, data: Data, *, device: torch.device, conditions: Conditions = PLAIN, group: Group = ALONE
-) -> dict[str, float | int]:
-    """Measure `acc1`, `acc5` (percent), `val_loss` (mean cross-entropy) over the `n_eval` test images.
-
-    Leaves the model in evaluation mode. With fewer than five classes, `acc5` is 100.
-    """
-    model.eval()
-    totals = torch.zeros(4, dtype=torch.float64)
-    for images, labels in eval_batches(data, group):
-        with conditions.autocast(device):
-            logits = model(conditions.place_images(images, device))
-        logits = logits.float().cpu()
-        best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        found = [len(labels), best[:, 0].sum().item(), best.sum().item(), loss.item()]
-        totals += torch.tensor(found, dtype=torch.float64)
-    count, first, five, summed = group.total(totals).tolist()
-    return {"acc1": 100 * first / count, "acc5": 100 * five / count, "n_eval": int(count), "val_loss": summed / count}
 
 
 def train_and_evaluate(

@@ -1,0 +1,99 @@
+"""What a sweep says of training: recipes and their fields, how long, and what does not fit, before any work starts."""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ablations.study import Axes, Cell
+from ablations.values import as_text
+from attention_zoo.config import field_names
+from runners.cells.named import check_drop_path, is_rival
+from runners.cells.starting import check_start
+from runners.cells.teachers import check_teaching
+from runners.data.augment import Augmentation, check_policy
+from runners.data.datasets import check_data, steps_per_epoch
+from runners.data.image_specs import is_image_spec
+from runners.train.recipe import Recipe, check_recipe, make_recipe, read_field
+
+RECIPE = "recipe"
+"""Owner of the settings that are fields of the recipe of a training."""
+
+AS_DRAWN = vars(Augmentation())
+"""Augmentation of data that are drawn, not read."""
+
+Spelling = Callable[[str, Sequence[str]], str]
+"""Writes an argument and its values as whoever gave them would."""
+
+
+def recipes_of(axes: Axes, spell: Spelling) -> Iterable[tuple[str, tuple[tuple[str, Any], ...], Recipe]]:
+    """Products of recipes and of the fields that are set; what a recipe says itself is left out.
+
+    Raises:
+        ValueError: no such recipe or field, or a value that does not fit.
+    """
+    setting = [(name.rpartition(".")[2], values) for name, values in axes.settings if name.startswith(f"{RECIPE}.")]
+    for name in axes.recipe:
+        try:
+            own = vars(check_recipe(name))
+        except ValueError as error:
+            raise ValueError(f"{spell(RECIPE, [])}: {error}") from error
+        for combination in itertools.product(*(values for _, values in setting)):
+            typed = {}
+            for (field, _), text in zip(setting, combination, strict=True):
+                try:
+                    typed[field] = read_field(field, text)
+                except ValueError as error:
+                    raise ValueError(f"{spell(f'{RECIPE}.{field}', [text])}: {error}") from error
+            changes = tuple(sorted((field, value) for field, value in typed.items() if value != own[field]))
+            yield name, changes, make_recipe(name, changes)
+
+
+def lengths_of(axes: Axes, data: str, recipe: Recipe, batch_size: int, spell: Spelling) -> tuple[int, ...]:
+    """Lengths of the trainings in steps: those of the sweep, its epochs, or those of the recipe.
+
+    Raises:
+        ValueError: data that are not there, or have no epochs.
+    """
+    epochs = axes.epochs or (recipe.epochs if axes.steps is None else None)
+    try:
+        check_data(data)
+        if epochs is None and recipe.schedule == "steps":
+            return axes.steps or (Cell.steps,)
+        per_epoch = steps_per_epoch(data, batch_size, recipe.repeats)
+    except ValueError as error:
+        raise ValueError(f"{spell('data', [])}: {error}") from error
+    if per_epoch is None:
+        given = spell("epochs", [str(epochs)]) if axes.epochs else "the recipe counts epochs"
+        raise ValueError(f"{given}: {data} is an endless stream; give {spell('steps', [])}")
+    return axes.steps or (Cell.steps,) if epochs is None else (epochs * per_epoch,)
+
+
+def check_training(cell: Cell) -> None:
+    """Refuse images, teachers and label maps that are not there, and recipes that do not fit them.
+
+    Raises:
+        ValueError: one message, which names what does not fit.
+    """
+    recipe = make_recipe(cell.recipe, cell.training)
+    check_teaching(recipe, cell.data, cell.height_px, cell.width_px)
+    if is_rival(cell.model) and recipe.drop_path:
+        check_drop_path(cell.model)
+    if cell.init_from:
+        check_start(cell)
+    for name in ("reset_classes", "freeze"):
+        if getattr(cell, name) and not cell.init_from:
+            raise ValueError(f"{name} needs init_from, weights to start from")
+    if cell.tune_lr and any(name == "lr" for name, _ in cell.training):
+        raise ValueError(f"tune_lr={cell.tune_lr} chooses the rate that recipe.lr gives; give one of them")
+    if recipe.eval_every and steps_per_epoch(cell.data, cell.batch_size, recipe.repeats) is None:
+        raise ValueError(f"recipe.eval_every={recipe.eval_every}: {cell.data} is an endless stream without epochs")
+    if not is_image_spec(cell.data):
+        if changed := [name for name in field_names(Augmentation) if getattr(recipe, name) != AS_DRAWN[name]]:
+            listed = ", ".join(f"{name}={as_text(getattr(recipe, name))}" for name in changed)
+            raise ValueError(f"data {cell.data}: its images are drawn and not augmented; the recipe has {listed}")
+        return
+    steps_per_epoch(cell.data, cell.batch_size, recipe.repeats)
+    if recipe.auto_augment:
+        check_policy(recipe.auto_augment)
+    if recipe.mixes and cell.batch_size % 2:
+        raise ValueError(f"batch size {cell.batch_size}: Mixup and CutMix join pairs, give an even one")
