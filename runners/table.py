@@ -153,7 +153,7 @@ def _describe(cell: Mapping[str, Any] | None) -> dict[str, Any]:
     attention, settings, defaults = row.pop("attn"), dict(row.pop("settings")), dict(row.pop("defaults"))
     training = dict(row.pop("training"))
     topk = {**defaults, **settings}.get("topk")
-    for name in ("model", "baseline", "layout"):
+    for name in ("model", "baseline", "layout", "init_from", "tune_lr"):
         row[name] = row[name] or None
     return {
         **row,
@@ -161,7 +161,7 @@ def _describe(cell: Mapping[str, Any] | None) -> dict[str, Any]:
         "attention": attention or None,
         "precision": precision_today(row["precision"]),
         "settings": as_text(settings),
-        "training": as_text(training),
+        "training": as_text(training) or None,
         "topk" if isinstance(topk, int) else "topk_schedule": topk,
         "resolution": f"{row['height_px']}x{row['width_px']}",
     }

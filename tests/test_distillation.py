@@ -160,7 +160,7 @@ def test_a_saved_state_goes_on_with_the_same_teacher_alone(teacher, tmp_path, ca
     straight = make_model()
     run(straight, teacher=copy.deepcopy(teacher), **settings)
     for taught, resumed in ((teacher, 1), (make_model(), 0)):
-        path, model = tmp_path / "state", make_model()
+        path, model = tmp_path / f"state{resumed}", make_model()
         with pytest.raises(Stop):
             run(teacher=copy.deepcopy(teacher), state_path=path, progress=stop, **settings)
         row, _ = run(model, teacher=copy.deepcopy(taught), state_path=path, **settings)

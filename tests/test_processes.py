@@ -146,7 +146,7 @@ def test_a_memory_limit_holds_in_a_process_that_helps(tmp_path: Path, monkeypatc
     monkeypatch.setattr(cells, "train", lambda *_: limits.append(0))
     out = open_store(tmp_path, create=True).out
     group: Any = SimpleNamespace(orders=lambda: iter(["key"]))
-    cells.follow(out, {"key": Cell(threads=torch.get_num_threads())}, "cpu", group, 256)
+    cells.follow(out, {"key": Cell(threads=torch.get_num_threads())}, "cpu", group, memory_limit_mib=256)
     assert limits == [256, 0, None]
 
 

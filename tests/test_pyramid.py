@@ -93,7 +93,8 @@ def test_stem_and_merging_pad_with_zeros_at_the_bottom_and_right(layout):
     model = build(layout, attn="vanilla").eval()
     stem, merging = model.downsamples[:2]
     x = images(33, 47)
-    torch.testing.assert_close(stem(x), stem(F.pad(x, (0, 1, 0, 3))))
+    stride = LAYOUTS[layout].stem_px
+    torch.testing.assert_close(stem(x), stem(F.pad(x, (0, -47 % stride, 0, -33 % stride))))
     feature = torch.randn(2, LAYOUTS[layout].dims[0], 9, 12)
     rows_seen = merging(feature)
     assert rows_seen.shape[2:] == (5, 6)
@@ -149,7 +150,10 @@ def test_lepe_holds_for_the_full_stage_too(lepe):
         ({"topks": 4}, "unknown field of bra 'topks'; did you mean 'topk'[?] known: .*regions"),
         ({"attn": "swn"}, "unknown mechanism 'swn'; did you mean 'swin'[?] known: axial, .*bra, .*vanilla"),
         ({"attn": "swin", "topk": 4}, "unknown field of swin 'topk'; .*known: .*window"),
-        ({"layout": "smal"}, "unknown layout 'smal'; did you mean 'small'[?] known: biformer_base, .*small, stl"),
+        (
+            {"layout": "smal"},
+            "unknown layout 'smal'; did you mean 'small'[?] known: biformer_base, .*small, small32, stl",
+        ),
         ({"lepe": "on-on-on-full"}, "full belongs into the schedule of a field of the mechanism, not of LePE"),
         ({"regions": 4, "region_size": 2}, "give one of regions=4 and region_size=2"),
     ],

@@ -17,10 +17,11 @@ from attention_zoo import create_model
 from runners.cells.plan import command_for, make_plan
 from runners.data.seeding import drawn_from
 from runners.train.accuracy import train, train_and_evaluate
+from runners.train.criterion import make_criterion
 from runners.train.optim import Schedule, make_optimizer
 from runners.train.recipe import DEIT300, PROBE, RECIPES, Recipe, make_recipe, read_field
 from runners.train.resume import Training
-from runners.train.step import make_criterion, train_step
+from runners.train.step import train_step
 
 CPU = torch.device("cpu")
 
@@ -153,7 +154,7 @@ def test_twenty_steps_are_those_of_timms_own_parts():
     ours, theirs = tiny(), tiny()
     optimizer = make_optimizer(ours, recipe, batch)
     schedule = Schedule(optimizer, recipe, steps, per_epoch, batch)
-    criterion = make_criterion(recipe)
+    criterion = make_criterion(recipe, None)
     mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=4)
     losses = []
     for step in range(steps):

@@ -351,7 +351,7 @@ def test_configurations_and_conditions_have_readable_names():
             "settings": ["topk=4;lepe=false", "topk=1-4-16-full", "", None],
         }
     )
-    found = described(rows.reindex(columns=[*rows, *selection.CONDITIONS]))
+    found = described(rows.reindex(columns=[*rows, "model", *selection.CONDITIONS]))
     assert list(found["configuration"]) == ["bra topk=4 lepe=false", "bra topk=1-4-16-full", "swin", "unknown"]
     assert list(found["settings"]) == [{"topk": "4", "lepe": "false"}, {"topk": "1-4-16-full"}, {}, {}]
     assert set(found["conditions"]) == {"all rows"}

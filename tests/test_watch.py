@@ -10,7 +10,7 @@ import pytest
 
 from ablations.study import Cell, cell_key
 from runners import Sweep, clean
-from runners.cells import functions
+from runners.cells import functions, training
 from runners.cells.run import Job, run_job
 from runners.jobs import sweep as module
 from runners.jobs.cell_status import statuses
@@ -20,6 +20,7 @@ from runners.rows.curves import read_curve
 from runners.store.curve import board_folder, curve_path
 from runners.store.lease import acquire
 from runners.store.record import Record
+from runners.store.states import forget_states
 from runners.store.store import Store, open_store
 from runners.sweep import main
 from runners.table import load
@@ -91,7 +92,7 @@ def test_a_job_writes_its_speed_its_curve_and_tensorboard_without_which_it_goes_
 def test_a_curve_that_cannot_be_written_is_no_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, cell = open_store(tmp_path, create=True), Cell(steps=1, batch_size=2, height_px=32, width_px=32)
     key = store.add_cell(cell, None, ["accuracy"])
-    monkeypatch.setattr(functions, "curve_path", lambda store, key, device: store.folder(key) / "none" / "c.csv")
+    monkeypatch.setattr(training, "curve_path", lambda store, key, device: store.folder(key) / "none" / "c.csv")
     run_job(Job(out=tmp_path, key=key, cell=cell, attempts={"accuracy": 1}))
     (row,) = load(tmp_path).to_dict("records")
     assert row["status"] == "ok" and pd.isna(row["curve"])
@@ -139,5 +140,5 @@ def test_clean_and_force_leave_curves_until_the_next_training(store: Store, caps
         path.parent.mkdir(exist_ok=True)
         path.write_text("")
     assert clean.main(["--results", str(store.out)]) == 0
-    store.forget_states(KEY)
+    forget_states(store, KEY)
     assert [path.exists() for path in (curve, board, log)] == [True, True, False]
