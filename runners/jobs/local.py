@@ -17,7 +17,8 @@ from rich.console import Console
 
 from ablations.study import Cell, cell_key
 from runners.cells.job import Job
-from runners.cells.plan import Plan, Spelling, estimate_seconds
+from runners.cells.plan import Plan, estimate_seconds
+from runners.cells.plan_training import Spelling
 from runners.cells.registered import offered
 from runners.cells.run import died, place, run_job
 from runners.cells.source import code_of_cell

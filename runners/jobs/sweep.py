@@ -16,7 +16,8 @@ import pandas as pd
 from ablations import Axes, Study, cell_key, load_study
 from ablations.values import choice, read_values
 from attention_zoo.registry import suggest
-from runners.cells.plan import Spelling, as_keyword, check_shares, make_plan
+from runners.cells.plan import as_keyword, check_shares, make_plan
+from runners.cells.plan_training import Spelling
 from runners.cells.registered import is_registered_here
 from runners.cells.starting import check_start
 from runners.jobs.executors import PLACEHOLDERS
