@@ -13,7 +13,7 @@ from runners.train.accuracy import train_and_evaluate
 from runners.train.recipe import Recipe
 
 IMAGES, STEPS = 64, 120
-QUICK = {"bra", "swin"}
+QUICK = {"bra"}
 
 
 @pytest.fixture(scope="module")
