@@ -12,7 +12,8 @@ from slurm.zoo import MEASURED, held, hold_saved, job_of, records, rows, run, su
 
 pytestmark = pytest.mark.slurm
 
-STEPS = ["--steps", "300"]
+# long enough that none ends while the command that submitted it does
+STEPS = ["--steps", "900"]
 
 
 @pytest.fixture(scope="module")
