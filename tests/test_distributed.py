@@ -477,6 +477,7 @@ def with_images(group, folder, path, die_at):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_go_on_in_an_epoch_from_the_state_before_a_damaged_one(spread, tmp_path):
     rng = np.random.default_rng(0)
     for split, count in (("train", 32), ("val", 13)):  # 4 steps of 8 in an epoch

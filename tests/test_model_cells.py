@@ -197,7 +197,7 @@ def test_a_row_of_a_model(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["swin_tiny", RIVAL])
+@pytest.mark.parametrize("name", [pytest.param("swin_tiny", marks=pytest.mark.exhaustive), RIVAL])
 def test_every_measure_takes_a_model(tmp_path, name):
     asked = [measure for measure in MEASURES if measure not in ("max_batch", "energy")]
     sweep = Sweep(model=name, resolution=32, steps=2, batch_size=2, threads=1, measures=asked)
