@@ -1,6 +1,7 @@
 """Trainings that start from weights, of which only a classifier is trained, or whose rate is chosen first."""
 
 import hashlib
+import itertools
 import json
 import math
 
@@ -20,6 +21,7 @@ from runners.data.loading import make_data
 from runners.jobs.options import RunOptions
 from runners.store.store import open_store
 from runners.train.accuracy import Diverged
+from runners.train.distributed import ALONE
 from runners.train.freezing import freeze, set_training
 from runners.train.recipe import PROBE
 from runners.train.tuning import Trial, choose_rate, short_steps
@@ -140,19 +142,23 @@ class Divided:
         return "training images alone"
 
 
-def choose(train, rates=(1e-4, 1e-3, 1e-2), kept=None, run="r"):
-    return choose_rate(rates, Divided(), PROBE, 400, build=lambda: "fresh", train=train, kept=kept, run=run)
+def choose(train, kept, run="r", group=ALONE):
+    rates = (1e-4, 1e-3, 1e-2)
+    return choose_rate(
+        rates, Divided(), PROBE, 400, build=lambda: "fresh", train=train, kept=kept, run=run, group=group
+    )
 
 
-def test_the_rate_with_the_best_accuracy_is_chosen():
+def test_the_rate_with_the_best_accuracy_is_chosen(tmp_path):
+    kept = (tmp_path / str(number) for number in itertools.count())
     train = Curved({1e-4: (40.0, 2.0), 1e-3: (60.0, 1.5), 1e-2: None})
-    trials = choose(train)
+    trials = choose(train, next(kept))
     assert trials == [Trial(1e-3, 60.0, 1.5), Trial(1e-4, 40.0, 2.0), Trial(1e-2, None, None)]
     assert train.asked == [(rate, 40, 0, "training images alone", "fresh") for rate in (1e-4, 1e-3, 1e-2)]
-    assert choose(Curved({1e-4: (60.0, 1.4), 1e-3: (60.0, 1.5), 1e-2: (0.0, 9.0)}))[0].lr == 1e-4
-    assert choose(Curved({1e-4: (0.0, 2.4), 1e-3: None, 1e-2: None}))[0].lr == 1e-4
+    assert choose(Curved({1e-4: (60.0, 1.4), 1e-3: (60.0, 1.5), 1e-2: (0.0, 9.0)}), next(kept))[0].lr == 1e-4
+    assert choose(Curved({1e-4: (0.0, 2.4), 1e-3: None, 1e-2: None}), next(kept))[0].lr == 1e-4
     with pytest.raises(Diverged, match=r"all rates diverged: 0\.0001, 0\.001, 0\.01"):
-        choose(Curved(dict.fromkeys((1e-4, 1e-3, 1e-2))))
+        choose(Curved(dict.fromkeys((1e-4, 1e-3, 1e-2))), next(kept))
     assert [short_steps(steps) for steps in (1, 4, 400, 1562)] == [1, 1, 40, 156]
 
 
@@ -174,6 +180,38 @@ def test_finished_trials_are_not_repeated(tmp_path):
         kept.write_text(damaged)
         again = Curved({1e-4: (1.0, 1.0), 1e-3: (2.0, 1.0), 1e-2: (3.0, 1.0)})
         assert choose(again, kept=kept)[0].lr == 1e-2 and len(again.asked) == 3
+
+
+def test_processes_that_train_together_try_the_same_rates(tmp_path):
+    """What an interrupted run has finished lies in a file that the first process alone reads."""
+    told = []
+
+    class Rank:
+        def __init__(self, rank):
+            self.rank = rank
+
+        def broadcast(self, content):
+            told.append(content)
+            return told[0]
+
+    kept, found = tmp_path / "rates", {1e-4: (1.0, 1.0), 1e-3: (3.0, 1.0), 1e-2: (2.0, 1.0)}
+    kept.write_text(json.dumps({"run": "r", "trials": [[1e-4, 9.0, 1.0], [1e-3, None, None]]}))
+    trainings = [Curved(found), Curved(found)]
+    trials = [choose(train, kept, group=Rank(rank)) for rank, train in enumerate(trainings)]
+    assert told[1] is None
+    assert trials[0] == trials[1] == [Trial(1e-4, 9.0, 1.0), Trial(1e-2, 2.0, 1.0), Trial(1e-3, None, None)]
+    assert [[lr for lr, *_ in train.asked] for train in trainings] == [[1e-2], [1e-2]]
+
+
+def test_weights_behind_a_link_are_no_weights_of_a_cell(tmp_path, checkpoint):
+    store, key = open_store(tmp_path / "runs", create=True), "0123456789abcdef"
+    store.folder(key).mkdir(parents=True)
+    (store.folder(key) / "weights.cpu-x.pth").symlink_to(checkpoint)
+    with pytest.raises(ValueError, match=r"has no kept weights"):
+        find_start(key, store)
+    (store.folder(key) / "weights.cpu-y.best.pth").write_bytes(b"")
+    (store.folder(key) / "weights.cpu-y.pth").write_bytes(b"")
+    assert find_start(key, store, "cpu-z") == store.folder(key) / "weights.cpu-y.pth"
 
 
 def colours(folder, per_class=12, side=40):

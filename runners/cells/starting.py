@@ -51,6 +51,7 @@ def find_start(name: str, store: Store | None, device_id: str | None = None) -> 
     if store is None:
         return None
     kept = [file for file in list_names(str(store.folder(name))) if re.fullmatch(r"weights\..+\.pth", file)]
+    kept = [file for file in kept if not (store.folder(name) / file).is_symlink()]  # which may lead anywhere
     if not kept:
         raise ValueError(f"init_from={name}: the cell has no kept weights in {store.out}; train it with --save-weights")
     own = f"weights.{device_id}.pth"

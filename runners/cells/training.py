@@ -61,7 +61,9 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
         if recipe.has_label_maps and isinstance(data, ImageData):
             size = map_size(model, cell.height_px, cell.width_px)
             data.label_maps = LabelMaps(Path(recipe.token_labels), data.num_classes, size)
-        recipe, tuned = _tuned(run, data, recipe, start, teacher)
+        # of other images, or from other weights, nothing that was interrupted can go on
+        code = " ".join([code_of_cell(cell).hash, *filter(None, [told.get("data_hash"), start and start.sha256])])
+        recipe, tuned = _tuned(run, data, recipe, start, teacher, code)
         best = copy.deepcopy(model) if run.job.save_weights and recipe.eval_every else None
         with nullcontext() if run.group.rank else _curve(run, data) as curve:
             values, curves = accuracy.train_and_evaluate(
@@ -75,12 +77,10 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
                 recipe=recipe,
                 progress=progress,
                 state_path=run.store.state_path(run.job.key, run.place.device_id),
-                # of other images a state would go on in another order
-                code=" ".join([code_of_cell(cell).hash, *filter(None, [told.get("data_hash")])]),
+                code=code,
                 checkpoint_every_s=run.job.checkpoint_every_s,
                 target_acc=cell.target_acc,
                 frozen=cell.freeze,
-                start=start.sha256 if start else None,
                 teacher=teacher,
                 curve=curve,
                 best=best,
@@ -88,8 +88,6 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
             )
         # each process has read others
         parts = run.group.gather(data.broken) if isinstance(data, ImageData) else []
-        if run.group.rank == 0:
-            _rates_path(run).unlink(missing_ok=True)
     values |= {"num_classes": data.num_classes, "init_hash": start.sha256 if start else None, **told}
     values |= {} if teacher is None else {"teacher_hash": weights_hash(teacher)}
     samples: dict[str, Any] = dict(curves)
@@ -148,16 +146,10 @@ def _build(cell: Cell, data: Data, recipe: Recipe, start: Start | None) -> nn.Mo
     return model
 
 
-def _rates_path(run: Run) -> Path:
-    """Where the short trainings that choose a rate are kept while the cell is not done."""
-    state = run.store.state_path(run.job.key, run.place.device_id)
-    return state.with_name(f"{state.name}.rates")
-
-
 def _tuned(
-    run: Run, data: Data, recipe: Recipe, start: Start | None, teacher: nn.Module | None
+    run: Run, data: Data, recipe: Recipe, start: Start | None, teacher: nn.Module | None, code: str
 ) -> tuple[Recipe, list[Trial]]:
-    """Choose the learning rate by short trainings, if the cell asks for it."""
+    """Choose the learning rate by short trainings, if the cell asks for it; they are kept as the saved states are."""
     cell = run.job.cell
     if not cell.tune_lr:
         return recipe, []
@@ -165,7 +157,7 @@ def _tuned(
 
     def short(model: nn.Module, part: Data, tried: Recipe, steps: int, seed: int) -> tuple[float, float] | None:
         if run.group.rank == 0:
-            run.say(measure="accuracy", step=0, steps=steps, loss=None, tuning=tried.lr)
+            run.say(measure="accuracy", step=0, steps=steps)
         try:
             found, _ = accuracy.train_and_evaluate(
                 model,
@@ -184,6 +176,7 @@ def _tuned(
             return None
         return float(found["acc1"] or 0), float(found["val_loss"] or 0)
 
+    state = run.store.state_path(run.job.key, run.place.device_id)
     trials = choose_rate(
         [float(rate) for rate in cell.tune_lr.split(",")],
         data,
@@ -191,8 +184,9 @@ def _tuned(
         cell.steps,
         build=functools.partial(_build, drawn_alike, data, recipe, start),
         train=short,
-        kept=None if run.group.rank else _rates_path(run),
-        run=f"{run.job.key} {code_of_cell(cell).hash} {MEASURES['accuracy'].protocol}",
+        kept=state.with_name(f"{state.name}.rates"),
+        run=f"{run.job.key} {code} {MEASURES['accuracy'].protocol}",
+        group=run.group,
     )
     return replace(recipe, lr=trials[0].lr), trials
 

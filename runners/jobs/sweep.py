@@ -19,7 +19,7 @@ from attention_zoo.registry import suggest
 from runners.cells.plan import as_keyword, check_shares, make_plan
 from runners.cells.plan_training import Spelling
 from runners.cells.registered import is_registered_here
-from runners.cells.starting import check_start
+from runners.cells.starting import KEY, check_start
 from runners.jobs.executors import PLACEHOLDERS
 from runners.jobs.launch import Order, Outcome, check_plain, launch
 from runners.jobs.local import LocalRun
@@ -46,10 +46,12 @@ class Sweep:
         """Plan the cells: every combination of `values`, of which a list makes an axis.
 
         They have the names of the flags: `attn`, `model`, `baseline`, `layout`, `resolution`, `seeds`, `data`, `steps`,
-        `epochs`, `target_acc`, `batch_size`, `precision`, `compile`, `sdpa`, `memory_format`, `deterministic`,
-        `cudnn_benchmark`, `threads`. Any other name is a field of the mechanisms that have it, such as `topk` or
-        `window`; `**{"swin.window": [2, 4]}` is one of swin alone. A pair (height, width) is one value, `seeds=3`
-        stands for the seeds 0, 1 and 2. A study brings its cells, and the values take the place of its own.
+        `epochs`, `recipe`, `init_from`, `reset_classes`, `freeze`, `tune_lr`, `strict_data`, `target_acc`,
+        `batch_size`, `precision`, `compile`, `sdpa`, `memory_format`, `deterministic`, `cudnn_benchmark`, `threads`.
+        Any other name is a field of the mechanisms that have it, such as `topk` or `window`; one of swin alone is
+        `**{"swin.window": [2, 4]}`, and one of the recipes `**{"recipe.lr": [1e-3, 3e-3]}`. A pair (height, width) is
+        one value, `seeds=3` stands for the seeds 0, 1 and 2. A study brings its cells, and the values take the place of
+        its own.
 
         Raises:
             ValueError: a value is unknown or does not fit; the message names argument, value and what is allowed.
@@ -97,7 +99,7 @@ class Sweep:
             check_plain(out)
         store = open_store(out, create=True)
         for cell in self.plan.cells:
-            if cell.init_from:  # of another cell, which is in this folder
+            if KEY.fullmatch(cell.init_from):  # files were checked when the cells were planned
                 check_start(cell, store)
         return store
 

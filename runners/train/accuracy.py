@@ -173,7 +173,6 @@ def train_and_evaluate(
     checkpoint_every_s: float = 30.0,
     target_acc: float | None = None,
     frozen: bool = False,
-    start: str | None = None,
     teacher: nn.Module | None = None,
     curve: Curve | None = None,
     best: nn.Module | None = None,
@@ -183,7 +182,7 @@ def train_and_evaluate(
 
     `train_loss` is the mean over the last 5 % of the steps, at least one; `ceiling_percent` may be None. With
     `state_path` the run goes on from what a process that died has left there, and its states stay until its caller has
-    recorded the row; not from one of other `code` or of another `start`, hashes of what this program does not contain.
+    recorded the row; not from one of other `code`, hashes of what this program does not contain.
     Of a `frozen` model the classifier alone is trained. Where the recipe has a teacher, `teacher` is it, and becomes
     frozen; its time is part of `train_seconds`. `curve` writes each step and evaluation. `best` gets the weights of the
     first evaluation with the highest acc1, where there are several.
@@ -226,7 +225,6 @@ def train_and_evaluate(
             world_size=group.world_size,
             target_acc=target_acc,
             frozen=frozen,
-            start=start,
             code=code,
             teacher=None if teacher is None else weights_hash(teacher),
         )

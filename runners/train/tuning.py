@@ -18,6 +18,7 @@ from torch import nn
 from runners.data.datasets import Data
 from runners.store.files import StoreError, parse_json, write_whole
 from runners.train.accuracy import Diverged
+from runners.train.distributed import ALONE, Group
 from runners.train.recipe import Recipe
 
 SHARE = 0.1
@@ -46,10 +47,14 @@ def choose_rate(
     *,
     build: Callable[[], nn.Module],
     train: Callable[[nn.Module, Data, Recipe, int, int], tuple[float, float] | None],
-    kept: Path | None,
+    kept: Path,
     run: str,
+    group: Group = ALONE,
 ) -> list[Trial]:
     """Try the rates that are not in the file `kept`, best first in what is returned.
+
+    Of several processes the first alone reads and writes the file, and tells the others what is in it: all of them must
+    train the same rates.
 
     Args:
         rates: learning rates, the recipe's `lr`.
@@ -60,11 +65,12 @@ def choose_rate(
         train: trains a model with a recipe, steps and seed; returns acc1 and loss, or None where it diverged.
         kept: file of finished trials, of a run that was interrupted.
         run: what the trials are of; those of another run do not count.
+        group: the processes that train together.
 
     Raises:
         Diverged: it did at every rate.
     """
-    part, known = data.for_tuning(), _read(kept, run)
+    part, known = data.for_tuning(), _known(kept, run, group)
     trials = []
     for rate in rates:
         trial = known.get(rate)
@@ -72,7 +78,8 @@ def choose_rate(
             found = train(build(), part, replace(recipe, lr=rate), short_steps(steps), SEED)
             trial = Trial(rate, *(found or (None, None)))
         trials.append(trial)
-        _write(kept, run, trials)
+        if group.rank == 0:
+            _write(kept, run, trials)
     trials.sort(key=_rank)
     if trials[0].acc1 is None:
         raise Diverged(f"tune_lr: the short trainings of all rates diverged: {', '.join(f'{r:g}' for r in rates)}")
@@ -86,9 +93,17 @@ def _rank(trial: Trial) -> tuple[float, float]:
     return -trial.acc1, trial.val_loss
 
 
-def _read(path: Path | None, run: str) -> dict[float, Trial]:
-    """Finished trials of this run; none where the file is damaged, for they can be made again."""
-    written = parse_json(str(path)) if path else None
+def _known(path: Path, run: str, group: Group) -> dict[float, Trial]:
+    """Finished trials of this run, on every process."""
+    mine = json.dumps([*_read(path, run).values()]).encode() if group.rank == 0 else None
+    told = group.broadcast(mine)
+    assert told is not None
+    return {trial.lr: trial for trial in map(Trial._make, json.loads(told))}
+
+
+def _read(path: Path, run: str) -> dict[float, Trial]:
+    """Finished trials in a file; none where it is damaged, for they can be made again."""
+    written = parse_json(str(path))
     try:
         if not isinstance(written, dict) or written["run"] != run:
             return {}
@@ -97,9 +112,7 @@ def _read(path: Path | None, run: str) -> dict[float, Trial]:
         return {}
 
 
-def _write(path: Path | None, run: str, trials: list[Trial]) -> None:
-    if path is None:
-        return
+def _write(path: Path, run: str, trials: list[Trial]) -> None:
     content: dict[str, Any] = {"run": run, "trials": [list(trial) for trial in trials]}
     try:
         write_whole(path, json.dumps(content).encode())
