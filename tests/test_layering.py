@@ -174,7 +174,7 @@ RUNNERS = {
     "measure": {"measures", "store", "machine", "data", "train"},
     "cells": {"measures", "store", "machine", "data", "train", "measure"},
     "pictures": {"data", "cells"},
-    "evaluation": {"store", "machine", "cells"},
+    "evaluation": {"store", "machine", "data", "cells"},
     "rows": {"measures", "store", "table"},
     "figures": {"measures", "store", "rows"},
     "reporting": {"measures", "store", "rows", "figures"},
