@@ -187,6 +187,10 @@ def _origin(rows: DataFrame, unmeasured: Mapping[str, int]) -> list[str]:
         values = _distinct(rows, column)
         if len(values) == 1:
             parts.append(text.format(values[0]))
+    for column in selection.TRAINED:
+        # an empty field is another training
+        if column not in words and rows[column].notna().all() and rows[column].nunique() == 1:
+            parts.append(selection.spell(column, rows[column].iloc[0]))
     for column in ("compile", "sdpa", "memory_format", "deterministic", "cudnn_benchmark"):
         if rows[column].nunique() == 1 and (said := selection.spell(column, rows[column].dropna().iloc[0])):
             parts.append(said)
@@ -198,7 +202,7 @@ def _origin(rows: DataFrame, unmeasured: Mapping[str, int]) -> list[str]:
     parts.append(", ".join(versions).replace("=", " "))
     if unmeasured:
         parts.append("not drawn: " + ", ".join(f"{n} {what}" for what, n in unmeasured.items()))
-    return parts
+    return [part for part in parts if part]
 
 
 def _distinct(rows: DataFrame, column: str) -> list[str]:
