@@ -5,7 +5,7 @@ A test that takes `mechanism` runs for every registered name in every setting of
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -240,6 +240,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = sum(SKIPPED in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
     if skipped:
         terminalreporter.write_line(f"{skipped} proofs against the published codes were skipped: {SKIPPED}")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One CPU thread, with which sums have one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

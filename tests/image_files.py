@@ -3,10 +3,12 @@
 import io
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 REAL = Path(os.environ.get("ZOO_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -41,6 +43,19 @@ def write_data(root: Path, train: int = 6, val: int = 3, classes: tuple[str, ...
     """Write root/train and root/val with so many images of each class."""
     write_folder(root / "train", dict.fromkeys(classes, train))
     write_folder(root / "val", dict.fromkeys(classes, val))
+    return root
+
+
+def write_classes(root: Path, counts: dict[str, int], mark: Callable[[NDArray[np.uint8], int], None]) -> Path:
+    """Write noise of 32 x 32 px in four classes: root/SPLIT/classN/NUMBER.png; `mark` puts its number into each."""
+    rng = np.random.default_rng(0)
+    for split, count in counts.items():
+        for number in range(count):
+            place = root / split / f"class{number % 4}" / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 128, (32, 32, 3), dtype=np.uint8)
+            mark(pixels, number)
+            Image.fromarray(pixels).save(place, compress_level=0)
     return root
 
 

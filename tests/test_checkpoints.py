@@ -10,7 +10,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from image_files import write_classes
 from slurm.killer import can_mount, full_folder
 from test_resume import CPU, STEPS, Cut, assert_same, cut, cut_at, fresh, make_model, run, saved_step
 from test_train import Stripes
@@ -225,14 +225,11 @@ def test_a_test_loss_that_is_not_finite_keeps_the_states_too(tmp_path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """256 training and 16 test images of 32 px in 4 classes; eight training images are none."""
-    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for split, count in (("train", 256), ("val", 16)):
-        for number in range(count):
-            place = root / split / f"class{number % 4}" / f"{number}.png"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            pixels = rng.integers(0, 128, (32, 32, 3), dtype=np.uint8)
-            pixels[:, :, number % 3] += np.uint8(30 * (number % 4))
-            Image.fromarray(pixels).save(place, compress_level=0)
+
+    def mark(pixels, number):
+        pixels[:, :, number % 3] += np.uint8(30 * (number % 4))
+
+    root = write_classes(tmp_path_factory.mktemp("images"), {"train": 256, "val": 16}, mark)
     for number in range(0, 256, 32):
         (root / "train" / "class0" / f"{number}.png").write_bytes(b"")
     return root

@@ -24,13 +24,7 @@ from runners.train.distillation import as_teacher, hard_distillation, soft_disti
 from runners.train.recipe import Recipe
 from runners.train.step import train_step
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def softmax(z):

@@ -182,14 +182,6 @@ def test_two_ranks_follow_the_loss_curve_of_one_process(spread, one_thread):
     assert weights.keys() == one_weights.keys()
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def toy_run(group, batch_size, norm):
     return run(group, make_model(norm=norm), Wide(batch_size))
 

@@ -15,7 +15,8 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from PIL import Image
+from image_files import write_classes
+from numpy.typing import NDArray
 
 from runners.table import load
 
@@ -33,15 +34,11 @@ LAUNCHES = {"one process": []}
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """80 training and 16 test images of 32 px in 4 classes: 10 steps of 8 in an epoch."""
-    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for split, count in (("train", 80), ("val", 16)):
-        for number in range(count):
-            place = root / split / f"class{number % 4}" / f"{number}.png"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            pixels = rng.integers(0, 128, (32, 32, 3), dtype=np.uint8)
-            pixels[8 * (number % 4) :][:8] += np.uint8(120)
-            Image.fromarray(pixels).save(place)
-    return root
+
+    def mark(pixels: NDArray[np.uint8], number: int) -> None:
+        pixels[8 * (number % 4) :][:8] += np.uint8(120)
+
+    return write_classes(tmp_path_factory.mktemp("images"), {"train": 80, "val": 16}, mark)
 
 
 def command(images: Path, out: Path, launch: list[str]) -> list[str]:

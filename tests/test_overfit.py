@@ -38,16 +38,11 @@ def photographs(tmp_path_factory):
     "attn",
     [pytest.param(name, marks=() if name in QUICK else pytest.mark.exhaustive) for name in attention_zoo.names()],
 )
-def test_64_photographs_are_learned_by_heart(photographs, attn):
+def test_64_photographs_are_learned_by_heart(photographs, one_thread, attn):
     recipe = Recipe(lr=2e-3, warmup_share=0.1, weight_decay=0.0)
     data = make_data(photographs, 32, 32, IMAGES, recipe, workers=0)
     assert len(data.folders.train_indices) == IMAGES and data.num_classes == 10
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        torch.manual_seed(0)
-        model = create_model("small32", attn=attn, num_classes=10)
-        row, _ = train_and_evaluate(model, data, steps=STEPS, seed=0, device=torch.device("cpu"), recipe=recipe)
-    finally:
-        torch.set_num_threads(before)
+    torch.manual_seed(0)
+    model = create_model("small32", attn=attn, num_classes=10)
+    row, _ = train_and_evaluate(model, data, steps=STEPS, seed=0, device=torch.device("cpu"), recipe=recipe)
     assert (row["acc1"], row["n_eval"]) == (100, IMAGES)

@@ -25,12 +25,7 @@ from runners.train.token_labels import Dense, labels_of, token_loss
 SMALL = replace(LAYOUTS["small"], depths=(1, 1, 1, 1), dims=(16, 16, 16, 32))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_model(layout=SMALL, seed=0, num_classes=8):

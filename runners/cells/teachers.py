@@ -14,14 +14,13 @@ from attention_zoo import LAYOUTS
 from attention_zoo.published.models import PUBLISHED
 from attention_zoo.published.weights import load_weights, read_weights
 from attention_zoo.registry import suggest
+from runners.cells.named import TIMM
 from runners.cells.weights import load_model
 from runners.data.datasets import count_classes
 from runners.data.token_labels import check_label_maps
 from runners.train.distillation import as_teacher
 from runners.train.recipe import FROM_TEACHER, Recipe
 from runners.train.token_labels import Dense
-
-TIMM = "timm:"
 
 
 def check_teaching(recipe: Recipe, data: str, height_px: int, width_px: int) -> None:

@@ -55,7 +55,7 @@ def make_parser() -> Parser:
         if name == "attn":
             for setting in SETTINGS:
                 add_flag(cells, setting)
-            other = "any other config field, such as swin.window=2,4 or bra.lepe=on,off"
+            other = "any other field, of a mechanism or the recipe, such as swin.window=2,4 or recipe.lr=1e-3"
             add_flag(cells, Argument("set", _setting, "M.F=V[,V]", other), append=True)
     run = parser.add_argument_group("run")
     every, usual = ", ".join(MEASURES), ",".join(DEFAULT_MEASURES)

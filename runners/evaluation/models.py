@@ -15,10 +15,9 @@ from torch import nn
 
 from attention_zoo import LAYOUTS
 from attention_zoo.published.weights import classes_in, load_weights, read_weights
+from runners.cells.named import TIMM
 from runners.cells.weights import SEED, Identity, load_file, random_model
 
-TIMM = "timm:"
-"""Before the name of a model of timm's."""
 CROP = 0.875
 """Share of the resized image's side that is kept, by BiFormer's evaluation: 224 of 256 pixels."""
 MOST = 400
