@@ -104,11 +104,11 @@ def test_a_damaged_state_does_not_replace_the_one_before(tmp_path):
 def test_the_moving_average_goes_on_too(tmp_path, monkeypatch):
     made, recipe = [], Recipe(ema=0.5)
 
-    def record(*arguments, make=accuracy.ModelEmaV3, **settings):
+    def record(*arguments, make=accuracy.make_average, **settings):
         made.append(make(*arguments, **settings))
         return made[-1]
 
-    monkeypatch.setattr(accuracy, "ModelEmaV3", record)
+    monkeypatch.setattr(accuracy, "make_average", record)
     _, weights = run(recipe=recipe)
     cut(tmp_path / "state", 7, recipe=recipe)
     run(tmp_path / "state", recipe=recipe)

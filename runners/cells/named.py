@@ -8,9 +8,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
-import timm
 import torch
-from timm.models import get_pretrained_cfg, is_model, list_models
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,6 +22,13 @@ OURS_IN_TIMM = "zoo_"
 """Prefix of this program's models in timm's registry: cells name them without it."""
 CLOSE = 4
 """Names that a message suggests, of the thousand that timm has."""
+
+
+def _timm() -> Any:
+    """Import timm, which takes seconds, and most cells name none of its models."""
+    import timm
+
+    return timm
 
 
 def is_rival(name: str) -> bool:
@@ -45,15 +50,15 @@ def check_model(name: str) -> None:
     architecture = name.removeprefix(TIMM)
     if architecture.startswith(OURS_IN_TIMM):
         raise ValueError(f"{name} is one of this program's: write {architecture.removeprefix(OURS_IN_TIMM)}")
-    if not is_model(architecture):
-        theirs = [known for known in list_models() if not known.startswith(OURS_IN_TIMM)]
+    if not _timm().is_model(architecture):
+        theirs = [known for known in _timm().list_models() if not known.startswith(OURS_IN_TIMM)]
         near = get_close_matches(architecture, theirs, n=CLOSE, cutoff=0.5)
         hint = f"did you mean {', '.join(TIMM + known for known in near)}?" if near else "timm.list_models() has them"
         raise ValueError(f"unknown model {name!r}; {hint}")
     if "." not in architecture:
         return
     try:
-        get_pretrained_cfg(architecture, allow_unregistered=False)
+        _timm().get_pretrained_cfg(architecture, allow_unregistered=False)
     except RuntimeError as error:  # a tag that timm does not have
         raise ValueError(f"unknown model {name!r}: {error}") from error
 
@@ -65,7 +70,7 @@ def own_resolution(name: str) -> tuple[int, int]:
         ValueError: no such model.
     """
     check_model(name)
-    configuration = get_pretrained_cfg(name.removeprefix(TIMM)) if is_rival(name) else None
+    configuration = _timm().get_pretrained_cfg(name.removeprefix(TIMM)) if is_rival(name) else None
     if configuration is None:
         return RESOLUTION_PX, RESOLUTION_PX
     _, height, width = configuration.input_size
@@ -99,9 +104,9 @@ def _create_rival(name: str, num_classes: int, height_px: int, width_px: int, dr
     architecture = name.removeprefix(TIMM)
     more: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
     build: Callable[..., nn.Module] = functools.partial(
-        timm.create_model, architecture, pretrained=False, num_classes=num_classes, **more
+        _timm().create_model, architecture, pretrained=False, num_classes=num_classes, **more
     )
-    configuration = get_pretrained_cfg(architecture)
+    configuration = _timm().get_pretrained_cfg(architecture)
     size = (height_px, width_px)
     if configuration is None or not configuration.fixed_input_size or size == own_resolution(name):
         return build()
@@ -157,4 +162,4 @@ def _refusal(name: str, height_px: int, width_px: int, error: Exception) -> str:
 
 def version_of(name: str) -> str:
     """What tells the code of a model of timm: the version of timm, and the name."""
-    return f"timm {timm.__version__} {name.removeprefix(TIMM)}"
+    return f"timm {_timm().__version__} {name.removeprefix(TIMM)}"

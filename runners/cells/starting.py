@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from timm.layers import resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -134,6 +133,8 @@ def _resampled(name: str, tensor: Tensor, own: Tensor | None) -> Tensor:
     if name.endswith("bias_table") and tensor.ndim == own.ndim == 2 and tensor.shape[1] == own.shape[1]:
         side = (round(len(own) ** 0.5) + 1) // 2
         if (2 * side - 1) ** 2 == len(own):
+            from timm.layers import resize_rel_pos_bias_table_simple  # seconds of import
+
             resized: Tensor = resize_rel_pos_bias_table_simple(tensor, (side, side), tuple(own.shape))
             return resized
     return tensor

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from timm.data.distributed_sampler import RepeatAugSampler
 
 from runners.data.listing import Ints
 
@@ -19,6 +18,8 @@ def images_per_epoch(count: int, repeats: int) -> int:
 
 
 def _sampler(count: int, repeats: int) -> Any:
+    from timm.data.distributed_sampler import RepeatAugSampler  # seconds of import
+
     # timm's for one process: the processes of a training share out each batch, not the images
     rounding = SELECTED_ROUND if repeats > 1 else 0
     sampler: Any = RepeatAugSampler

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import roi_align
 
 from runners.data.folders import open_folders
 from runners.data.image_specs import is_image_spec
@@ -75,6 +74,8 @@ class LabelMaps:
         Raises:
             ValueError: its file cannot be read, or holds no label map.
         """
+        from torchvision.ops import roi_align  # seconds of import
+
         scores, classes = read_label_map(self.folder / file_of(name), self.num_classes)
         height, width = scores.shape[1:]
         maps = torch.zeros(self.num_classes, height, width).scatter_(0, classes, scores)

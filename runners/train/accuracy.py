@@ -25,7 +25,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from runners.data.datasets import Data
@@ -39,7 +38,7 @@ from runners.train.distributed import ALONE, Group
 from runners.train.evaluation import evaluate
 from runners.train.freezing import freeze, set_training
 from runners.train.looks import Looks, best_columns, curves
-from runners.train.optim import Schedule, make_optimizer
+from runners.train.optim import Schedule, make_average, make_optimizer
 from runners.train.recipe import FROM_TEACHER, PROBE, Recipe
 from runners.train.resume import Checkpoint, Evaluation, Training, identify
 from runners.train.step import PLAIN, recompute, train_step
@@ -206,7 +205,7 @@ def train_and_evaluate(
     if teacher is not None:
         teacher = conditions.place(as_teacher(teacher), device)
     optimizer = make_optimizer(model, recipe, data.batch_size)
-    average = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
+    average = make_average(model, recipe)
     training = Training(model, optimizer, conditions.scaler(device), average)
     if isinstance(data, ImageData):
         training.broken = data.broken

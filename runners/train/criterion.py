@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,8 +64,8 @@ def _parts(output: Output) -> tuple[Tensor, Tensor | None]:
 def make_criterion(recipe: Recipe, teacher: nn.Module | None = None) -> Criterion:
     """Return the loss of a recipe; where images are mixed, the labels are smoothed with them."""
     label_loss: LabelLoss = F.cross_entropy
-    if recipe.mixes:
-        label_loss = SoftTargetCrossEntropy()
-    elif recipe.smoothing:
-        label_loss = LabelSmoothingCrossEntropy(smoothing=recipe.smoothing)
+    if recipe.mixes or recipe.smoothing:
+        from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy  # seconds of import
+
+        label_loss = SoftTargetCrossEntropy() if recipe.mixes else LabelSmoothingCrossEntropy(recipe.smoothing)
     return Criterion(label_loss, recipe, teacher)

@@ -1,14 +1,14 @@
 """Optimiser and learning rate of a recipe, by timm."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.optim import create_optimizer_v2
-from timm.optim import param_groups_weight_decay as decay_groups
-from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from runners.train.recipe import PROBE, Recipe
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe = PROBE, batch_size: int = 1) -> torch.optim.Optimizer:
@@ -17,6 +17,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe = PROBE, batch_size: int = 1
     Raises:
         ValueError: timm has no such optimiser.
     """
+    from timm.optim import create_optimizer_v2  # seconds of import, which planning does without
+    from timm.optim import param_groups_weight_decay as decay_groups
+
     kept: Any = getattr(model, "no_weight_decay", set)
     names = () if recipe.decay_positions else tuple(kept())
     groups = decay_groups(model, recipe.weight_decay, no_weight_decay_list=names)
@@ -28,6 +31,15 @@ def make_optimizer(model: nn.Module, recipe: Recipe = PROBE, batch_size: int = 1
     except (ValueError, TypeError, AssertionError) as error:
         raise ValueError(f"optimizer {recipe.optimizer!r} of a recipe cannot be made by timm: {error}") from error
     return optimizer
+
+
+def make_average(model: nn.Module, recipe: Recipe) -> "ModelEmaV3 | None":
+    """Make the moving average of the weights, None where a recipe has none."""
+    if not recipe.ema:
+        return None
+    from timm.utils import ModelEmaV3
+
+    return ModelEmaV3(model, decay=recipe.ema)
 
 
 class Schedule:
@@ -48,10 +60,12 @@ class Schedule:
         """
         self.optimizer, self.recipe, self.steps = optimizer, recipe, steps
         self.steps_per_epoch, self.batch_size = steps_per_epoch, batch_size
-        self._epochs: CosineLRScheduler | None = None
+        self._epochs: Any = None
         if recipe.schedule == "epochs":
             if steps_per_epoch is None:
                 raise ValueError("schedule=epochs needs data with epochs; an endless stream has none")
+            from timm.scheduler import CosineLRScheduler
+
             self._epochs = CosineLRScheduler(
                 optimizer,
                 t_initial=-(-steps // steps_per_epoch),

@@ -24,16 +24,18 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from runners.machine import environment
 from runners.store.files import StoreError, opened, write_whole
 from runners.train.distributed import ALONE, Group
 from runners.train.notices import Notices
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 HEADER_BYTES = 1 << 12
 
@@ -60,7 +62,7 @@ class Training:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler = field(default_factory=partial(torch.amp.GradScaler, "cpu", enabled=False))
-    average: ModelEmaV3 | None = None
+    average: "ModelEmaV3 | None" = None
     step: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
