@@ -49,7 +49,7 @@ MEASURES = {
             25.0,
             is_timing=True,
         ),
-        Measure("memory", 1, ("peak_infer_mib", "peak_train_mib"), 8.0, training_steps=3),
+        Measure("memory", 2, ("peak_infer_mib", "peak_train_mib"), 8.0, training_steps=3),
         Measure(
             "accuracy",
             1,

@@ -50,14 +50,13 @@ def train_step(
     pieces = list(zip(*(tensor.tensor_split(accumulate) for tensor in given), strict=True))
     pieces = [piece for piece in pieces if len(piece[0])]
     losses = []
+    optimizer.zero_grad()  # frees the last step's gradients before this one's activations need memory
     for number, (some, wanted, *tokens) in enumerate(pieces, 1):
         weight = len(some) / len(images)
         alone = getattr(model, "no_sync", None) if number < len(pieces) else None
         with alone() if alone else contextlib.nullcontext():  # processes add up their gradients once
             with conditions.autocast(images.device):
                 loss = criterion(model(some), wanted, some, *tokens)
-            if number == 1:
-                optimizer.zero_grad()
             factor = share * weight
             scaler.scale(loss if factor == 1 else factor * loss).backward()
         losses.append(loss.detach() * weight if weight != 1 else loss.detach())
