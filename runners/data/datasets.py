@@ -9,7 +9,7 @@ import difflib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from runners.data.image_specs import USAGE, is_image_spec, parse_image_spec
 
@@ -59,6 +59,21 @@ class Data(Protocol):
 
     def for_tuning(self) -> "Data":
         """Training images alone, divided into some to train on and others to test on."""
+        ...
+
+
+@runtime_checkable
+class SharedData(Protocol):
+    """Data whose batches several processes share out themselves; `broken` names images that could not be read."""
+
+    broken: dict[str, str]
+
+    def train_batches(self, seed: int, start: int, stop: int, rank: int = 0, world_size: int = 1) -> "Iterator[Any]":
+        """Yield a process's part of the batches of the steps start .. stop - 1, each a `runners.data.images.Batch`."""
+        ...
+
+    def eval_batches(self, rank: int = 0, world_size: int = 1) -> "Iterator[tuple[Tensor, Any]]":
+        """Yield a process's part of the test images, and what is right of them."""
         ...
 
 
