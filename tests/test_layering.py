@@ -177,6 +177,7 @@ RUNNERS = {
     "evaluation": {"store", "machine", "data", "cells"},
     "rows": {"measures", "store", "table"},
     "figures": {"measures", "store", "rows"},
+    "dense": {"store", "machine", "data", "train", "figures"},
     "reporting": {"measures", "store", "rows", "figures"},
     "jobs": {"measures", "store", "table", "machine", "train", "measure", "cells"},
     "cli": {"measures", "store", "table", "cells", "jobs"},

@@ -1,0 +1,1 @@
+"""Dense tasks: semantic segmentation, detection and instance segmentation."""
