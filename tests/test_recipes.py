@@ -102,6 +102,7 @@ def test_a_field_is_read_by_its_type(name, text, value):
     [
         *[("lrr", "1", "lr"), ("lr", "fast", "number"), ("lr", "-1", "lr must be 0 up, got -1")],
         *[("crop", "random", "resized|padded|none"), ("hflip", "1.5", "hflip must be 0 to 1")],
+        *[("checkpointed_stages", "1-5", "stages from 1 to 4"), ("checkpointed_stages", "one", "stages from 1 to 4")],
         *[("accumulate", "0", "accumulate must be 1 up"), ("epochs", "nan", "integer"), ("lr", "nan", "lr must be")],
     ],
 )
@@ -235,16 +236,18 @@ def test_the_average_of_the_weights_is_trained_and_the_raw_model_is_reported():
 def test_recomputed_blocks_train_to_the_same_weights():
     images, labels = drawn(4, classes=10, side=64)
     states = []
-    for checkpointing in (False, True):
+    for checkpointing, stages in ((False, "all"), (True, "all"), (True, "1-3")):
         torch.manual_seed(0)
         model = create_model("small", attn="bra", num_classes=10).double()
         data = Fixed(images.double(), labels, 10)
-        recipe = Recipe(checkpointing=checkpointing)
+        recipe = Recipe(checkpointing=checkpointing, checkpointed_stages=stages)
         train_and_evaluate(model, data, steps=2, seed=0, device=CPU, recipe=recipe)
         assert model.grad_checkpointing == checkpointing
+        assert model.checkpointed_stages == ({0, 2} if stages == "1-3" else {0, 1, 2, 3} if checkpointing else set())
         states.append(model.state_dict())
-    for name, value in states[0].items():
-        torch.testing.assert_close(states[1][name], value, rtol=1e-9, atol=1e-12)
+    for recomputed in states[1:]:
+        for name, value in states[0].items():
+            torch.testing.assert_close(recomputed[name], value, rtol=1e-9, atol=1e-12)
     with pytest.raises(ValueError, match="set_grad_checkpointing"):
         train_and_evaluate(tiny(), Fixed(*drawn(8), 4), steps=1, seed=0, device=CPU, recipe=Recipe(checkpointing=True))
 

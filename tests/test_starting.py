@@ -100,11 +100,24 @@ def test_what_is_no_start_is_said(tmp_path):
         ({"reset_classes": (True,)}, "reset_classes needs init_from"),
         ({"init_from": ("none.pth",)}, "init_from=none.pth"),
         ({"tune_lr": "1e-3,2e-3", "settings": (("recipe.lr", ("1e-2",)),)}, "give one of them"),
+        ({"settings": (("recipe.checkpointed_stages", ("1-2",)),)}, "needs recipe.checkpointing=on"),
+        (
+            {
+                "model": ("timm:convnext_atto",),
+                "settings": (("recipe.checkpointed_stages", ("1",)), ("recipe.checkpointing", ("on",))),
+                "attn": None,
+            },
+            "models of timm have all or none",
+        ),
+        (
+            {"tune_lr": "1e-3,2e-3", "data": ("fashion-mnist",), "batch_size": (55_000,), "epochs": 1},
+            "tune_lr=.* nine tenths of the images: batch size must be 1 to 54000",
+        ),
     ],
 )
 def test_a_plan_that_cannot_start_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
-        make_plan([Axes(attn=("swin",), **values)])
+        make_plan([Axes(**{"attn": ("swin",), **values})])
 
 
 def test_a_plan_checks_the_model_of_the_file(checkpoint):

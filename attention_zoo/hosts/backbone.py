@@ -21,6 +21,7 @@ class Backbone(nn.Module):
     positions: nn.ParameterList
     norm: nn.Module
     head: nn.Module
+    checkpointed_stages: frozenset[int]
 
     def run_stages(self, x: Tensor, taken: list[int], count: int) -> tuple[Tensor, list[Tensor]]:
         """Run the first `count` stages: the last map, and those after the stages `taken`, (B, H, W, C)."""
@@ -134,9 +135,18 @@ class Backbone(nn.Module):
             raise ValueError(f"global_pool must be 'avg' or '', got {kind!r}")
         self.global_pool = kind
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping what it computed."""
-        self.grad_checkpointing = enable
+    def set_grad_checkpointing(self, enable: bool = True, stages: Sequence[int] | None = None) -> None:
+        """Recompute each block of the stages (from 0; None: all) in the backward pass instead of keeping its output.
+
+        Raises:
+            ValueError: no such stage.
+        """
+        self.checkpointed_stages = frozenset(self._taken(stages)) if enable else frozenset[int]()
+
+    @property
+    def grad_checkpointing(self) -> bool:
+        """Whether blocks of some stage are recomputed."""
+        return bool(self.checkpointed_stages)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns of parameter names by depth, for timm: stem, then stages if `coarse`, blocks otherwise."""

@@ -53,7 +53,7 @@ class Pyramid(Backbone):
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be at least 0 and below 1, got {drop_path_rate}")
         self.layout, self.num_classes = layout, num_classes
-        self.global_pool, self.drop_rate, self.grad_checkpointing = "avg", 0.0, False
+        self.global_pool, self.drop_rate, self.checkpointed_stages = "avg", 0.0, frozenset()
         total = sum(layout.depths)
         rates = iter([drop_path_rate * block / max(1, total - 1) for block in range(total)])
         reference_maps = layout.own_maps
@@ -141,7 +141,7 @@ class Pyramid(Backbone):
         if self.positions:
             x = x + self._position(stage, x)
         x = x.permute(0, 2, 3, 1).contiguous()
-        if not self.grad_checkpointing:
+        if stage not in self.checkpointed_stages:
             mixed: Tensor = self.stages[stage](x)
             return mixed
         for block in cast(nn.Sequential, self.stages[stage]):

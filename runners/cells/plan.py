@@ -13,7 +13,15 @@ from attention_zoo.config import field_names, parse_values
 from attention_zoo.registry import suggest
 from runners.cells.models import Description, describe
 from runners.cells.named import check_model, own_resolution
-from runners.cells.plan_training import RECIPE, Spelling, check_training, lengths_of, recipes_of
+from runners.cells.plan_tasks import CLASSIFY, HEAD, published_regions, tasks_of
+from runners.cells.plan_training import (
+    RECIPE,
+    Spelling,
+    check_dense_training,
+    check_training,
+    lengths_of,
+    recipes_of,
+)
 from runners.data.datasets import check_data
 from runners.data.image_specs import is_image_spec
 from runners.measures import MEASURES
@@ -74,7 +82,7 @@ def check_shares(cells: Iterable[Cell], processes: int, spell: Spelling = as_key
     """
     for cell in cells:
         # images of files stay in the pairs that Mixup joins
-        pairs = is_image_spec(cell.data)
+        pairs = cell.task == CLASSIFY and is_image_spec(cell.data)
         least = processes * (2 if pairs else 1)
         if processes > 1 and cell.batch_size < least:
             raise ValueError(
@@ -115,7 +123,7 @@ def _check_settings(axes: Axes, selected: list[str], spell: Spelling) -> list[st
     for setting, values in axes.settings:
         owner, _, field = setting.rpartition(".")
         shown = spell(setting, values)
-        if owner == RECIPE:
+        if owner in (RECIPE, HEAD):
             continue
         if not selected:
             raise ValueError(f"{shown}: models have no settings of a mechanism; give {spell('attn', [])} beside them")
@@ -149,13 +157,15 @@ def _expand(axes: Axes, selected: list[str], spell: Spelling) -> Iterable[Cell]:
     switches = [dict(zip(TRAINING, values, strict=True)) for values in _products(axes, TRAINING)]
     recipes = list(recipes_of(axes, spell))
     hosts = [*_mechanisms(axes, selected, spell), *_models(axes, spell)]
-    trained = itertools.product(axes.data, recipes, switches, axes.batch_size)
+    tasks = [(task, data) for task in tasks_of(axes, spell) for data in task.data]
+    trained = itertools.product(tasks, recipes, switches, axes.batch_size)
     for (subjects, (height, width)), how, under in itertools.product(hosts, trained, conditions):
-        data, (recipe_name, training, recipe), trained_so, batch_size = how
+        (task, data), (recipe_name, training, recipe), trained_so, batch_size = how
         lengths = lengths_of(axes, data, recipe, batch_size, spell)
         for subject, steps, seed in itertools.product(subjects, lengths, axes.seeds):
             yield Cell(
-                **subject,
+                **_for_task(subject, task.task, height, width),
+                **task.fields,
                 height_px=height,
                 width_px=width,
                 seed=seed,
@@ -168,6 +178,14 @@ def _expand(axes: Axes, selected: list[str], spell: Spelling) -> Iterable[Cell]:
                 **trained_so,
                 **under,
             )
+
+
+def _for_task(subject: dict[str, Any], task: str, height_px: int, width_px: int) -> dict[str, Any]:
+    """Fields of a cell with the settings that a task gives its mechanism."""
+    if not subject["attn"]:
+        return subject
+    settings = published_regions(subject["attn"], subject["settings"], task, height_px, width_px)
+    return subject | {"settings": settings, "defaults": _defaults(subject["attn"], settings)}
 
 
 Host = tuple[list[dict[str, Any]], tuple[int, int]]
@@ -227,15 +245,18 @@ def _defaults(attn: str, settings: tuple[tuple[str, Scalar], ...]) -> tuple[tupl
 
 
 def _check(cell: Cell) -> Description:
-    check_training(cell)
+    (check_training if cell.task == CLASSIFY else check_dense_training)(cell)
     settings = ", ".join(f"{name}={value}" for name, value in cell.settings)
     try:
-        check_data(cell.data, cell.height_px, cell.width_px)
+        if cell.task == CLASSIFY:
+            check_data(cell.data, cell.height_px, cell.width_px)
         found = describe(cell)
     except ValueError as error:
         raise ValueError(f"{cell.model or cell.attn}{f' ({settings})' if settings else ''}: {error}") from error
     if cell.baseline:
-        _check(Cell(attn="", layout="", model=cell.baseline, height_px=cell.height_px, width_px=cell.width_px))
+        own = {"task": cell.task, "head": cell.head, "data": cell.data}
+        size = {"height_px": cell.height_px, "width_px": cell.width_px}
+        _check(Cell(attn="", layout="", model=cell.baseline, **own, **size))
     return found
 
 
@@ -255,6 +276,7 @@ def command_for(cell: Cell, measures: Iterable[str]) -> str:
         is_short = name in SHORT_FLAGS and value is not False
         parts.append(as_flag(name if is_short else f"{cell.attn}.{name}", [as_text(value)]))
     parts += [as_flag(f"{RECIPE}.{name}", [as_text(value)]) for name, value in cell.training]
+    parts += [as_flag(f"{HEAD}.{name}", [as_text(value)]) for name, value in cell.head_settings]
     if (cell.height_px, cell.width_px) != _own_resolution(cell):
         parts.append(as_flag("resolution", [f"{cell.height_px}x{cell.width_px}"]))
     for field in fields(Cell):

@@ -13,7 +13,7 @@ from runners.cells.teachers import check_teaching
 from runners.data.augment import Augmentation, check_policy
 from runners.data.datasets import check_data, steps_per_epoch
 from runners.data.image_specs import is_image_spec
-from runners.train.recipe import Recipe, check_recipe, make_recipe, read_field
+from runners.train.recipe import ALL_STAGES, Recipe, check_recipe, make_recipe, read_field
 
 RECIPE = "recipe"
 """Owner of the settings that are fields of the recipe of a training."""
@@ -78,6 +78,9 @@ def check_training(cell: Cell) -> None:
     check_teaching(recipe, cell.data, cell.height_px, cell.width_px)
     if is_rival(cell.model) and recipe.drop_path:
         check_drop_path(cell.model)
+    if recipe.checkpointed_stages != ALL_STAGES and (is_rival(cell.model) or not recipe.checkpointing):
+        needed = "models of timm have all or none" if is_rival(cell.model) else "it needs recipe.checkpointing=on"
+        raise ValueError(f"recipe.checkpointed_stages={recipe.checkpointed_stages}: {needed}")
     if cell.init_from:
         check_start(cell)
     for name in ("reset_classes", "freeze"):
@@ -85,6 +88,11 @@ def check_training(cell: Cell) -> None:
             raise ValueError(f"{name} needs init_from, weights to start from")
     if cell.tune_lr and any(name == "lr" for name, _ in cell.training):
         raise ValueError(f"tune_lr={cell.tune_lr} chooses the rate that recipe.lr gives; give one of them")
+    if cell.tune_lr:
+        try:
+            steps_per_epoch(cell.data, cell.batch_size, recipe.repeats, tuning=True)
+        except ValueError as error:
+            raise ValueError(f"tune_lr={cell.tune_lr} trains on nine tenths of the images: {error}") from error
     if recipe.eval_every and steps_per_epoch(cell.data, cell.batch_size, recipe.repeats) is None:
         raise ValueError(f"recipe.eval_every={recipe.eval_every}: {cell.data} is an endless stream without epochs")
     if not is_image_spec(cell.data):

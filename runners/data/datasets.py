@@ -175,10 +175,11 @@ def count_classes(spec: str) -> int:
     return DIGITS_AND_CLOTHES
 
 
-def steps_per_epoch(spec: str, batch_size: int, repeats: int = 1) -> int | None:
+def steps_per_epoch(spec: str, batch_size: int, repeats: int = 1, *, tuning: bool = False) -> int | None:
     """Return the optimiser steps of one pass over the training images, None for an endless stream.
 
-    With `repeats` an image of a file comes that often in an epoch, which has no more images than without.
+    With `repeats` an image of a file comes that often in an epoch, which has no more images than without. For `tuning`
+    some of the training images are held out.
 
     Raises:
         ValueError: an unknown spec, images that are not there, or a batch larger than the training set.
@@ -188,14 +189,15 @@ def steps_per_epoch(spec: str, batch_size: int, repeats: int = 1) -> int | None:
         from runners.data.folders import open_folders
         from runners.data.order import images_per_epoch
 
-        images = images_per_epoch(len(open_folders(spec).train_indices), repeats)
+        folders = open_folders(spec)
+        images = images_per_epoch(len((folders.divided(HELD_OUT_SHARE) if tuning else folders).train_indices), repeats)
         if not 1 <= batch_size <= images:
             raise ValueError(f"batch size must be 1 to {images} for {spec}, got {batch_size}")
         return images // batch_size
     name, _ = parse_data(spec)
     if name != "fashion-mnist":
         return None
-    images = FASHION_IMAGES["train"]
+    images = FASHION_IMAGES["train"] - tuning * round(HELD_OUT_SHARE * FASHION_IMAGES["train"])
     if not 1 <= batch_size <= images:
         raise ValueError(f"batch size must be 1 to {images} for {name}, got {batch_size}")
     return images // batch_size

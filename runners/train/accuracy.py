@@ -200,7 +200,7 @@ def train_and_evaluate(
     conditions.check(device, training=True)
     conditions.place(model, device)
     if recipe.checkpointing:
-        recompute(model)
+        recompute(model, recipe.recomputed_stages)
     if frozen:
         freeze(model)
     if teacher is not None:

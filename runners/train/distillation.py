@@ -8,9 +8,9 @@ Paper -> here, of one image: logits of the student Z_s and of the teacher Z_t, s
 The teacher sees the images that the student sees, cut, changed and mixed; it is in evaluation mode and learns nothing.
 
 Departures. DeiT's best models have a distillation token, whose own classifier learns from the teacher; our models have
-none, and the logits of the classes get both losses. DeiT measures this too: table 3, "class token" alone. KL is that of
-the student from the teacher, summed over classes and averaged over images, as eq. 2 says; DeiT's code divides by the
-number of classes too (its issue 61), so its lambda weighs the teacher less. DeiT's smoothed hard labels are not here.
+none, and the logits of the classes get both losses. DeiT compares its token with this. KL is that of the student from
+the teacher, summed over classes and averaged over images, as eq. 2 says; DeiT's code divides by the number of classes
+too (its issue 61), so its lambda weighs the teacher less. DeiT's smoothed hard labels are not here.
 """
 
 import hashlib

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from runners.data.datasets import Data
 from runners.machine.conditions import Conditions
-from runners.train.criterion import make_criterion
+from runners.train.criterion import BatchLoss, make_criterion
 from runners.train.distributed import Group
 from runners.train.evaluation import evaluate
 from runners.train.recipe import Recipe
@@ -39,7 +39,7 @@ class Objective:
     """
 
     metric: str
-    criterion: Callable[[Recipe, nn.Module | None], Callable[..., Tensor]]
+    criterion: Callable[[Recipe, nn.Module | None], BatchLoss]
     evaluate: Evaluate
 
 

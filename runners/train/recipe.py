@@ -13,6 +13,9 @@ from runners.data.augment import Augmentation
 
 FROM_TEACHER = "teacher"
 """Value of `token_labels`: the teacher of the recipe labels the places."""
+ALL_STAGES = "all"
+STAGES = 4
+"""Of every model but timm's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class Recipe(Augmentation):
         ema: decay of a moving average of the weights that is trained beside them, 0 for none.
         accumulate: parts into which a step divides its batch, one after another, to need less memory.
         checkpointing: recompute the activations of each block in backward instead of keeping them.
+        checkpointed_stages: the stages whose blocks are, `all`, or as in `1-2`; timm's models have all or none.
         fused: torch's fused optimiser.
         distillation: what is learned from a teacher beside the labels, its shares of classes (`soft`) or its decision
             (`hard`); see runners/train/distillation.py.
@@ -66,6 +70,7 @@ class Recipe(Augmentation):
     ema: float = 0.0
     accumulate: int = 1
     checkpointing: bool = False
+    checkpointed_stages: str = ALL_STAGES
     fused: bool = False
     distillation: Literal["none", "soft", "hard"] = "none"
     teacher: str = ""
@@ -88,6 +93,22 @@ class Recipe(Augmentation):
             if value is not None and not low <= value <= high:
                 upper = "up" if high == math.inf else f"to {high:g}"
                 raise ValueError(f"{name} must be {low:g} {upper}, got {value:g}")
+
+        recomputed = [
+            number.isdecimal() and 1 <= int(number) <= STAGES for number in self.checkpointed_stages.split("-")
+        ]
+        if self.checkpointed_stages != ALL_STAGES and not all(recomputed):
+            raise ValueError(
+                f"checkpointed_stages must be {ALL_STAGES}, or stages from 1 to {STAGES} joined by dashes, got "
+                f"{self.checkpointed_stages!r}"
+            )
+
+    @property
+    def recomputed_stages(self) -> list[int] | None:
+        """Stages whose blocks are recomputed in backward, counted from 0; None is all of them."""
+        if self.checkpointed_stages == ALL_STAGES:
+            return None
+        return sorted({int(number) - 1 for number in self.checkpointed_stages.split("-")})
 
     @property
     def has_teacher(self) -> bool:

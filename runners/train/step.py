@@ -15,8 +15,8 @@ from runners.train.recipe import PROBE
 PLAIN = Conditions()
 
 
-def recompute(model: nn.Module) -> None:
-    """Make a model recompute the activations of its blocks in backward.
+def recompute(model: nn.Module, stages: Sequence[int] | None = None) -> None:
+    """Make a model recompute the activations of its blocks in backward, of these stages (from 0) or of all.
 
     Raises:
         ValueError: it does not know how to.
@@ -24,7 +24,10 @@ def recompute(model: nn.Module) -> None:
     switch: Any = getattr(model, "set_grad_checkpointing", None)
     if switch is None:
         raise ValueError(f"{type(model).__name__} has no set_grad_checkpointing, which recipe.checkpointing=on needs")
-    switch(True)
+    if stages is None:
+        switch(True)
+    else:
+        switch(True, stages)
 
 
 def train_step(

@@ -1,0 +1,109 @@
+"""Tasks of a sweep: which heads they have, what they read by default, and what does not fit, before any work starts."""
+
+import itertools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from ablations.study import Axes, Cell
+from ablations.values import HEADS, as_text
+from attention_zoo.config import field_names
+from attention_zoo.dense import head_fields
+from attention_zoo.dense.settings import REGIONS
+from attention_zoo.registry import resolve, suggest
+from runners.cells.plan_training import Spelling
+
+HEAD = "head"
+"""Owner of the settings that are fields of the head of a dense task."""
+
+CLASSIFY = Cell.task
+DENSE_DATA = "scenes"
+"""What dense tasks read where no data are named."""
+PUBLISHED_PX = 512
+"""From this side on, bi-level routing has the regions that were published for a dense task."""
+
+Fields = tuple[tuple[str, Any], ...]
+
+
+class TaskChoice(NamedTuple):
+    """A task with a head and its fields, as a cell has them, and the data that a sweep names for it."""
+
+    task: str
+    head: str
+    head_settings: Fields
+    data: tuple[str, ...]
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields of a cell."""
+        return {"task": self.task, "head": self.head, "head_settings": self.head_settings}
+
+
+def tasks_of(axes: Axes, spell: Spelling) -> Iterable[TaskChoice]:
+    """Tasks with their heads and the products of the fields of these.
+
+    Raises:
+        ValueError: a head that no selected task has, or a field that no selected head has.
+    """
+    allowed = [head for task in axes.task for head in HEADS[task]]
+    for head in axes.head or ():
+        if head not in allowed:
+            listed = ", ".join(f"{task}: {'|'.join(HEADS[task]) or 'none'}" for task in axes.task)
+            raise ValueError(f"{spell('head', [head])}: the task does not have it; heads of {listed}")
+    chosen = {task: _heads(task, axes.head) for task in axes.task}
+    setting = [(name.rpartition(".")[2], values) for name, values in axes.settings if name.startswith(f"{HEAD}.")]
+    for name, _ in setting:
+        selected = [head for heads in chosen.values() for head in heads if head]
+        known = {field for head in selected for field in head_fields(head)}
+        if name not in known:
+            shown = spell(f"{HEAD}.{name}", [])
+            if not selected:
+                raise ValueError(f"{shown}: task={', '.join(axes.task)} has no head")
+            raise ValueError(f"{shown}: {suggest(f'field of {", ".join(selected)}', name, sorted(known))}")
+    for task, heads in chosen.items():
+        data = axes.data or ((DENSE_DATA,) if task != CLASSIFY else (Cell.data,))
+        for head in heads:
+            for fields in _products(head, setting, spell):
+                yield TaskChoice(task, head, fields, data)
+
+
+def _heads(task: str, given: tuple[str, ...] | None) -> tuple[str, ...]:
+    own = HEADS[task]
+    if not own:
+        return ("",)
+    return tuple(head for head in given if head in own) or own[:1] if given else own[:1]
+
+
+def _products(head: str, setting: list[tuple[str, tuple[str, ...]]], spell: Spelling) -> Iterable[Fields]:
+    """Products of the fields of a head, typed as their defaults are; what equals the default is left out."""
+    own = head_fields(head) if head else {}
+    having = [(name, values) for name, values in setting if name in own]
+    for combination in itertools.product(*(values for _, values in having)):
+        typed = {}
+        for (name, _), text in zip(having, combination, strict=True):
+            kind = type(own[name])
+            try:
+                typed[name] = kind(text)
+            except ValueError as error:
+                shown = spell(f"{HEAD}.{name}", [text])
+                raise ValueError(f"{shown}: a number as its default {own[name]} is expected") from error
+        yield tuple(sorted((name, value) for name, value in typed.items() if value != own[name]))
+
+
+def published_regions(attn: str, settings: Fields, task: str, height_px: int, width_px: int) -> Fields:
+    """Settings of a mechanism for a task: at the resolutions of the published tasks, their number of regions.
+
+    What is set stays; elsewhere the layout says how many regions there are.
+    """
+    named = dict(settings)
+    if task not in REGIONS or min(height_px, width_px) < PUBLISHED_PX or named.keys() & {"regions", "region_size"}:
+        return settings
+    if "regions" not in field_names(resolve(attn).Config):
+        return settings
+    return tuple(sorted({**named, "regions": REGIONS[task]}.items()))
+
+
+def spelled(cell: Cell) -> str:
+    """The task of a cell in words for messages, empty for classification."""
+    if cell.task == CLASSIFY:
+        return ""
+    return " ".join([f"{cell.task} with {cell.head}", *(f"{k}={as_text(v)}" for k, v in cell.head_settings)])
