@@ -74,7 +74,8 @@ class Cell:
     A cell with a `model` has neither `attn` nor `layout`, both "", nor settings.
     `settings` holds the mechanism's config fields as sorted (name, value) pairs; a value that differs between
     stages is a string with dashes, `"1-4-16-full"`. `training` holds fields of the recipe in the same way, and
-    `head_settings` those of the head of a dense task. `defaults` holds the mechanism's other fields, for readers of the cell; the key leaves them out, as all defaults.
+    `head_settings` those of the head of a dense task. `defaults` holds the mechanism's other fields, for readers of
+    the cell; the key leaves them out, as all defaults.
     """
 
     attn: str = _axis("bra", "attn", str, "A", "mechanisms, 'all', or package.module:Class")
@@ -166,10 +167,10 @@ class Axes:
     """A product of values, each axis a tuple; `a + b` is first the cells of one, then those of the other.
 
     `settings` maps a config field to its values as text: `topk` for every mechanism that has it, `swin.window` for
-    one, `recipe.lr` for the recipes, `head.width` for the heads. `resolution` holds (height, width) in pixels; None is the layout's own, and the
-    model's. `epochs` replaces `steps` where given; without both the recipe says how long, or the default. Without
-    `attn` there is that of `Cell`, unless there are models; with both, both are measured. `data` is that of the task and
-    `head` its first where they are not given.
+    one, `recipe.lr` for the recipes, `head.width` for the heads. `resolution` holds (height, width) in pixels; None is
+    the layout's own, and the model's. `epochs` replaces `steps` where given; without both the recipe says how long, or
+    the default. Without `attn` there is that of `Cell`, unless there are models; with both, both are measured. Without
+    `data`, `recipe` or `head` there is the first of each task.
     """
 
     attn: tuple[str, ...] | None = None
@@ -183,7 +184,7 @@ class Axes:
     seeds: tuple[int, ...] = (Cell.seed,)
     data: tuple[str, ...] | None = None
     steps: tuple[int, ...] | None = None
-    recipe: tuple[str, ...] = (Cell.recipe,)
+    recipe: tuple[str, ...] | None = None
     strict_data: tuple[bool, ...] = (Cell.strict_data,)
     init_from: tuple[str, ...] = (Cell.init_from,)
     reset_classes: tuple[bool, ...] = (Cell.reset_classes,)

@@ -19,7 +19,8 @@ from runners.data.seeding import drawn_from
 from runners.train.accuracy import train, train_and_evaluate
 from runners.train.criterion import make_criterion
 from runners.train.optim import Schedule, make_optimizer
-from runners.train.recipe import DEIT300, PROBE, RECIPES, Recipe, make_recipe, read_field
+from runners.train.recipe import PROBE, Recipe
+from runners.train.recipes import DEIT300, RECIPES, make_recipe, read_field
 from runners.train.resume import Training
 from runners.train.step import train_step
 

@@ -13,16 +13,15 @@ from attention_zoo.config import field_names, parse_values
 from attention_zoo.registry import suggest
 from runners.cells.models import Description, describe
 from runners.cells.named import check_model, own_resolution
-from runners.cells.plan_tasks import CLASSIFY, HEAD, published_regions, tasks_of
+from runners.cells.plan_tasks import HEAD, published_regions, tasks_of
 from runners.cells.plan_training import (
     RECIPE,
     Spelling,
-    check_dense_training,
     check_training,
     lengths_of,
     recipes_of,
 )
-from runners.data.datasets import check_data
+from runners.cells.task_data import CLASSIFY, check_data_of
 from runners.data.image_specs import is_image_spec
 from runners.measures import MEASURES
 
@@ -155,13 +154,17 @@ def _expand(axes: Axes, selected: list[str], spell: Spelling) -> Iterable[Cell]:
             raise ValueError(f"{spell('layout', [])}: {suggest('layout', name, sorted(LAYOUTS))}")
     conditions = [dict(zip(AXES, values, strict=True)) for values in _products(axes, AXES)]
     switches = [dict(zip(TRAINING, values, strict=True)) for values in _products(axes, TRAINING)]
-    recipes = list(recipes_of(axes, spell))
     hosts = [*_mechanisms(axes, selected, spell), *_models(axes, spell)]
-    tasks = [(task, data) for task in tasks_of(axes, spell) for data in task.data]
-    trained = itertools.product(tasks, recipes, switches, axes.batch_size)
+    tasks = [
+        (task, data, recipe)
+        for task in tasks_of(axes, spell)
+        for recipe in recipes_of(axes, task.task, spell)
+        for data in task.data
+    ]
+    trained = itertools.product(tasks, switches, axes.batch_size)
     for (subjects, (height, width)), how, under in itertools.product(hosts, trained, conditions):
-        (task, data), (recipe_name, training, recipe), trained_so, batch_size = how
-        lengths = lengths_of(axes, data, recipe, batch_size, spell)
+        (task, data, (recipe_name, training, recipe)), trained_so, batch_size = how
+        lengths = lengths_of(axes, task.task, data, recipe, batch_size, spell)
         for subject, steps, seed in itertools.product(subjects, lengths, axes.seeds):
             yield Cell(
                 **_for_task(subject, task.task, height, width),
@@ -245,11 +248,10 @@ def _defaults(attn: str, settings: tuple[tuple[str, Scalar], ...]) -> tuple[tupl
 
 
 def _check(cell: Cell) -> Description:
-    (check_training if cell.task == CLASSIFY else check_dense_training)(cell)
+    check_training(cell)
     settings = ", ".join(f"{name}={value}" for name, value in cell.settings)
     try:
-        if cell.task == CLASSIFY:
-            check_data(cell.data, cell.height_px, cell.width_px)
+        check_data_of(cell.task, cell.data, cell.height_px, cell.width_px)
         found = describe(cell)
     except ValueError as error:
         raise ValueError(f"{cell.model or cell.attn}{f' ({settings})' if settings else ''}: {error}") from error

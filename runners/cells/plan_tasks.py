@@ -4,18 +4,19 @@ import itertools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from attention_zoo.dense import head_fields
+from attention_zoo.dense.settings import REGIONS
+
 from ablations.study import Axes, Cell
 from ablations.values import HEADS, as_text
 from attention_zoo.config import field_names
-from attention_zoo.dense import head_fields
-from attention_zoo.dense.settings import REGIONS
 from attention_zoo.registry import resolve, suggest
 from runners.cells.plan_training import Spelling
+from runners.cells.task_data import CLASSIFY
 
 HEAD = "head"
 """Owner of the settings that are fields of the head of a dense task."""
 
-CLASSIFY = Cell.task
 DENSE_DATA = "scenes"
 """What dense tasks read where no data are named."""
 PUBLISHED_PX = 512

@@ -28,7 +28,8 @@ from runners.store.names import cell_name
 from runners.train import accuracy
 from runners.train.curve import Board, Curve
 from runners.train.distillation import weights_hash
-from runners.train.recipe import Recipe, make_recipe
+from runners.train.recipe import Recipe
+from runners.train.recipes import make_recipe
 from runners.train.token_labels import map_size
 from runners.train.tuning import SEED, Trial, choose_rate
 
