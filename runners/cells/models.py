@@ -10,12 +10,18 @@ from torch import nn
 
 from ablations.study import Cell
 from attention_zoo import LAYOUTS, Attention, create_model, resolve
+from attention_zoo.dense import Features, create_dense, create_features
 from attention_zoo.hosts.pyramid import Pyramid
 from attention_zoo.layouts import STL
+from attention_zoo.published.models import PUBLISHED
 from runners.cells.named import create_named, is_rival, macs_on_meta
 from runners.cells.registered import unpack
 from runners.cells.source import code_of, code_of_cell
+from runners.cells.task_data import CLASSIFY
+from runners.cells.tasks import published_number
 
+ROUTED = tuple(name for name in PUBLISHED if name.startswith("biformer"))
+"""Published models with a number of regions."""
 
 COST_CLASSES = {"classify": 10, "segment": 150, "detect": 80, "instance": 80}
 """Classes of a model whose costs are measured: of dense tasks those of ADE20K and COCO."""
@@ -85,7 +91,7 @@ def counted_cell(cell: Cell) -> Cell:
     return replace(cell, settings=tuple(sorted(settings.items())))
 
 
-def build_baseline(cell: Cell, num_classes: int = 10) -> nn.Module:
+def build_baseline(cell: Cell, num_classes: int | None = None) -> nn.Module:
     """Build what a cell is compared with: its `baseline`, or vanilla by default, in its layout; of models in `stl`."""
     if cell.baseline:
         return build_model(replace(cell, attn="", layout="", settings=(), model=cell.baseline), num_classes)
@@ -111,6 +117,15 @@ def describe(cell: Cell) -> Description:
     Raises:
         ValueError: the configuration does not fit the layout at this resolution.
     """
+    if cell.task == CLASSIFY:
+        return _describe_network(cell)
+    found = _describe_network(replace(cell, task=CLASSIFY, head="", head_settings=()))
+    with torch.device("meta"):
+        model: Any = build_model(cell)
+    return found._replace(training_macs=found.training_macs + 3 * model.head_macs(cell.height_px, cell.width_px))
+
+
+def _describe_network(cell: Cell) -> Description:
     if cell.model:
         return _describe_model(cell)
     mechanism: Any = resolve(cell.attn)

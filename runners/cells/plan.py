@@ -13,7 +13,7 @@ from attention_zoo.config import field_names, parse_values
 from attention_zoo.registry import suggest
 from runners.cells.models import Description, describe
 from runners.cells.named import check_model, own_resolution
-from runners.cells.plan_tasks import HEAD, published_regions, tasks_of
+from runners.cells.plan_tasks import HEAD, tasks_of
 from runners.cells.plan_training import (
     RECIPE,
     Spelling,
@@ -22,6 +22,7 @@ from runners.cells.plan_training import (
     recipes_of,
 )
 from runners.cells.task_data import CLASSIFY, check_data_of
+from runners.cells.tasks import published_regions
 from runners.data.image_specs import is_image_spec
 from runners.measures import MEASURES
 

@@ -4,25 +4,19 @@ import itertools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from attention_zoo.dense import head_fields
-from attention_zoo.dense.settings import REGIONS
-
 from ablations.study import Axes, Cell
-from ablations.values import HEADS, as_text
-from attention_zoo.config import field_names
-from attention_zoo.registry import resolve, suggest
+from ablations.values import HEADS
+from attention_zoo.dense import head_fields
+from attention_zoo.registry import suggest
 from runners.cells.plan_training import Spelling
 from runners.cells.task_data import CLASSIFY
+from runners.cells.tasks import Fields
 
 HEAD = "head"
 """Owner of the settings that are fields of the head of a dense task."""
 
 DENSE_DATA = "scenes"
 """What dense tasks read where no data are named."""
-PUBLISHED_PX = 512
-"""From this side on, bi-level routing has the regions that were published for a dense task."""
-
-Fields = tuple[tuple[str, Any], ...]
 
 
 class TaskChoice(NamedTuple):
@@ -88,23 +82,3 @@ def _products(head: str, setting: list[tuple[str, tuple[str, ...]]], spell: Spel
                 shown = spell(f"{HEAD}.{name}", [text])
                 raise ValueError(f"{shown}: a number as its default {own[name]} is expected") from error
         yield tuple(sorted((name, value) for name, value in typed.items() if value != own[name]))
-
-
-def published_regions(attn: str, settings: Fields, task: str, height_px: int, width_px: int) -> Fields:
-    """Settings of a mechanism for a task: at the resolutions of the published tasks, their number of regions.
-
-    What is set stays; elsewhere the layout says how many regions there are.
-    """
-    named = dict(settings)
-    if task not in REGIONS or min(height_px, width_px) < PUBLISHED_PX or named.keys() & {"regions", "region_size"}:
-        return settings
-    if "regions" not in field_names(resolve(attn).Config):
-        return settings
-    return tuple(sorted({**named, "regions": REGIONS[task]}.items()))
-
-
-def spelled(cell: Cell) -> str:
-    """The task of a cell in words for messages, empty for classification."""
-    if cell.task == CLASSIFY:
-        return ""
-    return " ".join([f"{cell.task} with {cell.head}", *(f"{k}={as_text(v)}" for k, v in cell.head_settings)])
