@@ -230,10 +230,12 @@ def _found(
         "score": scores[order].tolist(),
     }
     if masks:
+        from faster_coco_eval import mask
+
         chosen = output["masks"][order.to(output["masks"].device), 0] > MASK_THRESHOLD
         fields["segmentation"] = _encode(chosen, target)
-        pixels = chosen[:, :height, :width].sum((1, 2)).cpu()
-        fields["mask_area"] = (pixels * _to_original(target)[:2].prod()).tolist()
+        scale = float(_to_original(target)[:2].prod())
+        fields["mask_area"] = [scale * float(mask.area(encoded)) for encoded in fields["segmentation"]]
     return _rows(fields)
 
 
@@ -257,8 +259,9 @@ def _encode(masks: Tensor, target: Mapping[str, Tensor]) -> list[dict[str, Any]]
     from faster_coco_eval import mask
 
     height, width = target["size"].tolist()
-    inside = masks[:, :height, :width].cpu().permute(1, 2, 0).to(torch.uint8).numpy()
-    encoded: list[dict[str, Any]] = mask.encode(np.asfortranarray(inside)) if inside.size else []
+    # run lengths go down columns
+    columns = masks[:, :height, :width].cpu().to(torch.uint8).transpose(1, 2).contiguous().numpy()
+    encoded: list[dict[str, Any]] = mask.encode(columns.transpose(2, 1, 0)) if columns.size else []
     return encoded
 
 
