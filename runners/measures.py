@@ -53,7 +53,7 @@ MEASURES = {
         Measure(
             "accuracy",
             1,
-            ("acc1", "val_loss", "train_seconds"),
+            ("acc1", "miou", "ap", "ap_mask", "val_loss", "train_seconds"),
             3.0,
             training_steps=None,
             can_resume=True,

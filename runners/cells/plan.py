@@ -3,7 +3,7 @@
 import itertools
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ablations.study import ARGUMENTS, SHORT_FLAGS, Axes, Cell, Scalar, cell_key
@@ -257,9 +257,8 @@ def _check(cell: Cell) -> Description:
     except ValueError as error:
         raise ValueError(f"{cell.model or cell.attn}{f' ({settings})' if settings else ''}: {error}") from error
     if cell.baseline:
-        own = {"task": cell.task, "head": cell.head, "data": cell.data}
-        size = {"height_px": cell.height_px, "width_px": cell.width_px}
-        _check(Cell(attn="", layout="", model=cell.baseline, **own, **size))
+        subject: dict[str, Any] = {"attn": "", "layout": "", "settings": (), "defaults": (), "model": cell.baseline}
+        _check(replace(cell, **subject, baseline="", init_from="", reset_classes=False, freeze=False))
     return found
 
 

@@ -53,7 +53,8 @@ def tasks_of(axes: Axes, spell: Spelling) -> Iterable[TaskChoice]:
             shown = spell(f"{HEAD}.{name}", [])
             if not selected:
                 raise ValueError(f"{shown}: task={', '.join(axes.task)} has no head")
-            raise ValueError(f"{shown}: {suggest(f'field of {", ".join(selected)}', name, sorted(known))}")
+            owners = ", ".join(selected)
+            raise ValueError(f"{shown}: {suggest(f'field of {owners}', name, sorted(known))}")
     for task, heads in chosen.items():
         data = axes.data or ((DENSE_DATA,) if task != CLASSIFY else (Cell.data,))
         for head in heads:

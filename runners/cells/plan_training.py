@@ -34,7 +34,7 @@ Spelling = Callable[[str, Sequence[str]], str]
 
 
 def recipes_of(axes: Axes, task: str, spell: Spelling) -> Iterable[tuple[str, tuple[tuple[str, Any], ...], Recipe]]:
-    """Products of recipes, or the default of the task, and of the fields that are set; what is the recipe's is left out.
+    """Products of recipes, or the task's own, and of the fields that are set; what a recipe says itself is left out.
 
     Raises:
         ValueError: no such recipe or field, or a value that does not fit.

@@ -17,11 +17,11 @@ from runners.table import load, save
 
 COLUMNS = (
     *("model", "attention", "topk", "topk_schedule", "regions", "window", "resolution", "seed"),
-    *("acc1", "gmacs", "params_m", "peak_infer_mib", "peak_train_mib"),
+    *("acc1", "miou", "ap50", "ap", "ap_mask", "gmacs", "head_gmacs", "params_m", "peak_infer_mib", "peak_train_mib"),
     *("infer_samples_per_sec", "vs_vanilla", "train_step_ms", "disturbed", "status"),
 )
 
-CONDITIONS = ("layout", "baseline", "data", "steps", "batch_size", *COMPUTED)
+CONDITIONS = ("task", "head", "layout", "baseline", "data", "steps", "batch_size", *COMPUTED)
 """Columns that are shown where they differ."""
 
 
