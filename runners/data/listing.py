@@ -12,7 +12,7 @@ import sys
 import tarfile
 import threading
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -71,15 +71,65 @@ class Images(Protocol):
         ...
 
 
-class _Member(NamedTuple):
-    """An image: its name below the root, and of a tar the place and size of its content there."""
+class Member(NamedTuple):
+    """A file: its name below the root, and of a tar the place and size of its content there."""
 
     name: bytes
     offset: int = 0
     size: int = 0
 
 
-class Listing:
+class Files:
+    """Files of a folder or a tar by number: their names, and of a tar their places, in a few arrays."""
+
+    def __init__(self, path: Path, members: Sequence[Member]) -> None:
+        """Keep some files of those that `search` found below a path."""
+        self.path, self.where = path, str(path)
+        self._is_tar = path.is_file()
+        # not lists: a process that only looks at an object of Python copies the memory around it
+        self._names = b"".join(member.name for member in members)
+        self._ends = np.cumsum([len(member.name) for member in members], dtype=np.int64)
+        self._places = np.array([member[1:] for member in members] if self._is_tar else [], dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self._ends)
+
+    def open(self, index: int) -> IO[bytes]:
+        """Open a file."""
+        if not self._is_tar:
+            return open(self.path / os.fsdecode(self._raw_name(index)), "rb")
+        offset, size = self._places[index].tolist()
+        with open(self.path, "rb") as tar:
+            tar.seek(offset)
+            return io.BytesIO(tar.read(size))
+
+    def decode(self, index: int) -> "Image":
+        """Read the image in a file, upright and in RGB.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        try:
+            with self.open(index) as file:
+                return decode(file)
+        except OSError as error:
+            raise ValueError(error.strerror or str(error)) from error
+
+    def name(self, index: int) -> str:
+        """Name of a file below the path."""
+        return shown(self._raw_name(index))
+
+    def identity(self) -> Iterable[bytes]:
+        """Names of the files."""
+        return self._names, self._ends.tobytes()
+
+    def _raw_name(self, index: int) -> bytes:
+        start = int(self._ends[index - 1]) if index else 0
+        return self._names[start : int(self._ends[index])]
+
+
+class Listing(Files):
     """Images of a folder or a tar."""
 
     labels: Ints
@@ -90,26 +140,17 @@ class Listing:
         Raises:
             ValueError: there is no such folder or tar, it is damaged, or it holds no images in folders.
         """
-        self.path, self.where = path, str(path)
-        self._is_tar = path.is_file()
-        members = _search(path)
+        members = search(path)
         folders = [member.name.rpartition(b"/")[0].rpartition(b"/")[2] for member in members]
         if not members or not all(folders):
             stray = f"; {shown(members[folders.index(b'')].name)} lies in no folder of a class" if members else ""
             raise ValueError(f"{path} holds no images in folders of classes{stray}")
+        super().__init__(path, members)
         named = {folder: unicodedata.normalize("NFC", os.fsdecode(folder)) for folder in set(folders)}
         self.classes = tuple(sorted(set(named.values())))
         numbers = {name: number for number, name in enumerate(self.classes)}
         by_folder = {folder: numbers[name] for folder, name in named.items()}
         self.labels = np.array([by_folder[folder] for folder in folders], dtype=np.int64)
-        # not lists: a process that only looks at an object of Python copies the memory around it
-        self._names = b"".join(member.name for member in members)
-        self._ends = np.cumsum([len(member.name) for member in members], dtype=np.int64)
-        self._places = np.array([member[1:] for member in members] if self._is_tar else [], dtype=np.int64)
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.labels)
 
     def read(self, index: int) -> "tuple[Image, int]":
         """Read an image, upright and in RGB, and the number of its class.
@@ -117,37 +158,11 @@ class Listing:
         Raises:
             ValueError: it cannot be read.
         """
-        try:
-            with self.open(index) as file:
-                return decode(file), int(self.labels[index])
-        except OSError as error:
-            raise ValueError(error.strerror or str(error)) from error
-
-    def open(self, index: int) -> IO[bytes]:
-        """Open the file of an image."""
-        if not self._is_tar:
-            return open(self.path / os.fsdecode(self._raw_name(index)), "rb")
-        offset, size = self._places[index].tolist()
-        with open(self.path, "rb") as tar:
-            tar.seek(offset)
-            return io.BytesIO(tar.read(size))
-
-    def name(self, index: int) -> str:
-        """Name of an image below the path."""
-        return shown(self._raw_name(index))
+        return self.decode(index), int(self.labels[index])
 
     def identity(self) -> Iterable[bytes]:
         """Names and labels."""
-        return (
-            self._names,
-            self._ends.tobytes(),
-            self.labels.tobytes(),
-            "\0".join(self.classes).encode(errors="replace"),
-        )
-
-    def _raw_name(self, index: int) -> bytes:
-        start = int(self._ends[index - 1]) if index else 0
-        return self._names[start : int(self._ends[index])]
+        return *super().identity(), self.labels.tobytes(), "\0".join(self.classes).encode(errors="replace")
 
 
 def shown(name: bytes | str) -> str:
@@ -156,14 +171,26 @@ def shown(name: bytes | str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _search(path: Path) -> list[_Member]:
+def is_image(name: bytes) -> bool:
+    """Whether a file is an image by its name."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def search(path: Path, wanted: Callable[[bytes], bool] = is_image) -> list[Member]:
+    """Find the files below a folder or in a tar whose names are wanted, in the order of their names.
+
+    Raises:
+        ValueError: there is no such folder or tar, or it is damaged or cannot be read.
+    """
     if not path.exists():
         raise ValueError(f"{path} does not exist")
     if path.is_file() and path.suffix.lower() != ".tar":
         raise ValueError(f"{path} is neither a folder nor a .tar")
     try:
         with _told_if_slow(path):
-            return sorted(_of_tar(path) if path.is_file() else map(_Member, _of_folder(os.fsencode(path))))
+            if path.is_file():
+                return sorted(_of_tar(path, wanted))
+            return sorted(map(Member, _of_folder(os.fsencode(path), wanted)))
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{path} is damaged or cut off: {error}") from error
     except OSError as error:
@@ -182,12 +209,8 @@ def _told_if_slow(path: Path) -> Iterator[None]:
         timer.cancel()
 
 
-def _is_image(name: bytes) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
-def _of_folder(root: bytes) -> Iterator[bytes]:
-    """Names of the images below a folder; links are followed.
+def _of_folder(root: bytes, wanted: Callable[[bytes], bool]) -> Iterator[bytes]:
+    """Names of the wanted files below a folder; links are followed.
 
     Raises:
         OSError: a folder cannot be read.
@@ -206,19 +229,19 @@ def _of_folder(root: bytes) -> Iterator[bytes]:
                     continue
                 if entry.is_dir():
                     waiting.append((entry.path, above | {here}))
-                elif _is_image(entry.name):
+                elif wanted(entry.name):
                     yield (
                         os.path.relpath(entry.path, root) if root == b"." else entry.path[len(root.rstrip(b"/")) + 1 :]
                     )
 
 
-def _of_tar(path: Path) -> Iterator[_Member]:
+def _of_tar(path: Path, wanted: Callable[[bytes], bool]) -> Iterator[Member]:
     with open(path, "rb") as file:
-        yield from _members(file, b"", 0)
+        yield from _members(file, b"", 0, wanted)
 
 
-def _members(file: IO[bytes], folder: bytes, start: int) -> Iterator[_Member]:
-    """Images of a tar that begins at `start` of the file, and of the tars in it.
+def _members(file: IO[bytes], folder: bytes, start: int, wanted: Callable[[bytes], bool]) -> Iterator[Member]:
+    """Wanted files of a tar that begins at `start` of the file, and of the tars in it.
 
     Raises:
         TarError: it is damaged, or ends before it says that it does.
@@ -234,11 +257,11 @@ def _members(file: IO[bytes], folder: bytes, start: int) -> Iterator[_Member]:
             if parts[-1].lower().endswith(b".tar"):
                 inner = tar.extractfile(member)
                 assert inner is not None
-                yield from _members(inner, parts[-1][: -len(b".tar")] + b"/", start + member.offset_data)
-            elif _is_image(parts[-1]):
+                yield from _members(inner, parts[-1][: -len(b".tar")] + b"/", start + member.offset_data, wanted)
+            elif wanted(parts[-1]):
                 if member.issparse():
                     raise tarfile.ReadError(f"{member.name} is a sparse file")
-                yield _Member(folder + b"/".join(parts), start + member.offset_data, member.size)
+                yield Member(folder + b"/".join(parts), start + member.offset_data, member.size)
         file.seek(tar.offset)
         if file.read(BLOCK) != bytes(BLOCK):
             raise tarfile.ReadError("it has no end")
