@@ -1,5 +1,7 @@
 """Size and cost of dense models: the papers' tables, and three counters that agree."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from test_dense_models import NARROW, TASK_OF
@@ -102,3 +104,17 @@ def test_a_head_around_a_model_of_timm_is_counted_by_two():
     counts = count_macs(model.counted(), (1, 3, 64, 96))
     assert counts.totals[0] == counts.totals[1]
     assert counts.fvcore["head"].total() == model.head_macs(64, 96) and not hasattr(model.counted(), "macs")
+
+
+def test_the_document_says_what_is_counted():
+    document = (Path(__file__).parents[1] / "docs" / "flops.md").read_text()
+    table = document.partition("<!-- begin: dense -->")[2].partition("<!-- end: dense -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
+    for head, size, *numbers in rows:
+        model = around_swin(head.strip("`"), 150 if TASK_OF[head.strip("`")] == "segment" else 80)
+        height, width = map(int, size.split(" x "))
+        macs = model.macs(height, width)
+        padded = macs.total + of_padding(model.backbone, height, width)
+        expected = [millions(model), *(n / 1e9 for n in (macs.backbone.total, macs.head, macs.total, padded))]
+        assert numbers[:5] == [f"{number:.1f}" for number in expected]
+    assert len(rows) == len(NARROW)

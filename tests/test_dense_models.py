@@ -1,6 +1,7 @@
 """Heads of dense tasks: torchvision's whole detectors as an oracle, backbones of every mechanism, bad input."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from attention_zoo.dense import HEADS, create_dense, create_features, dense_sett
 from attention_zoo.dense.boxes import Anchors, on_canvas, to_learn
 from attention_zoo.dense.mask_rcnn import SCALES as MASK_SCALES
 from attention_zoo.dense.retinanet import SCALES as RETINA_SCALES
+from attention_zoo.layouts import STL
 from attention_zoo.mechanisms.bra import BRA
 
 TASK_OF = {head: task for task, heads in HEADS.items() for head in heads}
@@ -196,28 +198,31 @@ def test_anchors_are_the_published_ones():
 
 
 def test_p6_reads_the_backbone_and_p7_reads_p6_without_relu():
-    model = build("retinanet", layout="stl", attn="swin")
+    model = build("retinanet")
     extra = model.head.neck.extra_blocks
-    assert extra.p6.weight.shape == (16, 768, 3, 3) and extra.p7.weight.shape == (16, 16, 3, 3)
-    levels, c5 = [torch.full((1, 16, 2, 2), math.nan)], torch.randn(1, 768, 2, 2)
+    assert extra.p6.weight.shape == (16, 192, 3, 3) and extra.p7.weight.shape == (16, 16, 3, 3)
+    levels, c5 = [torch.full((1, 16, 2, 2), math.nan)], torch.randn(1, 192, 2, 2)
     found, _ = extra(levels, [c5], ["2"])
     torch.testing.assert_close(found[2], extra.p7(extra.p6(c5)))
 
 
 def test_each_map_has_a_norm_of_its_own_and_the_next_stage_reads_the_map_itself():
-    backbone = create_features("swin_tiny")
+    backbone = create_features("small", attn="swin")
     x = images(64, 64)
     maps = backbone.model.forward_intermediates(x, intermediates_only=True)
     for found, map_, norm in zip(backbone(x), maps, backbone.norms, strict=True):
         mean, variance = map_.mean(1, keepdim=True), map_.var(1, unbiased=False, keepdim=True)
-        torch.testing.assert_close(found, (map_ - mean) / (variance + 1e-5).sqrt(), atol=1e-4, rtol=1e-4)
-        assert norm.eps == 1e-5
-    assert (backbone.channels, backbone.strides) == ((96, 192, 384, 768), (4, 8, 16, 32))
-    assert create_features("biformer_tiny").norms[0].eps == 1e-6
+        torch.testing.assert_close(found, (map_ - mean) / (variance + 1e-6).sqrt(), atol=1e-4, rtol=1e-4)
+        assert norm.eps == 1e-6
+    assert (backbone.channels, backbone.strides) == ((24, 48, 96, 192), (4, 8, 16, 32))
+    with torch.device("meta"):
+        # as the published code of each has it
+        assert [create_features(name).norms[0].eps for name in ("swin_tiny", "biformer_tiny")] == [1e-5, 1e-6]
 
 
 def test_norm_eval_keeps_statistics():
-    backbone = create_features("stl", attn="swin", norm_eval=True).train()
+    narrow = replace(STL, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8), head_dim=8)
+    backbone = create_features(narrow, attn="swin", norm_eval=True).train()
     before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
     backbone(images(64, 64))
     assert before and all(torch.equal(buffer, before[name]) for name, buffer in backbone.named_buffers())

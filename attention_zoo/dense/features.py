@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attention_zoo.base import Macs
 from attention_zoo.dense.layers import Size
 from attention_zoo.hosts.pyramid import Pyramid
+from attention_zoo.layouts import Layout
 from attention_zoo.models import create_model
 
 STAGES = 4
@@ -142,7 +143,12 @@ def rival_features(
 
 
 def create_features(
-    name: str, *, drop_path_rate: float = 0.0, norm_eval: bool = False, regions: int | None = None, **settings: Any
+    name: str | Layout,
+    *,
+    drop_path_rate: float = 0.0,
+    norm_eval: bool = False,
+    regions: int | None = None,
+    **settings: Any,
 ) -> Features:
     """Build a backbone by name: a layout (with `attn` and its fields), a published model, or timm's as `timm:NAME`.
 
@@ -151,7 +157,7 @@ def create_features(
     Raises:
         ValueError: an unknown name or setting, or regions of a model that has none.
     """
-    if name.startswith(TIMM):
+    if isinstance(name, str) and name.startswith(TIMM):
         if regions is not None:
             raise ValueError(f"regions={regions}: {name} has none")
         return rival_features(name.removeprefix(TIMM), drop_path_rate=drop_path_rate, norm_eval=norm_eval, **settings)
@@ -159,7 +165,7 @@ def create_features(
     if regions is not None:
         routed = [mixer for mixers in model.mixers() for mixer in mixers if hasattr(mixer.config, "regions")]
         if not routed:
-            raise ValueError(f"regions={regions}: {name} has no mechanism of regions")
+            raise ValueError(f"regions={regions}: {model.layout.name} has no mechanism of regions")
         for mixer in routed:
             mixer.config = mixer.config.replace(regions=regions)
     return features_of(model, norm_eval=norm_eval)
