@@ -149,7 +149,7 @@ def write_names(ax: Axes, names: Sequence[Name]) -> int:
         label = ax.text(
             0, 0, shortened(name.text), fontsize=LABEL_PT, va="bottom", ha="left", color=ink_on(name.colour), zorder=4
         )
-        label.set_bbox({"facecolor": name.colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.9})
+        label.set_bbox({"facecolor": name.colour, "edgecolor": "none", "pad": 0.8})
         extent = label.get_window_extent()
         pad = 0.8 * ax.figure.dpi / 72 + gap
         width, height = extent.width + 2 * pad, extent.height + 2 * pad

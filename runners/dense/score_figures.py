@@ -25,6 +25,8 @@ MOST_NUMBERS = 16
 HEAT, NOTHING = "Blues", "#D9D9D9"
 """Of shares, and of a class that truth does not have."""
 CELL_IN, SMALL_CELL_IN, NUMBER_PT = 0.3, 0.155, 5.5
+LEAST_IN = 1.8
+"""Side of the matrix, however few its classes: its title needs the room."""
 OTHERS = "all others"
 
 MOST_CURVES = 12
@@ -46,7 +48,7 @@ def draw_confusion(confusion: NDArray[Any], class_names: Sequence[str], caption:
     counts, names = _most_frequent(counts, list(class_names))
     size = len(names)
     has_numbers = size <= MOST_NUMBERS
-    side = size * (CELL_IN if has_numbers else SMALL_CELL_IN)
+    side = max(LEAST_IN, size * (CELL_IN if has_numbers else SMALL_CELL_IN))
     longest = max(len(shortened(name)) for name in names) * 0.058
     with rc_context(RC):
         figure = Figure(layout=ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04))
