@@ -134,12 +134,16 @@ def test_the_best_hundred_of_an_image_count_over_all_classes():
 
 
 def test_areas_are_those_of_the_file_where_targets_know_its_size():
-    """An image of half its size: objects of 40 px were of 80 px, and are not small."""
-    truth = objects([[0, 0, 25, 25]], area=torch.tensor([2500.0]), original_size=torch.tensor([2 * SIDE] * 2))
-    # without a place in the range of sizes of the truth, a false alarm of 12 px would not count there
+    """Of an image of half the height and a quarter of the width, an object of 25 x 25 px is one of 50 x 100 px."""
+    truth = objects([[0, 0, 25, 25]], original_size=torch.tensor([2 * SIDE, 4 * SIDE]))
+    # the false alarm is one among medium objects, too, and the mask of the hit is as large as its box
     output = objects([[0, 0, 25, 25], [50, 50, 75, 75]], scores=[0.8, 0.9])
-    found = columns([truth], [output])
-    assert (found["ap_small"], found["ap_medium"]) == (None, pytest.approx(50))
+    masks = torch.zeros(2, SIDE, SIDE)
+    masks[0, :25, :25] = masks[1, 50:75, 50:75] = 1
+    found = columns([truth | {"masks": masks[:1]}], [output | {"masks": masks[:, None]}], masks=True)
+    for ending in ("", "_mask"):
+        values = [found[f"ap_{area}{ending}"] for area in AREAS]
+        assert values == [None, pytest.approx(50), None]
 
 
 def test_curves_are_those_of_each_class():

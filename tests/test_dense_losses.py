@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional as F
 
 from runners.dense.losses import DetectionLoss, SegmentationLoss, make_dense_criterion
@@ -173,21 +173,25 @@ def test_mixed_precision_reaches_the_losses_inside_of_the_model():
     assert (model.dtype, loss.dtype) == (torch.bfloat16, torch.float32)
 
 
-class Wrapper(nn.Module):
-    """A network around a model, as DistributedDataParallel is: forward goes through it."""
+class Counting(nn.parallel.DistributedDataParallel):
+    """The wrapper that adds up gradients, which has to see every forward pass."""
 
-    def __init__(self, module):
-        super().__init__()
-        self.module, self.passed = module, 0
+    passed = 0
 
     def forward(self, *inputs):
         self.passed += 1
-        return self.module(*inputs)
+        return super().forward(*inputs)
 
 
-def test_targets_go_through_the_wrapped_network():
+def test_targets_go_through_the_wrapper_of_several_processes(tmp_path):
     model, images, targets = seeded(Detector), torch.randn(4, 3, 4, 4), detection_targets(4)
     alone = stepped(copy.deepcopy(model), images, targets, DetectionLoss())
-    wrapped = Wrapper(model)
-    torch.testing.assert_close(stepped(wrapped, images, targets, DetectionLoss(), accumulate=2), alone)
-    assert wrapped.passed == 2
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        wrapped = Counting(model)
+        found = stepped(wrapped, images, targets, DetectionLoss(), accumulate=2)
+    finally:
+        distributed.destroy_process_group()
+    torch.testing.assert_close(found, alone)
+    assert wrapped.passed == 2 and [boxes for _, boxes in model.calls] == [[1, 2], [3, 1]]

@@ -2,8 +2,8 @@
 
 Average precision is the mean over 101 recalls, ten IoU thresholds 0.50 to 0.95, and the classes that occur in truth
 (https://cocodataset.org/#detection-eval). A crowd is neither found nor missed, and what lies in it does no harm. Areas
-(`small` below 32 x 32 px, `large` from 96 x 96 px) are those of the targets: where these have an `original_size`, boxes
-are measured in its pixels, as COCO does, else in those of the images that the model sees.
+(`small` below 32 x 32 px, `large` from 96 x 96 px) are those in the image's file, as COCO has them, where the targets
+know its `original_size`; else those in the image that the model sees.
 """
 
 from collections.abc import Mapping, Sequence
@@ -203,7 +203,7 @@ def _truth(target: Mapping[str, Tensor], masks: bool) -> list[dict[str, Any]]:
     fields = {
         "category_id": target["labels"].tolist(),
         "bbox": _by_corner(target["boxes"].double().cpu() * _to_original(target)).tolist(),
-        "area": target["area"].tolist(),
+        "area": (target["area"].double().cpu() * _to_original(target)[:2].prod()).tolist(),
         "iscrowd": target["iscrowd"].int().tolist(),
     }
     if masks:
