@@ -163,7 +163,7 @@ def test_a_label_that_is_no_class_is_refused(label):
 def test_two_images_of_one_number_are_refused():
     same = objects([], image_id=torch.tensor(7))
     with pytest.raises(ValueError, match="image_id 7 is given to two validation images"):
-        columns([same, same], [objects([], scores=[])] * 2)
+        columns([same, objects([]), same], [objects([], scores=[])] * 3)
 
 
 def random_set(seed, count=10, num_classes=2):
@@ -265,9 +265,10 @@ def test_processes_and_batches_do_not_matter(world_size, batch_size):
     said = {}
     for rank in range(world_size):
         group = Rank(rank, world_size, said)
-        settings = {"num_classes": 2, "masks": True, "batch_size": batch_size, "group": group}
-        found = columns(targets, outputs, **settings)
-    assert found == one
+        photos = Photos(targets, 2, batch_size)
+        found = detect_all(Oracle(outputs), photos, device=CPU, masks=True, group=group)
+    assert found.columns() == one
+    assert [image["id"] for image in found.images] == [10, 11, 12, 13, 14, 15]
 
 
 def test_masks_end_where_the_image_does():

@@ -164,7 +164,7 @@ def detect_all(
             outputs = model(conditions.place_images(batch, device))
         images += _of_batch(outputs, targets, data.num_classes, masks, score_threshold)
     everything = [image for part in group.gather(images) for image in part]
-    # in an order that does not follow from the number of processes: equal scores are ranked by it
+    # the same list from any number of processes
     everything.sort(key=lambda image: int(image["id"]))
     for image, following in pairwise(everything):
         if image["id"] == following["id"]:
