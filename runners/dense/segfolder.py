@@ -125,7 +125,7 @@ class SegFolder:
         return found.astype(np.uint8)
 
 
-def read_values(content: bytes) -> Ints:
+def read_values(content: bytes) -> Any:
     """Values of the pixels of an annotation, (H, W); of a palette its indices.
 
     Raises:
@@ -141,7 +141,9 @@ def read_values(content: bytes) -> Ints:
             check_size(image.width, image.height)
             if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
                 raise AnnotationError(f"the annotation has colours ({image.mode}), and numbers of classes are wanted")
-            return np.asarray(image).astype(np.int64)
+            # those of one byte stay as they are, which is faster
+            values = np.asarray(image)
+            return values.astype(np.uint8) if image.mode == "1" else values
     except AnnotationError:
         raise
     except Exception as error:  # decoders raise whatever they stumble over
