@@ -10,7 +10,7 @@ import numpy as np
 
 from runners.data.listing import shown
 from runners.dense.sources import Ints, Source, listed, shared_images
-from runners.dense.specs import SCENES, DenseSpec, check_dense_spec
+from runners.dense.specs import SCENES, TASKS_OF, DenseSpec, check_dense_spec, parse_dense_spec
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,26 @@ def open_dense(spec: str, task: str) -> Opened:
         return opened
     except ValueError as error:
         raise ValueError(f"data {spec!r}: {error}") from error
+
+
+def count_dense_classes(spec: str, task: str | None = None) -> int:
+    """Count the classes: of segmentation without what is ignored, of detection without the background.
+
+    Scenes have ten digits, and in segmentation their background as another class; without a task they are segmented.
+
+    Raises:
+        ValueError: what `open_dense` raises.
+    """
+    return len(open_dense(spec, task or TASKS_OF[parse_dense_spec(spec).kind][0]).classes)
+
+
+def dense_steps_per_epoch(spec: str, task: str, batch_size: int, *, keep_empty: bool = False) -> int | None:
+    """Count the optimiser steps of one pass over the training images, None for an endless stream.
+
+    Raises:
+        ValueError: what `open_dense` raises, or a batch larger than the training set.
+    """
+    return open_dense(spec, task).steps_per_epoch(batch_size, keep_empty=keep_empty)
 
 
 def _open(spec: DenseSpec, task: str) -> Sequence[Source]:

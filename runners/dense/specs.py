@@ -144,34 +144,6 @@ def check_dense_spec(task: str, spec: str, height_px: int | None = None, width_p
     return parsed
 
 
-def count_dense_classes(spec: str, task: str | None = None) -> int:
-    """Count the classes: of segmentation without what is ignored, of detection without the background.
-
-    Scenes have ten digits, and in segmentation their background as another class; without a task they are segmented.
-
-    Raises:
-        ValueError: an unknown spec, or files that are not there or not what they should be.
-    """
-    return len(_open(spec, task).classes)
-
-
-def dense_steps_per_epoch(spec: str, task: str, batch_size: int) -> int | None:
-    """Count the optimiser steps of one pass over the training images, None for an endless stream.
-
-    Raises:
-        ValueError: what `count_dense_classes` raises, or a batch larger than the training set.
-    """
-    steps: int | None = _open(spec, task).steps_per_epoch(batch_size)
-    return steps
-
-
-def _open(spec: str, task: str | None) -> Any:
-    # data of files take their time to list, and a check of the spec alone should not
-    from runners.dense.opened import open_dense
-
-    return open_dense(spec, task or TASKS_OF[parse_dense_spec(spec).kind][0])
-
-
 def check_name(name: object, what: str) -> str:
     """Return a name of a file below a folder, as a stranger's file gives it.
 
