@@ -174,6 +174,7 @@ RUNNERS = {
     "table": {"measures", "store"},
     "machine": set(),
     "data": set(),
+    "dense": {"data"},
     "train": {"measures", "store", "machine", "data"},
     "measure": {"measures", "store", "machine", "data", "train"},
     "cells": {"measures", "store", "machine", "data", "train", "measure"},

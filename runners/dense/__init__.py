@@ -1,1 +1,1 @@
-"""Dense tasks: semantic segmentation, detection and instance segmentation."""
+"""The dense tasks: segmentation, detection and instance segmentation; their data, losses, scores and pictures."""
