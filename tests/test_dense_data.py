@@ -12,11 +12,11 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from runners.data.dense_augment import PUBLISHED, DenseAugmentation
 from runners.data.image_specs import IMAGENET_MEAN, IMAGENET_STD
 from runners.data.images import BrokenImage, DataError
 from runners.data.probes import split_digits
 from runners.data.seeding import drawn_from
-from runners.dense.augmentation import PUBLISHED, DenseAugmentation
 from runners.dense.data import make_dense_data
 from runners.dense.opened import open_dense
 from runners.dense.scene import INK, draw_scene
@@ -138,7 +138,7 @@ def test_no_class_fills_a_crop_where_that_can_be_avoided():
 
 def test_a_factor_is_drawn_from_the_whole_range():
     image, labels = picture(0, (64, 64)), np.zeros((64, 64), dtype=np.uint8)
-    transform = SegmentTransform(DenseAugmentation(short_px=64, scale_min=0.5, scale_max=2.0), 128, 128, training=True)
+    transform = SegmentTransform(DenseAugmentation(short_px=64, zoom_min=0.5, zoom_max=2.0), 128, 128, training=True)
     sides = []
     for seed in range(30):
         with drawn_from(seed):

@@ -6,7 +6,7 @@ import sys
 import pytest
 from dense_files import write_coco, write_segfolder
 
-from runners.dense.augmentation import DenseAugmentation, fitted, padded
+from runners.data.dense_augment import DenseAugmentation, fitted, padded
 from runners.dense.opened import count_dense_classes, dense_steps_per_epoch
 from runners.dense.specs import (
     DenseSpec,
@@ -122,7 +122,7 @@ def test_sizes_are_those_of_mmcv():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"scale_min": 2.0}, {"hflip": 1.5}, {"cat_max_ratio": 0.0}, {"long_px": 8, "short_px": 9}]
+    "fields", [{"zoom_min": 2.0}, {"hflip": 1.5}, {"cat_max_ratio": 0.0}, {"long_px": 8, "short_px": 9}]
 )
 def test_fields_are_checked(fields):
     with pytest.raises(ValueError, match=f"^{next(iter(fields))} must be .*, got"):

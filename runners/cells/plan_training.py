@@ -13,6 +13,7 @@ from runners.cells.task_data import CLASSIFY, check_data_of, steps_of_epoch
 from runners.cells.teachers import check_teaching
 from runners.data.augment import Augmentation, check_policy
 from runners.data.datasets import steps_per_epoch
+from runners.data.dense_augment import DenseAugmentation
 from runners.data.image_specs import is_image_spec
 from runners.train.recipe import ALL_STAGES, Recipe
 from runners.train.recipes import CLASSIFICATION, DENSE, DENSE_SHORT, check_recipe, make_recipe, read_field
@@ -67,7 +68,7 @@ def lengths_of(axes: Axes, task: str, data: str, recipe: Recipe, batch_size: int
         check_data_of(task, data)
         if epochs is None and recipe.schedule != "epochs":
             return axes.steps or (recipe.steps or Cell.steps,)
-        per_epoch = steps_of_epoch(task, data, batch_size, recipe.repeats)
+        per_epoch = steps_of_epoch(task, data, batch_size, recipe)
     except ValueError as error:
         raise ValueError(f"{spell('data', [])}: {error}") from error
     if per_epoch is None:
@@ -89,7 +90,7 @@ def check_training(cell: Cell) -> None:
     for name in ("reset_classes", "freeze"):
         if getattr(cell, name) and not cell.init_from:
             raise ValueError(f"{name} needs init_from, weights to start from")
-    if recipe.eval_every and steps_of_epoch(cell.task, cell.data, cell.batch_size, recipe.repeats) is None:
+    if recipe.eval_every and steps_of_epoch(cell.task, cell.data, cell.batch_size, recipe) is None:
         raise ValueError(f"recipe.eval_every={recipe.eval_every}: {cell.data} is an endless stream without epochs")
     if cell.task != CLASSIFY:
         return
@@ -121,6 +122,10 @@ def check_training(cell: Cell) -> None:
 def _check_task(cell: Cell, recipe: Recipe) -> None:
     """Refuse what one task has and another does not."""
     if cell.task == CLASSIFY:
+        foreign = [name for name in field_names(DenseAugmentation) if name not in field_names(Augmentation)]
+        if given := {name: value for name, value in cell.training if name in foreign}:
+            listed = ", ".join(f"recipe.{name}={as_text(value)}" for name, value in given.items())
+            raise ValueError(f"task={cell.task} does not know {listed}, which is for dense tasks")
         if cell.recipe in DENSE:
             raise ValueError(
                 f"recipe={cell.recipe} is for dense tasks; for classify there are {', '.join(CLASSIFICATION)}"

@@ -3,12 +3,8 @@
 from ablations.values import HEADS
 from runners.data.datasets import Data, check_data, count_classes, steps_per_epoch
 from runners.data.loading import make_data
-from runners.dense.specs import (
-    check_dense_spec,
-    count_dense_classes,
-    dense_steps_per_epoch,
-    is_dense_spec,
-)
+from runners.dense.opened import count_dense_classes, dense_steps_per_epoch
+from runners.dense.specs import check_dense_spec, is_dense_spec
 from runners.train.recipe import Recipe
 
 CLASSIFY = next(iter(HEADS))
@@ -38,15 +34,15 @@ def count_classes_of(task: str, spec: str) -> int:
     return count_classes(spec) if task == CLASSIFY else count_dense_classes(spec, task)
 
 
-def steps_of_epoch(task: str, spec: str, batch_size: int, repeats: int = 1, *, tuning: bool = False) -> int | None:
+def steps_of_epoch(task: str, spec: str, batch_size: int, recipe: Recipe) -> int | None:
     """Count the optimiser steps of one pass over the training images, None for an endless stream.
 
     Raises:
         ValueError: what `check_data_of` raises, or a batch larger than the training set.
     """
     if task == CLASSIFY:
-        return steps_per_epoch(spec, batch_size, repeats, tuning=tuning)
-    return dense_steps_per_epoch(spec, task, batch_size)
+        return steps_per_epoch(spec, batch_size, recipe.repeats)
+    return dense_steps_per_epoch(spec, task, batch_size, keep_empty=recipe.keep_empty)
 
 
 def make_data_of(

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from runners.data.datasets import HELD_OUT_SHARE
+from runners.data.dense_augment import PUBLISHED, DenseAugmentation
 from runners.data.images import Batch, DataError, note_broken, read_ahead
 from runners.data.loading import spare_processors
-from runners.dense.augmentation import PUBLISHED, DenseAugmentation
 from runners.dense.file_parts import FileParts
 from runners.dense.opened import Opened, open_dense
 from runners.dense.samples import Labels, Samples, collate

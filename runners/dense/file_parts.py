@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from runners.data.dense_augment import DenseAugmentation, padded
 from runners.data.images import keys_of_steps
-from runners.dense.augmentation import DenseAugmentation, padded
 from runners.dense.opened import Opened, steps_of
 from runners.dense.samples import Canvas, TestSamples, TrainKey, TrainSamples
 from runners.dense.sources import Ints, Source

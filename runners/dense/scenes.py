@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from runners.data.dense_augment import padded
 from runners.data.probes import TEST_STREAM, TRAIN_STREAM, Digits, divide_digits, split_digits
-from runners.dense.augmentation import padded
 from runners.dense.samples import Sample
 from runners.dense.scene import draw_scene
 from runners.dense.specs import DenseSpec

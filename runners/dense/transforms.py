@@ -14,8 +14,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from runners.data.dense_augment import LONG_PER_SHORT, DenseAugmentation, fitted, padded
 from runners.data.image_specs import IMAGENET_MEAN, IMAGENET_STD
-from runners.dense.augmentation import LONG_PER_SHORT, DenseAugmentation, fitted, padded
 from runners.dense.sources import IGNORE, Bytes, Objects
 from runners.dense.targets import Target
 
@@ -74,7 +74,7 @@ class SegmentTransform:
 
     def _train(self, image: Any, labels: Bytes) -> tuple[Tensor, Tensor]:
         fields = self.fields
-        factor = _uniform(fields.scale_min, fields.scale_max)
+        factor = _uniform(fields.zoom_min, fields.zoom_max)
         size = fitted(image.height, image.width, max(1, int(self.short * factor)), max(1, int(self.long * factor)))
         found, mask = _image(image, size), _scaled_masks(labels[None], size)
         window = self._window(mask[0])

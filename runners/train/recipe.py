@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from attention_zoo.config import check_fields
 from runners.data.augment import Augmentation
+from runners.data.dense_augment import DenseAugmentation
 
 FROM_TEACHER = "teacher"
 """Value of `token_labels`: the teacher of the recipe labels the places."""
@@ -20,8 +21,10 @@ DROPS = (8 / 12, 11 / 12)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Augmentation):
-    """Optimiser, learning rate, loss, augmentation and what is kept; the fields of `Augmentation` are part of it.
+class Recipe(Augmentation, DenseAugmentation):
+    """Optimiser, learning rate, loss, augmentation and what is kept.
+
+    Fields of `Augmentation`, for images as a whole, and of `DenseAugmentation`, for dense tasks, are part of it.
 
     Attributes:
         epochs: passes over the training images, where a sweep names neither epochs nor steps; none: the cell's steps.
@@ -94,6 +97,7 @@ class Recipe(Augmentation):
             ValueError: a value of another type than its field's, or outside its range.
         """
         check_fields(self)
+        super().__post_init__()
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:

@@ -66,7 +66,11 @@ FPN80K = Recipe(
     warmup_factor=0.1,  # warmup_ratio
     final_share=1e-8,  # min_lr_ratio
     clip_norm=None,
+    zoom_min=0.5,  # ade20k_sfpn.py: ratio_range, at crops of 512 px
+    zoom_max=2.0,
+    cat_max_ratio=0.75,
     hflip=0.5,
+    photometric=True,
     drop_path=0.1,  # 0.15 for biformer_small
 )
 """Semantic FPN on ADE20K: semantic_segmentation/configs/ade20k/sfpn.biformer_small.py of rayleizhu/BiFormer, batch 32.
@@ -82,6 +86,7 @@ UPERNET160K = replace(
     schedule="poly",  # power 1, min_lr 0
     warmup_share=1_500 / 160_000,
     warmup_factor=1e-6,
+    eval_multiple=1,  # ade20k_upernet.py: Resize, where Semantic FPN has AlignResize
     drop_path=0.3,
 )
 """UPerNet on ADE20K: semantic_segmentation/configs/ade20k/upernet.biformer_small.py of rayleizhu/BiFormer, batch 16."""
@@ -105,7 +110,15 @@ MASKRCNN1X = replace(RETINANET1X, weight_decay=0.05)
 """Mask R-CNN 1x on COCO, batch 16: configs/coco/maskrcnn.1x.biformer_small.py of BiFormer's object_detection."""
 
 DENSE_SHORT = Recipe(
-    lr=1e-3, beta2=0.999, decay_positions=False, schedule="poly", warmup_share=0.05, warmup_factor=0.01, hflip=0.5
+    lr=1e-3,
+    beta2=0.999,
+    decay_positions=False,
+    schedule="poly",
+    warmup_share=0.05,
+    warmup_factor=0.01,
+    zoom_min=0.75,
+    zoom_max=1.5,
+    hflip=0.5,
 )
 """For dense tasks in minutes, from random weights or from a small classifier; our choice, no paper's."""
 

@@ -19,8 +19,8 @@ class DenseAugmentation:
     Attributes:
         short_px: short side of an image, 0 for the short side of the resolution.
         long_px: long side at most, 0 for four short sides (segmentation) or the resolution's long side (detection).
-        scale_min: smallest factor, of segmentation.
-        scale_max: largest.
+        zoom_min: smallest factor, of segmentation.
+        zoom_max: largest.
         cat_max_ratio: share of a crop that one class may have, which is drawn up to ten times more; 1 for any.
         hflip: probability of a horizontal flip.
         photometric: whether brightness, contrast, saturation and hue are changed.
@@ -32,8 +32,8 @@ class DenseAugmentation:
 
     short_px: int = 0
     long_px: int = 0
-    scale_min: float = 1.0
-    scale_max: float = 1.0
+    zoom_min: float = 1.0
+    zoom_max: float = 1.0
     cat_max_ratio: float = 1.0
     hflip: float = 0.5
     photometric: bool = False
@@ -50,8 +50,8 @@ class DenseAugmentation:
         allowed = {
             "short_px": (self.short_px >= 0, "0 or more px"),
             "long_px": (self.long_px == 0 or self.long_px >= self.short_px, "0, or at least short_px"),
-            "scale_min": (0 < self.scale_min <= self.scale_max, "above 0, at most scale_max"),
-            "scale_max": (self.scale_max <= 16, "at most 16"),
+            "zoom_min": (0 < self.zoom_min <= self.zoom_max, "above 0, at most zoom_max"),
+            "zoom_max": (self.zoom_max <= 16, "at most 16"),
             "cat_max_ratio": (0 < self.cat_max_ratio <= 1, "a share above 0, at most 1"),
             "hflip": (0 <= self.hflip <= 1, "a probability"),
             "eval_multiple": (1 <= self.eval_multiple <= 1024, "1 to 1024 px"),
@@ -63,7 +63,7 @@ class DenseAugmentation:
 
 
 PUBLISHED = {
-    "segment": DenseAugmentation(scale_min=0.5, scale_max=2.0, cat_max_ratio=0.75, photometric=True),
+    "segment": DenseAugmentation(zoom_min=0.5, zoom_max=2.0, cat_max_ratio=0.75, photometric=True),
     "detect": DenseAugmentation(),
     "instance": DenseAugmentation(),
 }
