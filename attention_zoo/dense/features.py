@@ -5,6 +5,7 @@ reads it; the next stage reads the map itself (Swin: norm0 to norm3 of
 github.com/SwinTransformer/Swin-Transformer-Semantic-Segmentation; BiFormer: extra_norms of models_mm/biformer_mm.py).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,6 +58,20 @@ class Features(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+    def set_grad_checkpointing(self, enable: bool = True, stages: Sequence[int] | None = None) -> None:
+        """Recompute each block of the stages (from 0; None: all) in the backward pass; timm's models have all or none.
+
+        Raises:
+            ValueError: no such stage, or the model does not know how to.
+        """
+        switch: Any = getattr(self.model, "set_grad_checkpointing", None)
+        if switch is None:
+            raise ValueError(f"{type(self.model).__name__} has no set_grad_checkpointing")
+        if stages is None:
+            switch(enable)
+        else:
+            switch(enable, stages)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that take no weight decay though they have more than one dimension."""

@@ -16,7 +16,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from attention_zoo.dense.boxes import RATIOS, Anchors, Target, at_least_float32, on_canvas, to_learn
@@ -43,6 +43,18 @@ class _Boxes(FastRCNNPredictor):  # type: ignore[misc]
 class _Masks(MaskRCNNPredictor):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         return at_least_float32(super().forward(x))
+
+
+class _Regions(MultiScaleRoIAlign):  # type: ignore[misc]
+    """RoIAlign of P2 to P5 in float32, in which boxes are: it refuses maps of another type."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__(["0", "1", "2", "3"], side, 2)
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[Size]) -> Tensor:
+        dtype = next(iter(x.values())).dtype
+        wide = {name: at_least_float32(map_) for name, map_ in x.items()}
+        return super().forward(wide, boxes, image_shapes).to(dtype)
 
 
 class MaskRCNNHead(nn.Module):
@@ -76,6 +88,8 @@ class MaskRCNNHead(nn.Module):
             rpn_head=_Proposals(width, len(SCALES) * len(RATIOS)),
             rpn_post_nms_top_n_train=proposals,
             rpn_post_nms_top_n_test=proposals,
+            box_roi_pool=_Regions(BOX_SIDE),
+            mask_roi_pool=_Regions(MASK_SIDE),
             box_head=TwoMLPHead(width * BOX_SIDE**2, box_width),
             box_predictor=_Boxes(box_width, classes),
             box_batch_size_per_image=rois_per_image,

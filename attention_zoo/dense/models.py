@@ -1,7 +1,7 @@
 """Models of the dense tasks: a backbone and a head."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ CLASSES: dict[str, Any] = {
     "mask_rcnn": MaskRCNNHead,
 }
 """Class of each head."""
+MOST = 1 << 16
+"""Largest width or number of boxes of a head."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,14 @@ class DenseModel(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of the backbone's positions and tables of biases; heads have none."""
         return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+    def set_grad_checkpointing(self, enable: bool = True, stages: Sequence[int] | None = None) -> None:
+        """Recompute each block of the backbone's stages (from 0; None: all) in the backward pass.
+
+        Raises:
+            ValueError: no such stage, or the backbone does not know how to.
+        """
+        self.backbone.set_grad_checkpointing(enable, stages)
 
     def head_macs(self, height_px: int, width_px: int) -> int:
         """Multiply-adds of the head for one image, in closed form."""
@@ -197,7 +207,7 @@ def _check_fields(head: str, fields: dict[str, Any]) -> None:
         if name == "dropout":
             if not 0 <= value < 1:
                 raise ValueError(f"dropout must be at least 0 and below 1, got {value}")
-        elif isinstance(known[name], int) and (
-            isinstance(value, bool) or not isinstance(value, int) or value < (0 if name == "auxiliary_width" else 1)
-        ):
-            raise ValueError(f"{name} of {head} must be a positive integer, got {value!r}")
+        elif isinstance(known[name], int):
+            least = 0 if name == "auxiliary_width" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
+                raise ValueError(f"{name} of {head} must be an integer from {least} to {MOST}, got {value!r}")

@@ -46,6 +46,9 @@ def recipes_of(axes: Axes, task: str, spell: Spelling) -> Iterable[tuple[str, tu
             own = vars(check_recipe(name))
         except ValueError as error:
             raise ValueError(f"{spell(RECIPE, [])}: {error}") from error
+        known, others = (CLASSIFICATION, "dense tasks") if task == CLASSIFY else (DENSE, CLASSIFY)
+        if name not in known:
+            raise ValueError(f"{spell(RECIPE, [name])} is for {others}; for {task} there are {', '.join(known)}")
         for combination in itertools.product(*(values for _, values in setting)):
             typed = {}
             for (field, _), text in zip(setting, combination, strict=True):
@@ -85,6 +88,11 @@ def check_training(cell: Cell) -> None:
     """
     recipe = make_recipe(cell.recipe, cell.training)
     _check_task(cell, recipe)
+    if is_rival(cell.model) and recipe.drop_path:
+        check_drop_path(cell.model)
+    if recipe.checkpointed_stages != ALL_STAGES and (is_rival(cell.model) or not recipe.checkpointing):
+        needed = "models of timm have all or none" if is_rival(cell.model) else "it needs recipe.checkpointing=on"
+        raise ValueError(f"recipe.checkpointed_stages={recipe.checkpointed_stages}: {needed}")
     if cell.init_from:
         check_start(cell)
     for name in ("reset_classes", "freeze"):
@@ -93,13 +101,9 @@ def check_training(cell: Cell) -> None:
     if recipe.eval_every and steps_of_epoch(cell.task, cell.data, cell.batch_size, recipe) is None:
         raise ValueError(f"recipe.eval_every={recipe.eval_every}: {cell.data} is an endless stream without epochs")
     if cell.task != CLASSIFY:
+        steps_of_epoch(cell.task, cell.data, cell.batch_size, recipe)  # files that are there, and fill a batch
         return
     check_teaching(recipe, cell.data, cell.height_px, cell.width_px)
-    if is_rival(cell.model) and recipe.drop_path:
-        check_drop_path(cell.model)
-    if recipe.checkpointed_stages != ALL_STAGES and (is_rival(cell.model) or not recipe.checkpointing):
-        needed = "models of timm have all or none" if is_rival(cell.model) else "it needs recipe.checkpointing=on"
-        raise ValueError(f"recipe.checkpointed_stages={recipe.checkpointed_stages}: {needed}")
     if cell.tune_lr and any(name == "lr" for name, _ in cell.training):
         raise ValueError(f"tune_lr={cell.tune_lr} chooses the rate that recipe.lr gives; give one of them")
     if cell.tune_lr:
@@ -126,13 +130,7 @@ def _check_task(cell: Cell, recipe: Recipe) -> None:
         if given := {name: value for name, value in cell.training if name in foreign}:
             listed = ", ".join(f"recipe.{name}={as_text(value)}" for name, value in given.items())
             raise ValueError(f"task={cell.task} does not know {listed}, which is for dense tasks")
-        if cell.recipe in DENSE:
-            raise ValueError(
-                f"recipe={cell.recipe} is for dense tasks; for classify there are {', '.join(CLASSIFICATION)}"
-            )
         return
-    if cell.recipe not in DENSE:
-        raise ValueError(f"recipe={cell.recipe} is for classify; for {cell.task} there are {', '.join(DENSE)}")
     if recipe.has_teacher or recipe.has_label_maps:
         raise ValueError(f"task={cell.task} learns from its annotations alone; it has no teacher and no token labels")
     own = {name: getattr(recipe, name) for name in FOR_CLASSES if getattr(recipe, name) != getattr(DENSE_SHORT, name)}

@@ -200,7 +200,9 @@ def _keep_weights(run: Run, model: nn.Module, kind: str = "") -> dict[str, Any]:
     """Write trained weights; that they cannot be written costs them alone, not the accuracy."""
     cell, path = run.job.cell, run.store.weights_path(run.job.key, run.place.device_id, kind)
     try:
-        save_checkpoint(path, model, cell.model or cell.layout, attn=cell.attn or None, **dict(cell.settings))
+        dense = None if cell.task == CLASSIFY else (cell.task, cell.head)
+        arch, settings = cell.model or cell.layout, dict(cell.settings)
+        save_checkpoint(path, model, arch, attn=cell.attn or None, dense=dense, **settings)
     except ValueError as error:
         print(f"warning: {error}; the accuracy is recorded without them", flush=True)
         return {}

@@ -134,6 +134,10 @@ RECIPES = {**CLASSIFICATION, **DENSE}
 """By name: of images as a whole, and of the dense tasks."""
 
 
+OTHER_ENDS: dict[str, dict[str, Any]] = {"zoom_min": {"zoom_max": 16.0}, "zoom_max": {"zoom_min": 1e-9}}
+"""Values under which any value of a field that is part of a range can be judged alone."""
+
+
 def check_recipe(name: str) -> Recipe:
     """Return a recipe by its name.
 
@@ -154,7 +158,7 @@ def read_field(name: str, text: str) -> Any:
     if name not in field_names(Recipe):
         raise ValueError(suggest("field of a recipe", name, sorted(field_names(Recipe))))
     value = parse_field(Recipe, name, text)
-    replace(PROBE, **{name: value})
+    replace(PROBE, **{**OTHER_ENDS.get(name, {}), name: value})
     return value
 
 
