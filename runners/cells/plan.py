@@ -21,9 +21,8 @@ from runners.cells.plan_training import (
     lengths_of,
     recipes_of,
 )
-from runners.cells.task_data import CLASSIFY, check_data_of
+from runners.cells.task_data import check_data_of
 from runners.cells.tasks import published_regions
-from runners.data.image_specs import is_image_spec
 from runners.measures import MEASURES
 
 CONDITIONS = ("precision", "threads", "compile", "sdpa", "memory_format", "deterministic", "cudnn_benchmark")
@@ -72,23 +71,6 @@ def make_plan(all_axes: Iterable[Axes], spell: Spelling = as_keyword) -> Plan:
     for cell in cells.values():
         remarks.update(dict.fromkeys(_check(cell).notes))
     return Plan(tuple(cells.values()), tuple(remarks))
-
-
-def check_shares(cells: Iterable[Cell], processes: int, spell: Spelling = as_keyword) -> None:
-    """Check that each of several processes gets images of every batch; one may get more than another.
-
-    Raises:
-        ValueError: a batch is too small.
-    """
-    for cell in cells:
-        # images of files stay in the pairs that Mixup joins
-        pairs = cell.task == CLASSIFY and is_image_spec(cell.data)
-        least = processes * (2 if pairs else 1)
-        if processes > 1 and cell.batch_size < least:
-            raise ValueError(
-                f"{spell('batch_size', [str(cell.batch_size)])}: a batch cannot be shared out {'in pairs ' * pairs}to "
-                f"{processes} processes; allowed: {least} or more, or fewer processes"
-            )
 
 
 def _selected(axes: Axes, spell: Spelling) -> list[str]:

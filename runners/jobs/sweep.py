@@ -16,9 +16,10 @@ import pandas as pd
 from ablations import Axes, Study, cell_key, load_study
 from ablations.values import choice, read_values
 from attention_zoo.registry import suggest
-from runners.cells.plan import as_keyword, check_shares, make_plan
+from runners.cells.plan import as_keyword, make_plan
 from runners.cells.plan_training import Spelling
 from runners.cells.registered import is_registered_here
+from runners.cells.shares import check_shares
 from runners.cells.starting import KEY, check_start
 from runners.jobs.executors import PLACEHOLDERS
 from runners.jobs.launch import Order, Outcome, check_plain, launch
@@ -128,6 +129,8 @@ class Sweep:
             raise ValueError(f"{self.spell(name, [])} needs {needed}, got {given}")
         if options.cluster != "slurm" and options.processes > 1:
             self._check_processes(options)
+        elif options.cluster != "slurm" and "accuracy" in self.measures:
+            check_shares(self.plan.cells, 1, self.spell)
 
     def _check_processes(self, options: RunOptions) -> None:
         """Check that several processes of this machine can train these cells.
