@@ -41,7 +41,7 @@ def cell_name(cell: Cell) -> str:
     """Name of a cell: its model, or its configuration with the top-k also where that is the default; and its input."""
     settings = {name: value for name, value in cell.defaults if name == "topk"} | dict(cell.settings)
     subject = cell.model or f"{configuration_name(cell.attn, settings)} {cell.layout}"
-    task = f" {cell.head}" if cell.head else ""
+    task = f" {configuration_name(cell.head, dict(cell.head_settings))}" if cell.head else ""
     return f"{subject}{task} {cell.height_px}x{cell.width_px} {cell.data} seed {cell.seed}"
 
 
