@@ -1,4 +1,4 @@
-"""Trainings of dense tasks: any workers, cut off, killed and by several processes, and under every option of a sweep."""
+"""Trainings of dense tasks: any workers, cut off, killed, by several processes, and under options of a sweep."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from dense_files import write_coco, write_segfolder
-from test_distributed import assert_one_run, processes, run, spread  # noqa: F401  (fixtures)
+from test_distributed import assert_one_run, processes, spread  # noqa: F401  (fixtures)
 from test_elastic import losses, ranks, weights
 from test_processes import in_background
 from test_sweep import wait_for
@@ -31,7 +31,6 @@ HEADS: dict[str, tuple[str, tuple[tuple[str, Any], ...]]] = {
     "detect": ("retinanet", (("width", 16),)),
     "instance": ("mask_rcnn", TINY),
 }
-QUICK = [*HEADS]
 
 
 class Cut(Exception):
