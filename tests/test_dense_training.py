@@ -13,6 +13,7 @@ from test_sweep import wait_for
 from test_train import without_times
 
 from ablations.study import Cell
+from attention_zoo.dense.retinanet import P6P7
 from runners import Sweep
 from runners.cells.models import build_model
 from runners.cells.objectives import objective_of
@@ -188,3 +189,22 @@ def test_killed_processes_of_a_dense_cell_start_again(files: dict[str, str], tmp
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     found, expected = weights(tmp_path / "killed"), weights(tmp_path / "whole")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("side", [1, 2])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_levels_of_one_place_have_gradients_in_half_precision(autocast: bool, side: int) -> None:
+    # on CPUs torch leaves them uninitialised
+    torch.manual_seed(0)
+    levels = P6P7(16, 16)
+    x = torch.randn(2, 16, side, side)
+    whole = torch.autograd.grad(sum(p.sum() for p in levels([], [x], [])[0]), [levels.p6.weight, levels.p7.weight])  # type: ignore[arg-type]
+    half = levels if autocast else levels.to(torch.bfloat16)
+    for _ in range(3):
+        junk = torch.full((16 * 16 * 9,), 3e37, dtype=torch.bfloat16)
+        del junk
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found = half([], [x if autocast else x.bfloat16()], [])[0]
+        grads = torch.autograd.grad(sum(p.float().sum() for p in found), [half.p6.weight, half.p7.weight])  # type: ignore[arg-type]
+        for grad, expected in zip(grads, whole, strict=True):
+            torch.testing.assert_close(grad.float(), expected, rtol=0.05, atol=0.05)

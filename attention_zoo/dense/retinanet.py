@@ -9,7 +9,9 @@ and in torchvision (mmdet: by those of the batch). From the paper: no ReLU betwe
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
@@ -37,8 +39,23 @@ class P6P7(ExtraFPNBlock):  # type: ignore[misc]
 
     def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         """Append P6 and P7."""
-        p6 = self.p6(c[-1])
-        return [*p, p6, self.p7(p6)], [*names, "p6", "p7"]
+        p6 = _halved(self.p6, c[-1])
+        return [*p, p6, _halved(self.p7, p6)], [*names, "p6", "p7"]
+
+
+def _halved(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Map at half the size; of one place in float32 on CPUs, where the gradient of weights in bfloat16 is garbage.
+
+    torch 2.14 with oneDNN leaves it as the memory was, for a convolution of stride 2 on one place.
+    """
+    is_half = x.element_size() < 4 or torch.is_autocast_enabled("cpu")
+    if x.device.type != "cpu" or x.shape[-2:] != (1, 1) or not is_half:
+        return layer(x)
+    bias = layer.bias
+    assert bias is not None
+    with torch.autocast("cpu", enabled=False):
+        y = F.conv2d(x.float(), layer.weight.float(), bias.float(), layer.stride, layer.padding)  # type: ignore[arg-type]
+    return y.to(x.dtype)
 
 
 class RetinaNetHead(nn.Module):
