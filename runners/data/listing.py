@@ -6,19 +6,18 @@ alone are read here, and images by their places, so that any number of processes
 """
 
 import contextlib
-import io
 import os
 import sys
-import tarfile
 import threading
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from runners.data.decode import decode
+from runners.data.tars import check_whole, open_part, tar_files, told_if_damaged
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,7 +28,6 @@ EXTENSIONS = frozenset(b".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".s
 """Of files that are images; timm's and torchvision's together, and GIF."""
 SLOW_S = 3.0
 """A search that takes longer says so."""
-BLOCK = tarfile.BLOCKSIZE
 
 
 class Images(Protocol):
@@ -79,37 +77,27 @@ class _Member(NamedTuple):
     size: int = 0
 
 
-class Listing:
-    """Images of a folder or a tar."""
+class FileImages:
+    """Images in files whose names and labels are known; a subclass opens them."""
 
-    labels: Ints
-
-    def __init__(self, path: Path) -> None:
-        """List the images below a path, in the order of their names.
-
-        Raises:
-            ValueError: there is no such folder or tar, it is damaged, or it holds no images in folders.
-        """
-        self.path, self.where = path, str(path)
-        self._is_tar = path.is_file()
-        members = _search(path)
-        folders = [member.name.rpartition(b"/")[0].rpartition(b"/")[2] for member in members]
-        if not members or not all(folders):
-            stray = f"; {shown(members[folders.index(b'')].name)} lies in no folder of a class" if members else ""
-            raise ValueError(f"{path} holds no images in folders of classes{stray}")
-        named = {folder: unicodedata.normalize("NFC", os.fsdecode(folder)) for folder in set(folders)}
-        self.classes = tuple(sorted(set(named.values())))
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        by_folder = {folder: numbers[name] for folder, name in named.items()}
-        self.labels = np.array([by_folder[folder] for folder in folders], dtype=np.int64)
+    def __init__(self, where: str, classes: tuple[str, ...], names: Sequence[bytes], labels: Ints) -> None:
+        """Keep the names and labels of all images."""
+        self.where, self.classes, self.labels = where, classes, labels
         # not lists: a process that only looks at an object of Python copies the memory around it
-        self._names = b"".join(member.name for member in members)
-        self._ends = np.cumsum([len(member.name) for member in members], dtype=np.int64)
-        self._places = np.array([member[1:] for member in members] if self._is_tar else [], dtype=np.int64)
+        self._names = b"".join(names)
+        self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.labels)
+
+    def open(self, index: int) -> IO[bytes]:
+        """Open the file of an image.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        raise NotImplementedError
 
     def read(self, index: int) -> "tuple[Image, int]":
         """Read an image, upright and in RGB, and the number of its class.
@@ -123,17 +111,8 @@ class Listing:
         except OSError as error:
             raise ValueError(error.strerror or str(error)) from error
 
-    def open(self, index: int) -> IO[bytes]:
-        """Open the file of an image."""
-        if not self._is_tar:
-            return open(self.path / os.fsdecode(self._raw_name(index)), "rb")
-        offset, size = self._places[index].tolist()
-        with open(self.path, "rb") as tar:
-            tar.seek(offset)
-            return io.BytesIO(tar.read(size))
-
     def name(self, index: int) -> str:
-        """Name of an image below the path."""
+        """Name of an image, in one line."""
         return shown(self._raw_name(index))
 
     def identity(self) -> Iterable[bytes]:
@@ -150,6 +129,41 @@ class Listing:
         return self._names[start : int(self._ends[index])]
 
 
+class Listing(FileImages):
+    """Images of a folder or a tar, named below it."""
+
+    def __init__(self, path: Path) -> None:
+        """List the images below a path, in the order of their names.
+
+        Raises:
+            ValueError: there is no such folder or tar, it is damaged, or it holds no images in folders.
+        """
+        self.path = path
+        self._is_tar = path.is_file()
+        members = _search(path)
+        folders = [member.name.rpartition(b"/")[0].rpartition(b"/")[2] for member in members]
+        if not members or not all(folders):
+            stray = f"; {shown(members[folders.index(b'')].name)} lies in no folder of a class" if members else ""
+            raise ValueError(f"{path} holds no images in folders of classes{stray}")
+        named = {folder: unicodedata.normalize("NFC", os.fsdecode(folder)) for folder in set(folders)}
+        classes = tuple(sorted(set(named.values())))
+        numbers = {name: number for number, name in enumerate(classes)}
+        by_folder = {folder: numbers[name] for folder, name in named.items()}
+        labels = np.array([by_folder[folder] for folder in folders], dtype=np.int64)
+        super().__init__(str(path), classes, [member.name for member in members], labels)
+        self._places = np.array([member[1:] for member in members] if self._is_tar else [], dtype=np.int64)
+
+    def open(self, index: int) -> IO[bytes]:
+        """Open the file of an image.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        if not self._is_tar:
+            return open(self.path / os.fsdecode(self._raw_name(index)), "rb")
+        return open_part(self.path, *self._places[index].tolist())
+
+
 def shown(name: bytes | str) -> str:
     """Write the name of a file or a folder in one line, whatever its bytes are."""
     text = os.fsdecode(name)
@@ -161,17 +175,13 @@ def _search(path: Path) -> list[_Member]:
         raise ValueError(f"{path} does not exist")
     if path.is_file() and path.suffix.lower() != ".tar":
         raise ValueError(f"{path} is neither a folder nor a .tar")
-    try:
-        with _told_if_slow(path):
-            return sorted(_of_tar(path) if path.is_file() else map(_Member, _of_folder(os.fsencode(path))))
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or cut off: {error}") from error
-    except OSError as error:
-        raise ValueError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
+    with told_if_slow(path), told_if_damaged(path):
+        return sorted(_of_tar(path) if path.is_file() else map(_Member, _of_folder(os.fsencode(path))))
 
 
 @contextlib.contextmanager
-def _told_if_slow(path: Path) -> Iterator[None]:
+def told_if_slow(path: Path) -> Iterator[None]:
+    """Context of a search that says what it does if that takes long."""
     text = f"searching {path} for images"
     timer = threading.Timer(SLOW_S, print, [text], {"file": sys.stderr, "flush": True})
     timer.daemon = True
@@ -182,7 +192,8 @@ def _told_if_slow(path: Path) -> Iterator[None]:
         timer.cancel()
 
 
-def _is_image(name: bytes) -> bool:
+def is_image(name: bytes) -> bool:
+    """Whether a file is an image by its ending."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
@@ -206,7 +217,7 @@ def _of_folder(root: bytes) -> Iterator[bytes]:
                     continue
                 if entry.is_dir():
                     waiting.append((entry.path, above | {here}))
-                elif _is_image(entry.name):
+                elif is_image(entry.name):
                     yield (
                         os.path.relpath(entry.path, root) if root == b"." else entry.path[len(root.rstrip(b"/")) + 1 :]
                     )
@@ -223,22 +234,11 @@ def _members(file: IO[bytes], folder: bytes, start: int) -> Iterator[_Member]:
     Raises:
         TarError: it is damaged, or ends before it says that it does.
     """
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        kept: Any = tar
-        while (member := tar.next()) is not None:
-            # the tarfile module would keep them all
-            kept.members.clear()
-            parts = [part for part in os.fsencode(member.name).split(b"/") if part not in (b"", b".")]
-            if not member.isfile() or not parts or any(part.startswith(b".") for part in parts):
-                continue
-            if parts[-1].lower().endswith(b".tar"):
-                inner = tar.extractfile(member)
-                assert inner is not None
-                yield from _members(inner, parts[-1][: -len(b".tar")] + b"/", start + member.offset_data)
-            elif _is_image(parts[-1]):
-                if member.issparse():
-                    raise tarfile.ReadError(f"{member.name} is a sparse file")
-                yield _Member(folder + b"/".join(parts), start + member.offset_data, member.size)
-        file.seek(tar.offset)
-        if file.read(BLOCK) != bytes(BLOCK):
-            raise tarfile.ReadError("it has no end")
+    for tar, member, parts in tar_files(file):
+        if parts[-1].lower().endswith(b".tar"):
+            inner = tar.extractfile(member)
+            assert inner is not None
+            yield from _members(inner, parts[-1][: -len(b".tar")] + b"/", start + member.offset_data)
+        elif is_image(parts[-1]):
+            check_whole(member)
+            yield _Member(folder + b"/".join(parts), start + member.offset_data, member.size)
