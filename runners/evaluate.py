@@ -157,7 +157,8 @@ def main(argv: Sequence[str]) -> int:
             finally:
                 # also if the disk is full, or somebody ends it
                 if rows:
-                    bar.stop()
+                    if bar.live.is_started:
+                        bar.stop()
                     _print(rows, unread)
     if is_first:
         print(f"table: {request.out / NAME}")
