@@ -117,6 +117,9 @@ class Quantity:
 
 
 ACCURACY = Quantity("acc1", "accuracy", "acc1", "accuracy, acc1", "%", higher_is_better=True)
+MIOU = Quantity("miou", "accuracy", "mIoU", "mean IoU, miou", "%", higher_is_better=True)
+AP = Quantity("ap", "accuracy", "AP", "box AP, ap", "%", higher_is_better=True)
+AP_MASK = Quantity("ap_mask", "accuracy", "mask AP", "mask AP, ap_mask", "%", higher_is_better=True)
 MACS = Quantity("gmacs", "flops", "MACs", "MACs of the network, one image", "GMAC", is_exact=True)
 FIRST_CORE_MACS = Quantity(
     *("first_core_gmacs", "flops", "MACs of the first cores"),
@@ -151,13 +154,23 @@ TRAINING_SPEED_UP = Quantity(
 MEMORY = Quantity("peak_infer_mib", "memory", "peak memory", "peak memory of inference", "MiB")
 TRAINING_MEMORY = Quantity("peak_train_mib", "memory", "peak memory in training", "peak memory of training", "MiB")
 
+QUALITY_OF = {"classify": ACCURACY, "segment": MIOU, "detect": AP, "instance": AP_MASK}
+"""By task: what says how good a model is."""
+QUALITIES = tuple(QUALITY_OF.values())
+
+
+def quality_of(task: object) -> Quantity:
+    """Return what says how good a model of a task is; of an unknown one, or of an earlier table, acc1."""
+    return QUALITY_OF.get(str(task), ACCURACY)
+
+
 COSTS = (MACS, LATENCY, TRAINING_STEP, MEMORY, TRAINING_MEMORY)
 """What accuracy is weighed against."""
 
 MARGIN = 1.0
 """Accuracies are called equal if the 95 % interval of their gap lies within this, percentage points."""
 
-QUANTITIES = (ACCURACY, *COSTS, PARAMETERS)
+QUANTITIES = (*QUALITIES, *COSTS, PARAMETERS)
 """What a table of results shows, in this order."""
 
 

@@ -25,15 +25,18 @@ from runners.dense.detection import MASK_THRESHOLD
 from runners.dense.evaluating import EvalData
 from runners.dense.losses import IGNORE
 from runners.dense.segmentation import confusion_matrix, segmentation_scores
-from runners.figures import render
+from runners.figures import DPI, render
 from runners.figures.sheet import RC
 from runners.machine.conditions import Conditions
 from runners.store.files import write_whole
+from runners.store.pictures import MAX_BYTES
 from runners.train.step import PLAIN
 
 SHOWN_SCORE = 0.3
 """Predicted boxes of lower scores would hide the picture."""
 MOST_BOXES = 30
+DOTS_PER_INCH = (DPI, 140, 100, 70)
+"""The first with which a file is not too large."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,8 @@ def save_predictions(
         device: where the model is.
         conditions: how it computes.
         count: of images.
-        every: take one image of so many, since files beside each other are often alike.
+        every: take the first images of one of so many parts of the data, as as many processes share them out; files
+            beside each other are often alike.
         caption: written below.
         root: the results folder, if the path is in one.
 
@@ -186,7 +190,7 @@ def save_predictions(
     """
     if count < 1 or every < 1:
         raise ValueError(f"count and every must be at least 1, got {count} and {every}")
-    chosen = list(islice(_images(data), 0, count * every, every))
+    chosen = list(islice(_images(data, every), count))
     if not chosen:
         raise ValueError("there is no validation image to draw")
     model.eval()
@@ -199,12 +203,23 @@ def save_predictions(
         make = _map_picture if task == "segment" else _box_picture
         pictures.append(make(f"image {1 + number * every}", pixels, target, output))
     draw: Any = draw_maps if task == "segment" else draw_boxes
-    write_whole(path, render(draw(pictures, class_names, caption), "png"), root=root)
+    write_whole(path, _small_enough(draw(pictures, class_names, caption)), root=root)
     return path
 
 
-def _images(data: EvalData[Any]) -> Iterator[tuple[Tensor, Any]]:
-    for images, targets in data.eval_batches(0, 1):
+def _small_enough(figure: Figure) -> bytes:
+    """Return a PNG with as many dots as a report shows: large photographs take most of a file."""
+    content = b""
+    for dpi in DOTS_PER_INCH:
+        content = render(figure, "png", dpi)
+        if len(content) <= MAX_BYTES:
+            break
+    return content
+
+
+def _images(data: EvalData[Any], every: int) -> Iterator[tuple[Tensor, Any]]:
+    # the part of one of so many processes: no other image is read
+    for images, targets in data.eval_batches(0, every):
         yield from zip(images, targets, strict=True)
 
 
