@@ -3,6 +3,7 @@
 Plain data that imports nothing of the project, so that a command line, a job, a report and a figure read one list.
 """
 
+from collections.abc import Container
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 
@@ -164,11 +165,17 @@ def quality_of(task: object) -> Quantity:
     return QUALITY_OF.get(str(task), ACCURACY)
 
 
+def quality_among(columns: Container[object]) -> Quantity | None:
+    """Return what says how good models with these columns are, None if none does; of masks before that of boxes."""
+    return next((quality for quality in reversed(QUALITIES) if quality.column in columns), None)
+
+
 COSTS = (MACS, LATENCY, TRAINING_STEP, MEMORY, TRAINING_MEMORY)
 """What accuracy is weighed against."""
 
 MARGIN = 1.0
-"""Accuracies are called equal if the 95 % interval of their gap lies within this, percentage points."""
+"""Accuracies, or what a task has in their place, are called equal if the 95 % interval of their gap lies within this,
+percentage points."""
 
 QUANTITIES = (*QUALITIES, *COSTS, PARAMETERS)
 """What a table of results shows, in this order."""

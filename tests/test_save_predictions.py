@@ -14,7 +14,7 @@ from runners import Sweep
 from runners.cells import predictions
 from runners.cells.job import Job
 from runners.cells.run import run_job
-from runners.dense import detection, pictures, scenes, score_figures, segmentation
+from runners.dense import detection, pictures, scenes, segmentation
 from runners.jobs.options import RunOptions
 from runners.jobs.submission import Request, Submission, check
 from runners.store.pictures import KINDS, MAX_BYTES, MOST_IMAGES, picture_path
@@ -57,7 +57,7 @@ def kept(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[Any]:
 
 def test_the_pictures_of_a_segmentation_are_of_its_only_evaluation(trained, monkeypatch):
     evaluations = kept(monkeypatch, segmentation, "count_pixels")
-    (drawn, matrices) = kept(monkeypatch, pictures, "draw_maps"), kept(monkeypatch, score_figures, "draw_confusion")
+    (drawn, matrices) = kept(monkeypatch, pictures, "draw_maps"), kept(monkeypatch, pictures, "draw_confusion")
     store, row = trained("segment")
     assert len(evaluations) == 1
     (matrix,), (maps,) = matrices, drawn
@@ -73,9 +73,11 @@ def test_the_pictures_of_a_segmentation_are_of_its_only_evaluation(trained, monk
             assert image.format == "PNG"
 
 
-@pytest.mark.parametrize(("task", "metric"), [("detect", "ap50"), pytest.param("instance", "ap50_mask", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("task", "metric"), [("detect", "ap50"), pytest.param("instance", "ap50_mask", marks=pytest.mark.slow)]
+)
 def test_the_curves_of_a_detection_are_those_of_what_counts(trained, monkeypatch, task, metric):
-    evaluations, curves = kept(monkeypatch, detection, "detect_all"), kept(monkeypatch, score_figures, "draw_curves")
+    evaluations, curves = kept(monkeypatch, detection, "detect_all"), kept(monkeypatch, pictures, "draw_curves")
     store, row = trained(task)
     assert len(evaluations) == len(curves) == 1
     assert 100 * pd.DataFrame(curves[0].T).mean().mean() == pytest.approx(row[metric])

@@ -54,19 +54,11 @@ def _draw_predictions(run: Run, data: Any, evaluated: Evaluated) -> Any:
 
 
 def _draw_scores(run: Run, data: Any, evaluated: Evaluated) -> Any:
-    """Draw what is confused, or precision over recall of boxes, or of masks where these are what counts."""
-    from runners.dense.detection import BOX, MASK
-    from runners.dense.score_figures import draw_confusion, draw_curves
-    from runners.figures import render
-    from runners.store.files import write_whole
+    from runners.dense.pictures import save_scores
 
-    found, task = evaluated.found, run.job.cell.task
-    caption = f"{cell_name(run.job.cell)}, after {run.job.cell.steps} steps: "
-    if task == "segment":
-        figure = draw_confusion(found.plain.numpy(), data.class_names, f"{caption}all labelled validation pixels.")
-    else:
-        kind, what = (MASK, "masks") if task == "instance" else (BOX, "boxes")
-        figure = draw_curves(found.curves(kind), data.class_names, f"{caption}{what} of all validation images.")
+    cell = run.job.cell
     path = picture_path(run.store, run.job.key, run.place.device_id, "scores")
-    write_whole(path, render(figure, "png"), root=run.store.out)
-    return path
+    caption = f"{cell_name(cell)}, after {cell.steps} steps: "
+    return save_scores(
+        evaluated.found, path, task=cell.task, class_names=data.class_names, caption=caption, root=run.store.out
+    )

@@ -1,7 +1,7 @@
 """Predictions beside truth on a few validation images: maps of classes, or boxes and masks of objects.
 
 `draw_maps` and `draw_boxes` are pure functions of what they show and write nothing; `save_predictions` runs a model on
-some images and writes a PNG.
+some images and writes a PNG, and `save_scores` one of what an evaluation of all has found.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from runners.dense.board import KeyEntry, Name, board, show, write_names, write_note
 from runners.dense.colours import Floats, class_colours, occurring, paint_classes, paint_masks
-from runners.dense.detection import MASK_THRESHOLD
+from runners.dense.detection import BOX, MASK, MASK_THRESHOLD, Detected
 from runners.dense.evaluating import EvalData
 from runners.dense.losses import IGNORE
-from runners.dense.segmentation import confusion_matrix, segmentation_scores
+from runners.dense.score_figures import draw_confusion, draw_curves
+from runners.dense.segmentation import Segmented, confusion_matrix, segmentation_scores
 from runners.figures import DPI, render
 from runners.figures.sheet import RC
 from runners.machine.conditions import Conditions
@@ -204,6 +205,39 @@ def save_predictions(
         pictures.append(make(f"image {1 + number * every}", pixels, target, output))
     draw: Any = draw_maps if task == "segment" else draw_boxes
     write_whole(path, _small_enough(draw(pictures, class_names, caption)), root=root)
+    return path
+
+
+def save_scores(
+    found: Segmented | Detected,
+    path: Path,
+    *,
+    task: str,
+    class_names: Sequence[str],
+    caption: str = "",
+    root: Path | None = None,
+) -> Path:
+    """Write a PNG of what an evaluation found: classes that are confused, or precision over recall.
+
+    Args:
+        found: by the evaluation of the task.
+        path: of the PNG, which appears whole or not at all.
+        task: segment, detect, or instance, whose curves are those of masks.
+        class_names: of classes 0 .. of pixels, 1 .. of boxes.
+        caption: written below, before what the figure is of.
+        root: the results folder, if the path is in one.
+
+    Raises:
+        ValueError: there is nothing to draw.
+        StoreError: the file cannot be written.
+    """
+    if isinstance(found, Segmented):
+        told = f"{caption}all labelled validation pixels."
+        figure = draw_confusion(found.plain.numpy(), class_names, told)
+    else:
+        kind, what = (MASK, "masks") if task == "instance" else (BOX, "boxes")
+        figure = draw_curves(found.curves(kind), class_names, f"{caption}{what} of all validation images.")
+    write_whole(path, _small_enough(figure), root=root)
     return path
 
 
