@@ -2,17 +2,21 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from test_dense_segmentation import Pictures, Pixelwise
 
 import runners.jobs.sweep as module
+from ablations.study import Cell
 from runners import Sweep
 from runners.cells import predictions
 from runners.cells.job import Job
+from runners.cells.objectives import Evaluated
 from runners.cells.run import run_job
 from runners.dense import detection, pictures, scenes, segmentation
 from runners.jobs.options import RunOptions
@@ -84,32 +88,50 @@ def test_the_curves_of_a_detection_are_those_of_what_counts(trained, monkeypatch
     assert all((store.out / row[kind]).is_file() for kind in KINDS)
 
 
-def test_what_cannot_be_drawn_or_written_costs_itself_alone(trained, monkeypatch, capsys):
+@pytest.fixture
+def kept_of(tmp_path: Path) -> Callable[[], tuple[Path, dict[str, Any]]]:
+    """Keep the pictures of a model without training it; return the folder of its cell and the columns."""
+    cell = Cell(attn="swin", task="segment", head="semantic_fpn", data="scenes")
+    store = open_store(tmp_path / "runs", create=True)
+    key = store.add_cell(cell, None, ["accuracy"])
+    data: Any = Pictures(torch.randn(3, 3, 8, 8), torch.randint(4, (3, 8, 8)))
+    data.class_names, data.mean, data.std = "abcd", (0.0,) * 3, (1.0,) * 3
+    job = SimpleNamespace(key=key, cell=cell, save_predictions=2)
+    run: Any = SimpleNamespace(store=store, job=job, place=SimpleNamespace(device_id="cpu"), device=torch.device("cpu"))
+
+    def keep() -> tuple[Path, dict[str, Any]]:
+        model = Pixelwise()
+        found = segmentation.count_pixels(model, data, device=run.device)
+        return store.folder(key), predictions.keep_pictures(run, data, Evaluated(model, found))
+
+    return keep
+
+
+def test_what_cannot_be_drawn_or_written_costs_itself_alone(kept_of, monkeypatch, capsys):
     def fails(*_: Any, **__: Any) -> None:
         raise ValueError("no\npaint")
 
     monkeypatch.setattr(pictures, "draw_maps", fails)
-    store, row = trained("segment")
-    assert pd.isna(row["predictions"]) and (store.out / row["scores"]).is_file()
-    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning:")]
-    assert warnings == ["warning: no picture of predictions: no paint; the accuracy is recorded without it"]
+    folder, columns = kept_of()
+    assert [*columns] == ["scores"] and [path.name for path in folder.glob("*.png")] == ["scores.cpu.png"]
+    warning = "warning: no picture of predictions: no paint; the accuracy is recorded without it\n"
+    assert capsys.readouterr().out == warning
+    (folder / "scores.cpu.png").unlink()
+    (folder / "scores.cpu.png").mkdir()
+    assert kept_of()[1] == {}
+    assert capsys.readouterr().out.count("\n") == 2
 
 
-def test_a_link_is_replaced_and_not_followed(trained, monkeypatch, tmp_path):
-    other = tmp_path.parent / f"{tmp_path.name}.mine"
-    other.write_text("mine")
-    real = picture_path
-
-    def linked(store: Store, key: str, device_id: str, kind: str) -> Path:
-        path = real(store, key, device_id, kind)
-        path.unlink(missing_ok=True)
-        path.symlink_to(other)
-        return path
-
-    monkeypatch.setattr(predictions, "picture_path", linked)
-    store, row = trained("segment")
-    assert other.read_text() == "mine"
-    assert not any((store.out / row[kind]).is_symlink() for kind in KINDS)
+def test_a_link_is_replaced_and_not_followed(kept_of, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    folder, _ = kept_of()
+    for kind in KINDS:
+        path = folder / f"{kind}.cpu.png"
+        path.unlink()
+        path.symlink_to(tmp_path / "mine")
+    assert [*kept_of()[1]] == [*KINDS]
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not any((folder / f"{kind}.cpu.png").is_symlink() for kind in KINDS)
 
 
 def test_without_the_option_nothing_is_drawn(trained, monkeypatch):
