@@ -21,7 +21,7 @@ from runners.measures import ACCURACY, AP, AP_MASK, MIOU, quality_among, quality
 from runners.report import main
 from runners.reporting import payload, predictions
 from runners.reporting.page import to_html
-from runners.reporting.predictions import MOST_PICTURES, Predictions, check_png, read_predictions
+from runners.reporting.predictions import MOST_PICTURES, Predictions, read_predictions, size_of
 from runners.rows import findings, ranking
 from runners.rows.selection import LEARNING, described, read_rows
 from runners.store.pictures import KINDS, MAX_BYTES, picture_path
@@ -101,7 +101,7 @@ def test_the_page_has_them_under_its_own_policy(store, tmp_path, monkeypatch):
 
 def test_no_name_of_a_cell_becomes_a_tag(monkeypatch):
     monkeypatch.setattr("runners.reporting.page.drawn_figures", lambda rows, published: ([], []))
-    image = {"kind": "scores", "source": "data:image/png;base64,", "help": HOSTILE, "alt": f'"><b>{HOSTILE}'}
+    image = {"looks": "scores", "source": "data:image/png;base64,", "help": HOSTILE, "alt": f'"><b>{HOSTILE}'}
     cell = {"name": HOSTILE, "conditions": HOSTILE, "about": HOSTILE, "images": [image]}
     rows = described(frame(trained()))
     plain, page = (Elements(to_html(rows, "here", predictions=seen)) for seen in (None, Predictions([cell], HOSTILE)))
@@ -162,7 +162,7 @@ def test_what_is_no_picture_is_one_warning_and_left_out(store, tmp_path, capsys,
     secret.write_bytes(png(99))
     damaged(name, paths["predictions"], secret)
     (cell,) = shown(store).cells
-    assert [image["kind"] for image in cell["images"]] == ["scores"]
+    assert [image["looks"] for image in cell["images"]] == ["scores"]
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and message.startswith("warning: ") and str(paths["predictions"]) in message
 
@@ -185,11 +185,11 @@ def test_a_path_in_a_record_is_not_what_is_opened(store, tmp_path):
 
 
 def test_a_picture_of_no_size_is_none():
-    check_png(png())
+    assert size_of(png()) == (3, 2)
     content = bytearray(png())
     content[16:20] = bytes(4)
     with pytest.raises(ValueError, match="0 x 2"):
-        check_png(bytes(content))
+        size_of(bytes(content))
 
 
 # --- each task is judged by what it is for

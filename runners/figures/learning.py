@@ -77,7 +77,7 @@ def _panels(rows: DataFrame, curves: Curves, failed: Mapping[Hashable, str], wid
     drawn = [index for index in rows.index if index in curves]
     crosses = [Failed(_end(curves.get(i)), rows["line"][i], failed[i]) for i in rows.index if i in failed]
     facet, task = rows["facet"].iloc[0], rows["task"].iloc[0]
-    quality, unit = quality_of(task), "sum of the losses" if task in SUMS else "nats"
+    quality, unit = quality_of(task), "sum of the losses" if str(task) in SUMS else "nats"
     losses = {index: smoothed(curves[index], width) for index in drawn}
     yield Panel(_title("training loss", facet), unit, _by_line(rows, losses), crosses)
     # the column of a file has this name whatever the task

@@ -80,7 +80,7 @@ def _content(store: Store, row: dict[Any, Any], kind: str) -> bytes | None:
     try:
         path = picture_path(store, str(row["cell_key"]), device_id, kind)
         content = read_bytes(str(path), MAX_BYTES)
-        check_png(content)
+        size_of(content)
     except StoreError as error:
         _warn(str(error))
     except (OSError, ValueError) as error:
@@ -90,8 +90,8 @@ def _content(store: Store, row: dict[Any, Any], kind: str) -> bytes | None:
     return None
 
 
-def check_png(content: bytes) -> None:
-    """Make sure that a browser is given a PNG of a sensible size.
+def size_of(content: bytes) -> tuple[int, int]:
+    """Width and height of what is a PNG of a sensible size, so that a browser can be given it.
 
     Raises:
         ValueError: it is none.
@@ -101,6 +101,7 @@ def check_png(content: bytes) -> None:
     width, height = (int.from_bytes(content[start : start + 4]) for start in (16, 20))
     if not 0 < width * height <= MOST_PIXELS:
         raise ValueError(f"it has {width} x {height} pixels, more than {MOST_PIXELS:,} or none")
+    return width, height
 
 
 def _cell(row: dict[Any, Any], metric: Quantity, seeds: int, contents: dict[str, bytes]) -> dict[str, Any]:
@@ -111,7 +112,9 @@ def _cell(row: dict[Any, Any], metric: Quantity, seeds: int, contents: dict[str,
     for kind, content in contents.items():
         text = HELP[kind] if kind != "scores" else f"{HELP[kind]}: {SCORES.get(task, 'scores')}"
         source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        images.append({"kind": kind, "source": source, "help": text, "alt": f"{text}, {row['configuration']}"})
+        width, height = size_of(content)
+        looks = f"{kind} wide" if width > 1.5 * height else kind
+        images.append({"looks": looks, "source": source, "help": text, "alt": f"{text}, {row['configuration']}"})
     about = ", ".join(filter(None, (reached, which)))
     return {"name": row["configuration"], "conditions": row["conditions"], "about": about, "images": images}
 
