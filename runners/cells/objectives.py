@@ -17,6 +17,7 @@ from runners.train.distributed import Group
 from runners.train.objective import CLASSIFY as CLASSES
 from runners.train.objective import Objective, Quality
 from runners.train.recipe import Recipe
+from runners.train.recipes import make_recipe
 
 
 @dataclass
@@ -36,7 +37,8 @@ def objective_of(cell: Cell, evaluated: Evaluated | None = None) -> Objective:
     """Return what a cell is trained for; `evaluated` is told what the evaluations of a dense task find."""
     if cell.task == CLASSIFY:
         return CLASSES
-    evaluate = functools.partial(_evaluate, cell.task, evaluated)
+    scales = make_recipe(cell.recipe, cell.training).eval_scales
+    evaluate = functools.partial(_evaluate, cell.task, evaluated, scales)
     return Objective(QUALITY_OF[cell.task].column, functools.partial(_criterion, cell.task), evaluate)
 
 
@@ -49,6 +51,7 @@ def _criterion(task: str, recipe: Recipe, teacher: nn.Module | None) -> BatchLos
 def _evaluate(
     task: str,
     evaluated: Evaluated | None,
+    scales: bool,
     model: nn.Module,
     data: Data,
     *,
@@ -59,9 +62,10 @@ def _evaluate(
     given: dict[str, Any] = {"device": device, "conditions": conditions, "group": group}
     dense: Any = data
     if task == "segment":
-        from runners.dense.segmentation import count_pixels
+        from runners.dense.segmentation import MULTI_SCALES, count_pixels
 
-        found: Any = count_pixels(model, dense, **given)
+        more: dict[str, Any] = {"scales": MULTI_SCALES, "flip": True} if scales else {}
+        found: Any = count_pixels(model, dense, **given, **more)
     else:
         from runners.dense.detection import detect_all
 
