@@ -13,11 +13,11 @@ KEYS = {
         6291a8d1e348325c ef9e1a90435db156 70013866d672da58
     """,
     "bccd": """
-        c35afc7570bb53e1 255bb2e7e2c44abf c449b5b9bee0b32b
+        0270eb065306fc30 86ee5081873a6eda f805289c88bb8cef
     """,
     "camvid": """
-        a3d603854e211988 afcaddbeae5b66f8 9c0ff64c91cc3aa6 28135a798249111c 3545e8230b0ab3ed 4a00cc2d45d7dfac
-        b43b9f5917fccfd3 a2f1b7a03894d5c2
+        73db6191faffc12d fb19efebd776b7e5 46a978dafe6ee404 d3dcd9e0557b92c3 3df3bf519c2b6848 ee0d433492afad75
+        16c66c1c89f32655 cf154435611f9cd2
     """,
     "coco128": """
         8729bc08a002b8d2
