@@ -128,7 +128,7 @@ def _tell_images(cell: Cell, data: Data) -> dict[str, Any]:
     """Columns of images of files; none for those that are drawn."""
     if cell.task != CLASSIFY:
         dense: Any = data
-        return {"data_hash": dense.fingerprint()}
+        return {"n_train": dense.n_train, "data_hash": dense.fingerprint()}
     if not isinstance(data, ImageData):
         return {}
     own = own_class(cell.data)

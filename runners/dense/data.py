@@ -27,6 +27,11 @@ from runners.dense.specs import check_dense_spec
 class Parts(Protocol):
     """Training and test images of one kind of data, by keys that say all that is drawn."""
 
+    @property
+    def n_train(self) -> int | None:
+        """Training images; None where they are drawn."""
+        ...
+
     def steps_per_epoch(self, batch_size: int) -> int | None:
         """Steps of one pass over the training images, None for an endless stream."""
         ...
@@ -113,6 +118,11 @@ class DenseData:
     def std(self) -> tuple[float, ...]:
         """Of the channels; what they are divided by then."""
         return IMAGENET_STD if self.opened.train is not None else SCENE_STD
+
+    @property
+    def n_train(self) -> int | None:
+        """Training images; None where they are drawn."""
+        return self.parts.n_train
 
     def fingerprint(self, code: str = "") -> str:
         """Hash of names and annotations of all images, and of the code that reads them: 16 hex digits."""
