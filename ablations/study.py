@@ -91,7 +91,9 @@ class Cell:
     seed: int = _axis(0, "seeds", integer(0, "a seed"), "N", "seeds, each a cell")
     data: str = argument_field("digit-vote", _DATA)
     steps: int = _axis(400, "steps", integer(1, "a number of steps"), "N", "training steps")
-    recipe: str = _axis("probe", "recipe", str, "R", "how a model is trained: probe, deit300, small300, short")
+    recipe: str = _axis(
+        "probe", "recipe", str, "R", "how a model is trained, see docs/training.md and docs/dense.md", "the task's own"
+    )
     training: tuple[tuple[str, Scalar | None], ...] = ()
     strict_data: bool = _switch(
         "strict_data", "an image that cannot be read ends the training, instead of being left out"

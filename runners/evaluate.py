@@ -8,7 +8,7 @@ if __name__ == "__main__":
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,8 +98,10 @@ def _bar(total: int, is_first: bool) -> "Iterator[Progress]":
 
     console = Console(stderr=True)
     columns = (MofNCompleteColumn(), TextColumn("images"), BarColumn(24), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not (is_first and console.is_terminal)) as bar:
-        bar.add_task("", total=total)
+    bar = Progress(*columns, console=console, transient=True)
+    bar.add_task("", total=total)
+    # earlier versions of rich end a bar that is not shown with an empty line
+    with bar if is_first and console.is_terminal else nullcontext():
         yield bar
 
 
@@ -155,7 +157,8 @@ def main(argv: Sequence[str]) -> int:
             finally:
                 # also if the disk is full, or somebody ends it
                 if rows:
-                    bar.stop()
+                    if bar.live.is_started:
+                        bar.stop()
                     _print(rows, unread)
     if is_first:
         print(f"table: {request.out / NAME}")

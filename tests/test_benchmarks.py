@@ -176,6 +176,7 @@ def test_compiling_is_asked_for():
     assert read_command(["--only", "anchors", "--compile"]).sections == ["anchors", "compiled"]
 
 
+@pytest.mark.slow
 def test_a_saved_report_is_printed_from_any_folder(tmp_path, capsys):
     path = save([anchor(240.0)], tmp_path)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -68,10 +68,10 @@ def test_equal_results_are_the_same(capsys, before, after):
 @pytest.mark.parametrize(
     ("column", "factor", "measure"),
     [
-        ("infer_latency_ms", 1.2, "throughput"),
+        pytest.param("infer_latency_ms", 1.2, "throughput", marks=pytest.mark.slow),
         ("acc1", 0.9, "accuracy"),
-        ("peak_infer_mib", 1.1, "memory"),
-        ("gmacs", 1.06, "flops"),
+        pytest.param("peak_infer_mib", 1.1, "memory", marks=pytest.mark.slow),
+        pytest.param("gmacs", 1.06, "flops", marks=pytest.mark.slow),
     ],
 )
 def test_a_metric_that_got_worse_fails(capsys, before, after, column, factor, measure):

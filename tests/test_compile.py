@@ -90,7 +90,9 @@ def test_the_residual_stream_stays_wide_when_compiled_under_autocast(block):
 
 
 @pytest.mark.parametrize("layer", slow_but("mlp.0", "attn.qkv", of=["mlp.0", "mlp.2", "attn.qkv", "attn.proj"]))
-@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize(
+    "register", slow_but("register_forward_hook", of=["register_forward_hook", "register_forward_pre_hook"])
+)
 def test_hooks_of_linear_layers_run_when_compiled(block, layer, register):
     block, x = block.eval(), tokens_of(block)
     ran = []

@@ -205,3 +205,21 @@ def test_scales_must_be_positive(scales, model, pictures):
 def test_images_without_any_label_are_refused():
     with pytest.raises(ValueError, match="no pixel of 2 validation images has a label: all are 255"):
         Segmented(torch.zeros(3, 3, dtype=torch.int64), losses=[0.0, 0.0]).columns()
+
+
+def test_labels_of_another_size_are_compared_in_their_own_pixels():
+    labels = torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 1]]])
+    logits = torch.tensor([[[[5.0, -5.0]], [[-5.0, 5.0]]]])  # one row of two places, twice as coarse
+
+    class Coarse(torch.nn.Module):
+        def forward(self, images):
+            return logits
+
+    class Data:
+        num_classes = 2
+
+        def eval_batches(self, rank, world_size):
+            yield torch.zeros(1, 3, 1, 2), labels
+
+    found = evaluate_segmentation(Coarse(), Data(), device=torch.device("cpu"))
+    assert (found["miou"], found["aacc"]) == (100, 100)

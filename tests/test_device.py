@@ -99,6 +99,7 @@ def test_bad_flags_are_one_line(capsys):
         assert ended.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_script_says_how_it_is_used():
     environment = {**os.environ, "PYTHON": sys.executable}
     command = [ROOT / "benchmarks" / "device.sh", "--help"]

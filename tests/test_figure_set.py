@@ -43,9 +43,12 @@ def drawn():
     return figure
 
 
-# the sample in the default run, the others in the slow one
+QUICK = ("pareto", "complexity", "learning")
+# some kinds of the sample in the default run, the others in the slow one
 CASES = [
-    pytest.param(kind, table, size, marks=[pytest.mark.slow] * ((table, size) != ("sample", "page")))
+    pytest.param(
+        kind, table, size, marks=[pytest.mark.slow] * ((table, size) != ("sample", "page") or kind not in QUICK)
+    )
     for kind in KINDS
     for table in TABLES
     for size in SIZES

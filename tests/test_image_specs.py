@@ -27,6 +27,9 @@ def test_what_is_named():
     assert parse_image_spec("lab.data:Mine,mean=0.5/0.4/0.3,std=1/1/1") == ImageSpec(
         kind=OWN, name="lab.data:Mine", mean=(0.5, 0.4, 0.3), std=(1, 1, 1)
     )
+    assert parse_image_spec("timm:wds/x,root=/r,train_split=x-{0..3}.tar|8,input_key=png;jpg") == ImageSpec(
+        kind="timm", name="wds/x", root="/r", train_split="x-{0..3}.tar|8", input_key="png;jpg"
+    )
     assert own_class("lab.data:Mine,norm=data") == "lab.data:Mine"
     assert [own_class(spec) for spec in ("digit-vote:jitter=3", "imagefolder:data", "timm:torch/x")] == [None] * 3
 
@@ -51,11 +54,12 @@ WRONG = {
     "imagefolder:/a,download=on": "'download=on' is not one of",
     "timm:": "must name a data set",
     "timm:torch/cifar10,download=yes": "download=yes must be on or off",
-    "timm:wds/x": "wds/ is a stream",
-    "timm:tfds/x": "tfds/ is a stream",
-    "timm:hfids/x": "hfids/ is a stream",
+    "timm:tfds/x": "tfds/ is a stream, which a training cannot go on from in its middle; what works: timm:hfds/NAME,",
+    "timm:hfids/lab/X": "hfids/ is a stream, which a training cannot go on from in its middle; timm:hfds/lab/X reads",
+    "timm:wds/x": "wds/ needs root=PATH",
+    "timm:WDS/x,root=/a,download=on": "leave out download=on",
     "timm:imagenet,root=/a": "a folder or a tar is imagefolder:PATH",
-    "timm:torch/mnist,root=/a,input_key=img": "columns of hfds/",
+    "timm:torch/mnist,root=/a,input_key=img": "input_key and target_key are of hfds/ and wds/",
     "lab:Mine,split=0.1": "'split=0.1' is not one of norm=, mean=, std=",
 }
 

@@ -69,6 +69,7 @@ def outcome(check: str, cls, **config):
     return run(found, Subject(cls, cls.Config(**config)))
 
 
+@pytest.mark.slow
 def test_the_template_passes_every_check_and_is_short(tmp_path):
     assert len(TEMPLATE.splitlines()) <= 40
     (tmp_path / "strided.py").write_text(TEMPLATE)

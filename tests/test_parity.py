@@ -237,6 +237,7 @@ def test_the_committed_page_tells_class_and_arguments_of_a_case_as_they_are():
     }
 
 
+@pytest.mark.slow
 def test_a_run_without_the_stored_results_says_how_many_proofs_it_skipped(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "the_command_runs"]

@@ -114,7 +114,7 @@ def test_dat_is_the_counterpart_that_parity_checks():
         torch.testing.assert_close(parity.eval()(x), ours(x))
 
 
-@pytest.mark.parametrize("size_px", [(32, 32), (64, 96), (250, 300)], ids=str)
+@pytest.mark.parametrize("size_px", slow_but((64, 96), of=[(32, 32), (64, 96), (250, 300)]))
 @pytest.mark.parametrize("name", ["swin_tiny", "cswin_tiny", "crossformer_tiny", "dat_tiny", "maxvit_stl"])
 def test_images_of_any_size(name, size_px):
     with torch.device("meta"):

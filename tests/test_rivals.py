@@ -24,6 +24,7 @@ from runners.jobs.options import RunOptions
 from runners.jobs.progress import Display
 from runners.jobs.sweep import Sweep
 from runners.machine.environment import device_id
+from runners.measures import MEASURES
 from runners.store.files import StoreError
 from runners.store.lease import acquire
 from runners.store.record import Record
@@ -51,8 +52,8 @@ def run(store: Store) -> local.LocalRun:
 def flops(run: local.LocalRun, **changes: object) -> Record:
     here = device_id(run.device, 1)
     code = {"attention_hash": code_of("vanilla").hash}
-    values = {"measure": "flops", "device_id": here, "protocol": 1, "status": "ok", "values": {"gmacs": 1.0, **code}}
-    return Record(**{**values, **changes})
+    values = {"measure": "flops", "device_id": here, "status": "ok", "values": {"gmacs": 1.0, **code}} | changes
+    return Record(**values, protocol=MEASURES[str(values["measure"])].protocol)
 
 
 def measured(store: Store) -> dict[str, int]:

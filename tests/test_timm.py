@@ -419,6 +419,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_script_of_timms_kind_runs_from_outside(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)

@@ -133,15 +133,15 @@ def test_places_learn_what_the_teacher_says_of_them(conditions):
     with torch.no_grad():
         taught.head.weight *= 8
     held = Conditions(**conditions)
-    recipe = Recipe(token_labels="teacher", token_weight=5.0, lr=3e-3)
+    recipe = Recipe(token_labels="teacher", token_weight=5.0, lr=1e-2)
 
     def distance():
         a, b = (Dense(m.float().eval())(images)[1].log_softmax(-1) for m in (taught, model))
         return torch.nn.functional.kl_div(b, a, reduction="none", log_target=True).sum(-1).mean().item()
 
     before = distance()
-    row, _ = run(model, steps=12, recipe=recipe, teacher=taught, conditions=held)
-    assert distance() < 0.7 * before and row["steps"] == 12
+    row, _ = run(model, steps=20, recipe=recipe, teacher=taught, conditions=held)
+    assert distance() < 0.7 * before and row["steps"] == 20
 
 
 def test_no_weight_of_the_places_changes_no_loss():

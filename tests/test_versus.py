@@ -41,6 +41,7 @@ def test_trees_are_timed_with_the_same_weights(make_tree):
     assert min(samples["this"]) < 500
 
 
+@pytest.mark.slow
 def test_a_tree_that_computes_something_else_is_refused(make_tree):
     trees = make_tree("this"), make_tree("other", scale=1.01)
     with pytest.raises(RuntimeError, match=r"logits differ by 9\.9e-03"):

@@ -1,6 +1,7 @@
 """What the training of a cell is for: the loss of its task, its evaluation, and the column that says how good it is."""
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,22 +11,35 @@ from ablations.study import Cell
 from runners.cells.task_data import CLASSIFY
 from runners.data.datasets import Data
 from runners.machine.conditions import Conditions
+from runners.measures import QUALITY_OF
 from runners.train.criterion import BatchLoss
 from runners.train.distributed import Group
 from runners.train.objective import CLASSIFY as CLASSES
 from runners.train.objective import Objective, Quality
 from runners.train.recipe import Recipe
-
-METRICS = {"classify": "acc1", "segment": "miou", "detect": "ap", "instance": "ap_mask"}
-"""By task: the column that says how good a model is."""
+from runners.train.recipes import make_recipe
 
 
-def objective_of(cell: Cell) -> Objective:
-    """Return what a cell is trained for."""
+@dataclass
+class Evaluated:
+    """What the latest evaluation of a model found beside its columns, and of no other model.
+
+    Attributes:
+        model: the one.
+        found: `runners.dense.segmentation.Segmented` or `runners.dense.detection.Detected`, None before any.
+    """
+
+    model: nn.Module
+    found: Any = None
+
+
+def objective_of(cell: Cell, evaluated: Evaluated | None = None) -> Objective:
+    """Return what a cell is trained for; `evaluated` is told what the evaluations of a dense task find."""
     if cell.task == CLASSIFY:
         return CLASSES
-    evaluate = functools.partial(_evaluate, cell.task)
-    return Objective(METRICS[cell.task], functools.partial(_criterion, cell.task), evaluate)
+    scales = make_recipe(cell.recipe, cell.training).eval_scales
+    evaluate = functools.partial(_evaluate, cell.task, evaluated, scales)
+    return Objective(QUALITY_OF[cell.task].column, functools.partial(_criterion, cell.task), evaluate)
 
 
 def _criterion(task: str, recipe: Recipe, teacher: nn.Module | None) -> BatchLoss:
@@ -35,14 +49,28 @@ def _criterion(task: str, recipe: Recipe, teacher: nn.Module | None) -> BatchLos
 
 
 def _evaluate(
-    task: str, model: nn.Module, data: Data, *, device: torch.device, conditions: Conditions, group: Group
+    task: str,
+    evaluated: Evaluated | None,
+    scales: bool,
+    model: nn.Module,
+    data: Data,
+    *,
+    device: torch.device,
+    conditions: Conditions,
+    group: Group,
 ) -> Quality:
     given: dict[str, Any] = {"device": device, "conditions": conditions, "group": group}
     dense: Any = data
     if task == "segment":
-        from runners.dense.segmentation import evaluate_segmentation
+        from runners.dense.segmentation import MULTI_SCALES, count_pixels
 
-        return evaluate_segmentation(model, dense, **given)
-    from runners.dense.detection import evaluate_detection
+        more: dict[str, Any] = {"scales": MULTI_SCALES, "flip": True} if scales else {}
+        found: Any = count_pixels(model, dense, **given, **more)
+    else:
+        from runners.dense.detection import detect_all
 
-    return evaluate_detection(model, dense, masks=task == "instance", **given)
+        found = detect_all(model, dense, masks=task == "instance", **given)
+    if evaluated is not None and model is evaluated.model:
+        evaluated.found = found
+    quality: Quality = found.columns()
+    return quality

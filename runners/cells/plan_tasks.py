@@ -48,7 +48,7 @@ def tasks_of(axes: Axes, spell: Spelling) -> Iterable[TaskChoice]:
     setting = [(name.rpartition(".")[2], values) for name, values in axes.settings if name.startswith(f"{HEAD}.")]
     for name, _ in setting:
         selected = [head for heads in chosen.values() for head in heads if head]
-        known = {field for head in selected for field in _numbers(head)}
+        known = {field for head in selected for field in swept_fields(head)}
         if name not in known:
             shown = spell(f"{HEAD}.{name}", [])
             if not selected:
@@ -62,6 +62,12 @@ def tasks_of(axes: Axes, spell: Spelling) -> Iterable[TaskChoice]:
                 yield TaskChoice(task, head, fields, data)
 
 
+def swept_fields(head: str) -> dict[str, Any]:
+    """Fields of a head that hold one number, and their defaults: what a sweep can set."""
+    fields = head_fields(head) if head else {}
+    return {name: value for name, value in fields.items() if isinstance(value, int | float)}
+
+
 def _heads(task: str, given: tuple[str, ...] | None) -> tuple[str, ...]:
     own = HEADS[task]
     if not own:
@@ -69,14 +75,9 @@ def _heads(task: str, given: tuple[str, ...] | None) -> tuple[str, ...]:
     return tuple(head for head in given if head in own) or own[:1] if given else own[:1]
 
 
-def _numbers(head: str) -> dict[str, int | float]:
-    """Fields of a head that are one number, and their defaults."""
-    return {name: value for name, value in head_fields(head).items() if isinstance(value, (int, float))}
-
-
 def _products(head: str, setting: list[tuple[str, tuple[str, ...]]], spell: Spelling) -> Iterable[Fields]:
     """Products of the fields of a head, typed as their defaults are; what equals the default is left out."""
-    own = _numbers(head) if head else {}
+    own = swept_fields(head)
     having = [(name, values) for name, values in setting if name in own]
     for combination in itertools.product(*(values for _, values in having)):
         typed = {}

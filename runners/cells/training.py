@@ -12,7 +12,8 @@ from torch import nn
 from ablations.study import Cell
 from runners.cells.job import Run
 from runners.cells.models import build_model
-from runners.cells.objectives import objective_of
+from runners.cells.objectives import Evaluated, objective_of
+from runners.cells.predictions import keep_pictures
 from runners.cells.source import code_of_cell, code_of_module
 from runners.cells.starting import Start, find_start, read_start, start_from
 from runners.cells.task_data import CLASSIFY, make_data_of
@@ -46,10 +47,12 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
     cell = run.job.cell
     with run.group.joined(run.device):
         recipe = make_recipe(cell.recipe, cell.training)
-        data, objective = _data(run, recipe), objective_of(cell)
+        data = _data(run, recipe)
         told = _tell_images(cell, data)
         start = _start(run)
         model = _build(cell, data, recipe, start)
+        evaluated = Evaluated(model) if run.job.save_predictions else None
+        objective = objective_of(cell, evaluated)
         teacher = load_teacher(recipe, data.num_classes)
         if recipe.has_label_maps and isinstance(data, ImageData):
             size = map_size(model, cell.height_px, cell.width_px)
@@ -94,6 +97,8 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
     if tuned:
         values |= {"tuned_lr": tuned[0].lr}
         samples |= {"tune_lr": [trial.lr for trial in tuned], "tune_acc1": [trial.acc1 for trial in tuned]}
+    if evaluated is not None:
+        values |= keep_pictures(run, data, evaluated)
     if run.job.save_weights:
         values |= _keep_weights(run, model)
     if best is not None:
@@ -123,7 +128,7 @@ def _tell_images(cell: Cell, data: Data) -> dict[str, Any]:
     """Columns of images of files; none for those that are drawn."""
     if cell.task != CLASSIFY:
         dense: Any = data
-        return {"data_hash": dense.fingerprint()}
+        return {"n_train": dense.n_train, "data_hash": dense.fingerprint()}
     if not isinstance(data, ImageData):
         return {}
     own = own_class(cell.data)

@@ -37,13 +37,13 @@ def print_plan(plan: Plan, measures: tuple[str, ...]) -> None:
     )
 
 
-def print_unkept(store: Store, plan: Plan) -> None:
-    """Say of how many cells the accuracy was measured without keeping the weights, which no later run has."""
+def print_unkept(store: Store, plan: Plan, prefix: str = "weights") -> None:
+    """Say of how many cells the accuracy was measured without keeping files of this name, which no later run has."""
     keys = [cell_key(cell) for cell in plan.cells]
     trained = [key for key in keys if any(name.measure == "accuracy" for name in store.record_names(key))]
     files = {key: list_names(str(store.folder(key))) for key in trained}
-    if lacking := sum(not any(name.startswith("weights.") for name in files[key]) for key in trained):
-        print(f"{count(lacking, 'cell')} trained before without --save-weights; --force trains them again")
+    if lacking := sum(not any(name.startswith(f"{prefix}.") for name in files[key]) for key in trained):
+        print(f"{count(lacking, 'cell')} trained before without --save-{prefix}; --force trains them again")
 
 
 def print_results(out: Path, rows: pd.DataFrame, cells: Sequence[Cell]) -> None:

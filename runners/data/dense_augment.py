@@ -26,7 +26,8 @@ class DenseAugmentation:
         photometric: whether brightness, contrast, saturation and hue are changed.
         eval_multiple: sides of a test image of segmentation are stretched to multiples of this; 1 leaves them.
         eval_labels: `resized` compares in the pixels of the resized image; `original` leaves labels as they are, and
-            predictions are to be resized to them, as in published figures.
+            predictions are resized to them, as in published figures.
+        eval_scales: whether segmentation is also evaluated over six scales and their mirror images.
         keep_empty: whether detection learns from images without an object too.
     """
 
@@ -39,6 +40,7 @@ class DenseAugmentation:
     photometric: bool = False
     eval_multiple: int = MULTIPLE
     eval_labels: Literal["resized", "original"] = "resized"
+    eval_scales: bool = False
     keep_empty: bool = False
 
     def __post_init__(self) -> None:

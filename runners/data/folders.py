@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from runners.data.image_specs import FOLDER, ImageSpec, parse_image_spec
+from runners.data.image_specs import FOLDER, ImageSpec, is_shards, parse_image_spec
 from runners.data.listing import Images, Ints, Listing, shown
+from runners.data.shards import open_shards
 
 LISTED = 3
 """Classes that a message names."""
@@ -61,6 +62,8 @@ def open_folders(spec: str) -> Folders:
     try:
         if parsed.kind == FOLDER:
             return _open_folders(parsed)
+        if is_shards(parsed):
+            return _together(*open_shards(parsed))
         # torchvision's and timm's data sets take a second to import
         from runners.data.python_images import open_dataset
 

@@ -10,6 +10,8 @@ from typing import Any
 
 FOLDER, TIMM, OWN = "imagefolder", "timm", "own"
 KINDS = (FOLDER, TIMM)
+READ = ("hfds", "torch", "wds")
+"""Of timm's data sets those that are read by index."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NORMS = ("imagenet", "data")
 
@@ -24,14 +26,14 @@ class ImageSpec:
         kind: `imagefolder`, `timm`, or `own` for a class of the user's.
         root: folder with `train/` and `val/`, or `train.tar` and `val.tar`, or with `split` one folder of classes;
             of timm's data sets their root.
-        name: of timm's data set, such as `hfds/cifar10` and `torch/cifar10`, or `package.module:Class`.
+        name: of timm's data set, such as `hfds/cifar10`, `torch/cifar10` and `wds/cifar10`, or `package.module:Class`.
         train: folder or tar of the training images, where they lie apart.
         val: folder or tar of the test images.
         split: share of each class that is kept for the test, where there is one folder.
-        train_split: what timm's data set calls its training images.
+        train_split: what timm's data set calls its training images; of wds/ a pattern of their shards, too.
         val_split: what it calls its test images.
-        input_key: column of the images, of hfds/.
-        target_key: column of the labels, of hfds/.
+        input_key: column of the images, of hfds/; endings of image files with `;` between them, of wds/.
+        target_key: column of the labels, of hfds/; field of KEY.json, of wds/.
         download: whether timm's data set may be downloaded.
         norm: `imagenet`, or `data` for the mean and standard deviation of the training images.
         mean: of the values of each channel, in [0, 1].
@@ -79,6 +81,11 @@ def is_image_spec(spec: str) -> bool:
     return kind_of(spec) is not None
 
 
+def is_shards(spec: ImageSpec) -> bool:
+    """Whether images lie in shards of WebDataset."""
+    return spec.kind == TIMM and spec.name.lower().startswith("wds/")
+
+
 def own_class(spec: str) -> str | None:
     """`package.module:Class` that a spec names; importing it can run any code."""
     return spec.partition(",")[0] if kind_of(spec) == OWN else None
@@ -121,14 +128,20 @@ def _check_folder(spec: str, found: ImageSpec) -> ImageSpec:
 def _check_named(spec: str, found: ImageSpec, name: str) -> ImageSpec:
     if not name:
         raise ValueError(f"data {spec!r} must name a data set; write {USAGE[TIMM]}")
-    if found.kind == TIMM and (prefix := name.partition("/")[0].lower()) not in ("hfds", "torch"):
-        if prefix in ("wds", "tfds", "hfids"):
-            why = f"{prefix}/ is a stream, which a training cannot go on from in its middle"
-        else:
-            why = "it is neither hfds/ nor torch/; a folder or a tar is imagefolder:PATH"
-        raise ValueError(f"data {spec!r}: {why}; what works: timm:hfds/NAME and timm:torch/NAME")
-    if found.input_key + found.target_key and not name.lower().startswith("hfds/"):
-        raise ValueError(f"data {spec!r}: input_key and target_key are columns of hfds/")
+    prefix, _, rest = name.partition("/")
+    prefix = prefix.lower()
+    if found.kind == TIMM and prefix not in READ:
+        stream = f"{prefix}/ is a stream, which a training cannot go on from in its middle"
+        why = {"hfids": f"{stream}; timm:hfds/{rest} reads the same data by index", "tfds": stream}.get(
+            prefix, f"it is none of {', '.join(f'{known}/' for known in READ)}; a folder or a tar is imagefolder:PATH"
+        )
+        raise ValueError(f"data {spec!r}: {why}; what works: {', '.join(f'timm:{known}/NAME' for known in READ)}")
+    if found.input_key + found.target_key and prefix not in ("hfds", "wds"):
+        raise ValueError(f"data {spec!r}: input_key and target_key are of hfds/ and wds/")
+    if prefix == "wds" and not found.root:
+        raise ValueError(f"data {spec!r}: wds/ needs root=PATH, the folder of the shards")
+    if prefix == "wds" and found.download:
+        raise ValueError(f"data {spec!r}: wds/ reads shards that are here; leave out download=on")
     return replace(found, name=name)
 
 

@@ -6,10 +6,8 @@ alone are read here, and images by their places, so that any number of processes
 """
 
 import contextlib
-import io
 import os
 import sys
-import tarfile
 import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from runners.data.decode import decode
+from runners.data.tars import check_whole, open_part, tar_files, told_if_damaged
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,7 +28,6 @@ EXTENSIONS = frozenset(b".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".s
 """Of files that are images; timm's and torchvision's together, and GIF."""
 SLOW_S = 3.0
 """A search that takes longer says so."""
-BLOCK = tarfile.BLOCKSIZE
 
 
 class Images(Protocol):
@@ -79,30 +77,26 @@ class Member(NamedTuple):
     size: int = 0
 
 
-class Files:
-    """Files of a folder or a tar by number: their names, and of a tar their places, in a few arrays."""
+class _Named:
+    """Files by number, whose names are kept in one array; a subclass opens them."""
 
-    def __init__(self, path: Path, members: Sequence[Member]) -> None:
-        """Keep some files of those that `search` found below a path."""
-        self.path, self.where = path, str(path)
-        self._is_tar = path.is_file()
+    def __init__(self, where: str, names: Sequence[bytes]) -> None:
+        self.where = where
         # not lists: a process that only looks at an object of Python copies the memory around it
-        self._names = b"".join(member.name for member in members)
-        self._ends = np.cumsum([len(member.name) for member in members], dtype=np.int64)
-        self._places = np.array([member[1:] for member in members] if self._is_tar else [], dtype=np.int64)
+        self._names = b"".join(names)
+        self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
 
     def __len__(self) -> int:
         """Number of files."""
         return len(self._ends)
 
     def open(self, index: int) -> IO[bytes]:
-        """Open a file."""
-        if not self._is_tar:
-            return open(self.path / os.fsdecode(self._raw_name(index)), "rb")
-        offset, size = self._places[index].tolist()
-        with open(self.path, "rb") as tar:
-            tar.seek(offset)
-            return io.BytesIO(tar.read(size))
+        """Open a file.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        raise NotImplementedError
 
     def decode(self, index: int) -> "Image":
         """Read the image in a file, upright and in RGB.
@@ -117,7 +111,7 @@ class Files:
             raise ValueError(error.strerror or str(error)) from error
 
     def name(self, index: int) -> str:
-        """Name of a file below the path."""
+        """Name of a file, in one line."""
         return shown(self._raw_name(index))
 
     def identity(self) -> Iterable[bytes]:
@@ -129,28 +123,41 @@ class Files:
         return self._names[start : int(self._ends[index])]
 
 
-class Listing(Files):
-    """Images of a folder or a tar."""
+class _Below(_Named):
+    """Files of a folder or a tar, named below it."""
 
-    labels: Ints
+    def _place(self, path: Path, members: Sequence[Member]) -> None:
+        self.path = path
+        self._is_tar = path.is_file()
+        self._places = np.array([member[1:] for member in members] if self._is_tar else [], dtype=np.int64)
 
-    def __init__(self, path: Path) -> None:
-        """List the images below a path, in the order of their names.
+    def open(self, index: int) -> IO[bytes]:
+        """Open a file.
 
         Raises:
-            ValueError: there is no such folder or tar, it is damaged, or it holds no images in folders.
+            OSError: it cannot be opened.
         """
-        members = search(path)
-        folders = [member.name.rpartition(b"/")[0].rpartition(b"/")[2] for member in members]
-        if not members or not all(folders):
-            stray = f"; {shown(members[folders.index(b'')].name)} lies in no folder of a class" if members else ""
-            raise ValueError(f"{path} holds no images in folders of classes{stray}")
-        super().__init__(path, members)
-        named = {folder: unicodedata.normalize("NFC", os.fsdecode(folder)) for folder in set(folders)}
-        self.classes = tuple(sorted(set(named.values())))
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        by_folder = {folder: numbers[name] for folder, name in named.items()}
-        self.labels = np.array([by_folder[folder] for folder in folders], dtype=np.int64)
+        if not self._is_tar:
+            return open(self.path / os.fsdecode(self._raw_name(index)), "rb")
+        return open_part(self.path, *self._places[index].tolist())
+
+
+class Files(_Below):
+    """Files of a folder or a tar, of any kind."""
+
+    def __init__(self, path: Path, members: Sequence[Member]) -> None:
+        """Keep some files of those that `search` found below a path."""
+        super().__init__(str(path), [member.name for member in members])
+        self._place(path, members)
+
+
+class FileImages(_Named):
+    """Images in files whose names and labels are known."""
+
+    def __init__(self, where: str, classes: tuple[str, ...], names: Sequence[bytes], labels: Ints) -> None:
+        """Keep the names and labels of all images."""
+        super().__init__(where, names)
+        self.classes, self.labels = classes, labels
 
     def read(self, index: int) -> "tuple[Image, int]":
         """Read an image, upright and in RGB, and the number of its class.
@@ -165,40 +172,53 @@ class Listing(Files):
         return *super().identity(), self.labels.tobytes(), "\0".join(self.classes).encode(errors="replace")
 
 
+class Listing(FileImages, _Below):
+    """Images of a folder or a tar, one folder for each class."""
+
+    def __init__(self, path: Path) -> None:
+        """List the images below a path, in the order of their names.
+
+        Raises:
+            ValueError: there is no such folder or tar, it is damaged, or it holds no images in folders.
+        """
+        members = search(path)
+        folders = [member.name.rpartition(b"/")[0].rpartition(b"/")[2] for member in members]
+        if not members or not all(folders):
+            stray = f"; {shown(members[folders.index(b'')].name)} lies in no folder of a class" if members else ""
+            raise ValueError(f"{path} holds no images in folders of classes{stray}")
+        named = {folder: unicodedata.normalize("NFC", os.fsdecode(folder)) for folder in set(folders)}
+        classes = tuple(sorted(set(named.values())))
+        numbers = {name: number for number, name in enumerate(classes)}
+        by_folder = {folder: numbers[name] for folder, name in named.items()}
+        labels = np.array([by_folder[folder] for folder in folders], dtype=np.int64)
+        super().__init__(str(path), classes, [member.name for member in members], labels)
+        self._place(path, members)
+
+
 def shown(name: bytes | str) -> str:
     """Write the name of a file or a folder in one line, whatever its bytes are."""
     text = os.fsdecode(name)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def is_image(name: bytes) -> bool:
-    """Whether a file is an image by its name."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
-
-
-def search(path: Path, wanted: Callable[[bytes], bool] = is_image) -> list[Member]:
-    """Find the files below a folder or in a tar whose names are wanted, in the order of their names.
+def search(path: Path, wanted: Callable[[bytes], bool] | None = None) -> list[Member]:
+    """Find the files below a folder or in a tar that are wanted by their names, else images, in the order of names.
 
     Raises:
         ValueError: there is no such folder or tar, or it is damaged or cannot be read.
     """
+    wanted = wanted or is_image
     if not path.exists():
         raise ValueError(f"{path} does not exist")
     if path.is_file() and path.suffix.lower() != ".tar":
         raise ValueError(f"{path} is neither a folder nor a .tar")
-    try:
-        with _told_if_slow(path):
-            if path.is_file():
-                return sorted(_of_tar(path, wanted))
-            return sorted(map(Member, _of_folder(os.fsencode(path), wanted)))
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or cut off: {error}") from error
-    except OSError as error:
-        raise ValueError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
+    with told_if_slow(path), told_if_damaged(path):
+        return sorted(_of_tar(path, wanted) if path.is_file() else map(Member, _of_folder(os.fsencode(path), wanted)))
 
 
 @contextlib.contextmanager
-def _told_if_slow(path: Path) -> Iterator[None]:
+def told_if_slow(path: Path) -> Iterator[None]:
+    """Context of a search that says what it does if that takes long."""
     text = f"searching {path} for images"
     timer = threading.Timer(SLOW_S, print, [text], {"file": sys.stderr, "flush": True})
     timer.daemon = True
@@ -207,6 +227,11 @@ def _told_if_slow(path: Path) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def is_image(name: bytes) -> bool:
+    """Whether a file is an image by its ending."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 def _of_folder(root: bytes, wanted: Callable[[bytes], bool]) -> Iterator[bytes]:
@@ -246,22 +271,11 @@ def _members(file: IO[bytes], folder: bytes, start: int, wanted: Callable[[bytes
     Raises:
         TarError: it is damaged, or ends before it says that it does.
     """
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        kept: Any = tar
-        while (member := tar.next()) is not None:
-            # the tarfile module would keep them all
-            kept.members.clear()
-            parts = [part for part in os.fsencode(member.name).split(b"/") if part not in (b"", b".")]
-            if not member.isfile() or not parts or any(part.startswith(b".") for part in parts):
-                continue
-            if parts[-1].lower().endswith(b".tar"):
-                inner = tar.extractfile(member)
-                assert inner is not None
-                yield from _members(inner, parts[-1][: -len(b".tar")] + b"/", start + member.offset_data, wanted)
-            elif wanted(parts[-1]):
-                if member.issparse():
-                    raise tarfile.ReadError(f"{member.name} is a sparse file")
-                yield Member(folder + b"/".join(parts), start + member.offset_data, member.size)
-        file.seek(tar.offset)
-        if file.read(BLOCK) != bytes(BLOCK):
-            raise tarfile.ReadError("it has no end")
+    for tar, member, parts in tar_files(file):
+        if parts[-1].lower().endswith(b".tar"):
+            inner = tar.extractfile(member)
+            assert inner is not None
+            yield from _members(inner, parts[-1][: -len(b".tar")] + b"/", start + member.offset_data, wanted)
+        elif wanted(parts[-1]):
+            check_whole(member)
+            yield Member(folder + b"/".join(parts), start + member.offset_data, member.size)

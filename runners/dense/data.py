@@ -13,17 +13,24 @@ import numpy as np
 
 from runners.data.datasets import HELD_OUT_SHARE
 from runners.data.dense_augment import PUBLISHED, DenseAugmentation
+from runners.data.image_specs import IMAGENET_MEAN, IMAGENET_STD
 from runners.data.images import Batch, DataError, note_broken, read_ahead
 from runners.data.loading import spare_processors
 from runners.dense.file_parts import FileParts
 from runners.dense.opened import Opened, open_dense
 from runners.dense.samples import Labels, Samples, collate
+from runners.dense.scene import SCENE_MEAN, SCENE_STD
 from runners.dense.scenes import SceneParts
 from runners.dense.specs import check_dense_spec
 
 
 class Parts(Protocol):
     """Training and test images of one kind of data, by keys that say all that is drawn."""
+
+    @property
+    def n_train(self) -> int | None:
+        """Training images; None where they are drawn."""
+        ...
 
     def steps_per_epoch(self, batch_size: int) -> int | None:
         """Steps of one pass over the training images, None for an endless stream."""
@@ -101,6 +108,21 @@ class DenseData:
     def steps_per_epoch(self) -> int | None:
         """Steps of one pass over the training images, None for an endless stream."""
         return self.parts.steps_per_epoch(self.batch_size)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of the channels, taken from the values of images in [0, 1]."""
+        return IMAGENET_MEAN if self.opened.train is not None else SCENE_MEAN
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Of the channels; what they are divided by then."""
+        return IMAGENET_STD if self.opened.train is not None else SCENE_STD
+
+    @property
+    def n_train(self) -> int | None:
+        """Training images; None where they are drawn."""
+        return self.parts.n_train
 
     def fingerprint(self, code: str = "") -> str:
         """Hash of names and annotations of all images, and of the code that reads them: 16 hex digits."""

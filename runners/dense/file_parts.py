@@ -46,6 +46,11 @@ class FileParts:
         numbers = np.arange(len(opened.val))
         return cls(opened.train, opened.val, indices, numbers, task, augmentation, height_px, width_px)
 
+    @property
+    def n_train(self) -> int | None:
+        """Training images."""
+        return len(self.train_indices)
+
     def steps_per_epoch(self, batch_size: int) -> int | None:
         """Steps of an epoch; images that do not fill a batch are left out.
 

@@ -1,7 +1,7 @@
 """Predictions beside truth on a few validation images: maps of classes, or boxes and masks of objects.
 
 `draw_maps` and `draw_boxes` are pure functions of what they show and write nothing; `save_predictions` runs a model on
-some images and writes a PNG.
+some images and writes a PNG, and `save_scores` one of what an evaluation of all has found.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,19 +21,23 @@ from torch import Tensor, nn
 
 from runners.dense.board import KeyEntry, Name, board, show, write_names, write_note
 from runners.dense.colours import Floats, class_colours, occurring, paint_classes, paint_masks
-from runners.dense.detection import MASK_THRESHOLD
+from runners.dense.detection import BOX, MASK, MASK_THRESHOLD, Detected
 from runners.dense.evaluating import EvalData
 from runners.dense.losses import IGNORE
-from runners.dense.segmentation import confusion_matrix, segmentation_scores
-from runners.figures import render
+from runners.dense.score_figures import draw_confusion, draw_curves
+from runners.dense.segmentation import Segmented, confusion_matrix, segmentation_scores
+from runners.figures import DPI, render
 from runners.figures.sheet import RC
 from runners.machine.conditions import Conditions
 from runners.store.files import write_whole
+from runners.store.pictures import MAX_BYTES
 from runners.train.step import PLAIN
 
 SHOWN_SCORE = 0.3
 """Predicted boxes of lower scores would hide the picture."""
 MOST_BOXES = 30
+DOTS_PER_INCH = (DPI, 140, 100, 70)
+"""The first with which a file is not too large."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,8 @@ def save_predictions(
         device: where the model is.
         conditions: how it computes.
         count: of images.
-        every: take one image of so many, since files beside each other are often alike.
+        every: take the first images of one of so many parts of the data, as as many processes share them out; files
+            beside each other are often alike.
         caption: written below.
         root: the results folder, if the path is in one.
 
@@ -186,7 +191,7 @@ def save_predictions(
     """
     if count < 1 or every < 1:
         raise ValueError(f"count and every must be at least 1, got {count} and {every}")
-    chosen = list(islice(_images(data), 0, count * every, every))
+    chosen = list(islice(_images(data, every), count))
     if not chosen:
         raise ValueError("there is no validation image to draw")
     model.eval()
@@ -199,12 +204,56 @@ def save_predictions(
         make = _map_picture if task == "segment" else _box_picture
         pictures.append(make(f"image {1 + number * every}", pixels, target, output))
     draw: Any = draw_maps if task == "segment" else draw_boxes
-    write_whole(path, render(draw(pictures, class_names, caption), "png"), root=root)
+    write_whole(path, _small_enough(draw(pictures, class_names, caption)), root=root)
     return path
 
 
-def _images(data: EvalData[Any]) -> Iterator[tuple[Tensor, Any]]:
-    for images, targets in data.eval_batches(0, 1):
+def save_scores(
+    found: Segmented | Detected,
+    path: Path,
+    *,
+    task: str,
+    class_names: Sequence[str],
+    caption: str = "",
+    root: Path | None = None,
+) -> Path:
+    """Write a PNG of what an evaluation found: classes that are confused, or precision over recall.
+
+    Args:
+        found: by the evaluation of the task.
+        path: of the PNG, which appears whole or not at all.
+        task: segment, detect, or instance, whose curves are those of masks.
+        class_names: of classes 0 .. of pixels, 1 .. of boxes.
+        caption: written below, before what the figure is of.
+        root: the results folder, if the path is in one.
+
+    Raises:
+        ValueError: there is nothing to draw.
+        StoreError: the file cannot be written.
+    """
+    if isinstance(found, Segmented):
+        told = f"{caption}all labelled validation pixels."
+        figure = draw_confusion(found.plain.numpy(), class_names, told)
+    else:
+        kind, what = (MASK, "masks") if task == "instance" else (BOX, "boxes")
+        figure = draw_curves(found.curves(kind), class_names, f"{caption}{what} of all validation images.")
+    write_whole(path, _small_enough(figure), root=root)
+    return path
+
+
+def _small_enough(figure: Figure) -> bytes:
+    """Return a PNG with as many dots as a report shows: large photographs take most of a file."""
+    content = b""
+    for dpi in DOTS_PER_INCH:
+        content = render(figure, "png", dpi)
+        if len(content) <= MAX_BYTES:
+            break
+    return content
+
+
+def _images(data: EvalData[Any], every: int) -> Iterator[tuple[Tensor, Any]]:
+    # the part of one of so many processes: no other image is read
+    for images, targets in data.eval_batches(0, every):
         yield from zip(images, targets, strict=True)
 
 

@@ -17,6 +17,8 @@ from runners.dense.sources import Bytes, Objects
 DIGITS = tuple(str(digit) for digit in range(10))
 INK = 0.4
 TRIES = 10
+SCENE_MEAN, SCENE_STD = (0.4,) * 3, (0.5,) * 3
+"""Of the normalised images, as others have it: (x - mean) / std."""
 MOST_COVERED = 0.2
 SIDES = (0.25, 0.5)
 """Of a digit, as shares of the short side of the canvas."""

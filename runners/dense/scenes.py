@@ -67,6 +67,11 @@ class SceneParts(NamedTuple):
         """Load the digits."""
         return cls(spec, task, height_px, width_px, *split_digits())
 
+    @property
+    def n_train(self) -> int | None:
+        """The stream has no end."""
+        return None
+
     def steps_per_epoch(self, batch_size: int) -> int | None:
         """The stream has no end."""
         return None

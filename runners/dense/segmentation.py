@@ -86,7 +86,7 @@ def count_pixels(
 
     Args:
         model: images (B, 3, H, W) -> logits (B, C, H, W).
-        data: labels are (B, H, W), `IGNORE` where there are none.
+        data: labels are (B, H, W), `IGNORE` where there are none; logits are resized to them where sizes differ.
         device: where the model is.
         conditions: how it computes.
         group: the processes that share the images out; each gets the counts of all.
@@ -106,6 +106,8 @@ def count_pixels(
         images, labels = conditions.place_images(images, device), labels.to(device)
         with conditions.autocast(device):
             logits = model(images).float()
+        if logits.shape[-2:] != labels.shape[-2:]:  # labels may have the size of their file
+            logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         counts[0] += confusion_matrix(logits.argmax(1), labels, data.num_classes).cpu()
         # float64 is not to be had on every device
         pixels = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none").cpu()

@@ -72,8 +72,10 @@ def read_curve(path: Path) -> pd.DataFrame:
     header, _, lines = text.partition("\n")
     if header != HEADER.strip():
         raise ValueError(f"its first line is not {HEADER.strip()}")
-    options: dict[str, Any] = {"dtype": "float64", "keep_default_na": False, "na_values": [""], "index_col": False}
-    rows: pd.DataFrame = pd.read_csv(io.StringIO(f"{HEADER}{lines}"), quoting=csv.QUOTE_NONE, engine="c", **options)
+    options: dict[str, Any] = {"dtype": "object", "keep_default_na": False, "na_values": [""], "index_col": False}
+    # as text first: earlier versions of pandas lose the last digit of a number
+    texts: pd.DataFrame = pd.read_csv(io.StringIO(f"{HEADER}{lines}"), quoting=csv.QUOTE_NONE, engine="c", **options)
+    rows = texts.astype("float64")
     if not np.array_equal(rows["step"], np.arange(1.0, len(rows) + 1)):
         raise ValueError("its steps are not 1, 2, 3 and so on")
     if rows[["loss", "lr"]].isna().to_numpy().any() or (rows.abs() > LARGEST).to_numpy().any():

@@ -135,6 +135,10 @@ COLUMNS = {
     "learning_rate_rule": Column("string", "", "learning rate of the training steps"),
     "weights": Column("string", "", "file of the trained weights, from the results folder on; see --save-weights"),
     "weights_best": Column("string", "", "file of the weights of acc1_best, from the results folder on"),
+    "predictions": Column(
+        "string", "", "picture of predictions beside truth, from the results folder on; see --save-predictions"
+    ),
+    "scores": Column("string", "", "picture of the confusion of classes, or of precision over recall; as predictions"),
     "curve": Column("string", "", "file with the loss of each step, from the results folder on"),
     "gmacs": Column(
         "Float64", MACS.unit, "matmul and convolution MACs of one image by the algorithm; timm's by counters"

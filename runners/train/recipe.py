@@ -97,13 +97,12 @@ class Recipe(Augmentation, DenseAugmentation):
             ValueError: a value of another type than its field's, or outside its range.
         """
         check_fields(self)
-        super().__post_init__()
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 upper = "up" if high == math.inf else f"to {high:g}"
                 raise ValueError(f"{name} must be {low:g} {upper}, got {value:g}")
-
+        super().__post_init__()
         recomputed = [
             number.isdecimal() and 1 <= int(number) <= STAGES for number in self.checkpointed_stages.split("-")
         ]

@@ -71,6 +71,7 @@ FPN80K = Recipe(
     cat_max_ratio=0.75,
     hflip=0.5,
     photometric=True,
+    eval_labels="original",
     drop_path=0.1,  # 0.15 for biformer_small
 )
 """Semantic FPN on ADE20K: semantic_segmentation/configs/ade20k/sfpn.biformer_small.py of rayleizhu/BiFormer, batch 32.
