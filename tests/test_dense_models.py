@@ -291,7 +291,11 @@ def test_bad_input_is_one_message():
         (("segmentation", "upernet", backbone, 3), {}, "unknown dense task 'segmentation'"),
         (("detect", "retinanet", backbone, 0), {}, "num_classes must be at least 1, got 0"),
         (("detect", "retinanet", backbone, 3), {"widht": 8}, "unknown field of retinanet 'widht'"),
-        (("detect", "retinanet", backbone, 3), {"width": 0}, "width of retinanet must be an integer from 1 to 65536, got 0"),
+        (
+            ("detect", "retinanet", backbone, 3),
+            {"width": 0},
+            "width of retinanet must be an integer from 1 to 65536, got 0",
+        ),
         (("segment", "upernet", backbone, 3), {"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
     ):
         with pytest.raises(ValueError, match=message):

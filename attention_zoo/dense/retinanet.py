@@ -54,7 +54,7 @@ def _halved(layer: nn.Conv2d, x: Tensor) -> Tensor:
     bias = layer.bias
     assert bias is not None
     with torch.autocast("cpu", enabled=False):
-        y = F.conv2d(x.float(), layer.weight.float(), bias.float(), layer.stride, layer.padding)  # type: ignore[arg-type]
+        y = F.conv2d(x.float(), layer.weight.float(), bias.float(), layer.stride, layer.padding)
     return y.to(x.dtype)
 
 
