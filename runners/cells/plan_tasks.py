@@ -1,6 +1,6 @@
 """Tasks of a sweep: which heads they have, what they read by default, and what does not fit, before any work starts.
 
-Heads are as published. Of Mask R-CNN that is 1,000 proposals and 512 regions to learn from, 67 GMAC of an image of 64 px;
+Heads are as published. Of Mask R-CNN that is 1,000 proposals and 512 regions to learn from, 67 GMAC of a 64 px image;
 a few CPU cores train it on small images with
 
     --set head.width=64 --set head.box_width=256 --set head.proposals=100 --set head.rois_per_image=64
