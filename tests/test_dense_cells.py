@@ -388,6 +388,7 @@ def test_a_file_of_a_dense_model_says_what_it_is(tmp_path: Path) -> None:
     assert load_file(plain)[1].task == "classify"
 
 
+@pytest.mark.slow
 def test_what_a_dense_model_starts_from(tmp_path: Path) -> None:
     segment = "--attn swin --layout small32 --task segment --set head.width=8"
     files = {

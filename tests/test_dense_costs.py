@@ -98,6 +98,7 @@ def test_three_counters_agree_at_the_published_sizes(head, classes, size):
     agree(around_swin(head, classes), size)
 
 
+@pytest.mark.slow
 def test_a_head_around_a_model_of_timm_is_counted_by_two():
     with torch.device("meta"):
         model = create_dense("segment", "semantic_fpn", create_features("timm:resnet18"), 3)

@@ -99,6 +99,7 @@ def test_the_page_has_them_under_its_own_policy(store, tmp_path, monkeypatch):
     assert {"href": "#predictions"} in [attributes for tag, attributes in page.tags if tag == "a"]
 
 
+@pytest.mark.slow
 def test_no_name_of_a_cell_becomes_a_tag(monkeypatch):
     monkeypatch.setattr("runners.reporting.page.drawn_figures", lambda rows, published: ([], []))
     image = {"looks": "scores", "source": "data:image/png;base64,", "help": HOSTILE, "alt": f'"><b>{HOSTILE}'}
@@ -226,6 +227,7 @@ def test_a_front_is_that_of_the_metric_of_its_task(column, task, axis):
     assert heights == {round(mean, 3) for mean in means}
 
 
+@pytest.mark.slow
 def test_tasks_never_share_a_panel_of_a_front():
     figure = draw("pareto", frame(both()))
     labels = [ax.get_ylabel() for ax in figure.axes if ax.get_xlabel()]

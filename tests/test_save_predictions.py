@@ -78,7 +78,11 @@ def test_the_pictures_of_a_segmentation_are_of_its_only_evaluation(trained, monk
 
 
 @pytest.mark.parametrize(
-    ("task", "metric"), [("detect", "ap50"), pytest.param("instance", "ap50_mask", marks=pytest.mark.slow)]
+    ("task", "metric"),
+    [
+        pytest.param("detect", "ap50", marks=pytest.mark.slow),
+        pytest.param("instance", "ap50_mask", marks=pytest.mark.slow),
+    ],
 )
 def test_the_curves_of_a_detection_are_those_of_what_counts(trained, monkeypatch, task, metric):
     evaluations, curves = kept(monkeypatch, detection, "detect_all"), kept(monkeypatch, pictures, "draw_curves")
