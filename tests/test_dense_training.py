@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import slow_but
 from dense_files import write_coco, write_segfolder
 from test_distributed import assert_one_run, processes, spread  # noqa: F401  (fixtures)
 from test_elastic import losses, ranks, weights
@@ -93,7 +94,7 @@ def assert_same(found: Any, expected: Any, resumed: int = 0) -> None:
     assert all(torch.equal(found[2][name], tensor) for name, tensor in expected[2].items())
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", slow_but("upernet", "instance", of=HEADS))
 def test_a_training_that_is_cut_off_goes_on_to_the_same_bits(name: str, files: dict[str, str], tmp_path: Path) -> None:
     cell = tiny(name, files[name])
     with pytest.raises(Cut):
@@ -121,9 +122,8 @@ OTHER: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["segment", *(pytest.param(n, marks=pytest.mark.slow) for n in ("detect", "instance"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["segment", "detect", "instance"])
 def test_recomputation_moves_no_bit(name: str, files: dict[str, str]) -> None:
     plain = trained(tiny(name, files[name], steps=2))
     for options in OPTIONS.values():
