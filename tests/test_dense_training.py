@@ -122,9 +122,8 @@ OTHER: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["segment", *(pytest.param(n, marks=pytest.mark.slow) for n in ("detect", "instance"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["segment", "detect", "instance"])
 def test_recomputation_moves_no_bit(name: str, files: dict[str, str]) -> None:
     plain = trained(tiny(name, files[name], steps=2))
     for options in OPTIONS.values():
