@@ -9,6 +9,7 @@ from typing import Any
 
 from ablations.values import (
     EARLIER_PRECISIONS,
+    HEADS,
     MEMORY_FORMATS,
     PRECISIONS,
     SDPA,
@@ -33,6 +34,9 @@ SHORT_FLAGS = ("topk", "regions", "region_size", "clip_topk")
 """Fields of mechanisms that have a flag of their own; every other one is reached by --set."""
 
 
+PAIRS = {"settings", "training", "head_settings"}
+"""Fields of a cell that are fields of something else, as (name, value) pairs."""
+
 _STORED_PRECISION = {today: stored for stored, today in EARLIER_PRECISIONS.items()}
 
 
@@ -55,6 +59,10 @@ _DATA = Argument(
 )
 
 
+def _heads() -> str:
+    return "; ".join(f"{', '.join(heads)} of {task}" for task, heads in HEADS.items() if heads)
+
+
 _TUNE = Argument("tune_lr", rates, "LR,LR...", "choose the rate by short trainings on training images", default="none")
 
 
@@ -65,8 +73,9 @@ class Cell:
     A default never changes: `cell_key` leaves defaults out, so a new field finds the old cells again.
     A cell with a `model` has neither `attn` nor `layout`, both "", nor settings.
     `settings` holds the mechanism's config fields as sorted (name, value) pairs; a value that differs between
-    stages is a string with dashes, `"1-4-16-full"`. `training` holds fields of the recipe in the same way. `defaults`
-    holds the mechanism's other fields, for readers of the cell; the key leaves them out, as all defaults.
+    stages is a string with dashes, `"1-4-16-full"`. `training` holds fields of the recipe in the same way, and
+    `head_settings` those of the head of a dense task. `defaults` holds the mechanism's other fields, for readers of
+    the cell; the key leaves them out, as all defaults.
     """
 
     attn: str = _axis("bra", "attn", str, "A", "mechanisms, 'all', or package.module:Class")
@@ -74,12 +83,17 @@ class Cell:
     model: str = _axis("", "model", str, "M", "published models, or timm:NAME; alone unless --attn is given", "none")
     baseline: str = _axis("", "baseline", str, "M", "model that vs_vanilla compares with", "vanilla in the same host")
     layout: str = _axis("small", "layout", str, "L", "shared host: small, small32, stl")
+    task: str = _axis("classify", "task", choice(*HEADS), "T", f"of {', '.join(HEADS)}")
+    head: str = _axis("", "head", str, "H", "what reads the maps of a dense task: " + _heads(), "the task's first")
+    head_settings: tuple[tuple[str, Scalar], ...] = ()
     height_px: int = _axis(64, "resolution", resolution, "PX|HxW", "input in pixels", "the layout's own")
     width_px: int = 64
     seed: int = _axis(0, "seeds", integer(0, "a seed"), "N", "seeds, each a cell")
     data: str = argument_field("digit-vote", _DATA)
     steps: int = _axis(400, "steps", integer(1, "a number of steps"), "N", "training steps")
-    recipe: str = _axis("probe", "recipe", str, "R", "how a model is trained: probe, deit300, small300, short")
+    recipe: str = _axis(
+        "probe", "recipe", str, "R", "how a model is trained, see docs/training.md and docs/dense.md", "the task's own"
+    )
     training: tuple[tuple[str, Scalar | None], ...] = ()
     strict_data: bool = _switch(
         "strict_data", "an image that cannot be read ends the training, instead of being left out"
@@ -107,7 +121,7 @@ class Cell:
         changed.pop("defaults", None)
         if "precision" in changed:
             changed["precision"] = _STORED_PRECISION.get(self.precision, self.precision)
-        for name in changed.keys() & {"settings", "training"}:
+        for name in changed.keys() & PAIRS:
             changed[name] = dict(changed[name])
         return changed
 
@@ -122,7 +136,7 @@ class Cell:
         if unknown := sorted(set(data) - known):
             raise ValueError(f"unknown cell fields {unknown}; known: {', '.join(sorted(known))}")
         values = dict(data)
-        for name in values.keys() & {"settings", "training", "defaults"}:
+        for name in values.keys() & {*PAIRS, "defaults"}:
             if not isinstance(data[name], dict):
                 raise ValueError(f"cell {name} must be an object, got {data[name]!r}")
             values[name] = tuple(sorted(data[name].items()))
@@ -131,7 +145,7 @@ class Cell:
             kinds = {type(default)} if (default := getattr(cls, name)) is not None else {int, NoneType}
             if type(value) not in kinds:
                 raise ValueError(f"cell {name} must be {' or '.join(k.__name__ for k in kinds)}, got {value!r}")
-        for name in values.keys() & {"settings", "training"}:
+        for name in values.keys() & PAIRS:
             if not all(type(value) in (bool, int, float, str, NoneType) for _, value in values[name]):
                 raise ValueError(f"{name} of a cell are single values, got {data[name]!r}")
         if "precision" in values:
@@ -155,21 +169,24 @@ class Axes:
     """A product of values, each axis a tuple; `a + b` is first the cells of one, then those of the other.
 
     `settings` maps a config field to its values as text: `topk` for every mechanism that has it, `swin.window` for
-    one, `recipe.lr` for the recipes. `resolution` holds (height, width) in pixels; None is the layout's own, and the
-    model's. `epochs` replaces `steps` where given; without both the recipe says how long, or the default. Without
-    `attn` there is that of `Cell`, unless there are models; with both, both are measured.
+    one, `recipe.lr` for the recipes, `head.width` for the heads. `resolution` holds (height, width) in pixels; None is
+    the layout's own, and the model's. `epochs` replaces `steps` where given; without both the recipe says how long, or
+    the default. Without `attn` there is that of `Cell`, unless there are models; with both, both are measured. Without
+    `data`, `recipe` or `head` there is the first of each task.
     """
 
     attn: tuple[str, ...] | None = None
     settings: tuple[tuple[str, tuple[str, ...]], ...] = ()
     model: tuple[str, ...] = ()
+    task: tuple[str, ...] = (Cell.task,)
+    head: tuple[str, ...] | None = None
     baseline: tuple[str, ...] = (Cell.baseline,)
     layout: tuple[str, ...] = (Cell.layout,)
     resolution: tuple[tuple[int, int], ...] | None = None
     seeds: tuple[int, ...] = (Cell.seed,)
-    data: tuple[str, ...] = (Cell.data,)
+    data: tuple[str, ...] | None = None
     steps: tuple[int, ...] | None = None
-    recipe: tuple[str, ...] = (Cell.recipe,)
+    recipe: tuple[str, ...] | None = None
     strict_data: tuple[bool, ...] = (Cell.strict_data,)
     init_from: tuple[str, ...] = (Cell.init_from,)
     reset_classes: tuple[bool, ...] = (Cell.reset_classes,)

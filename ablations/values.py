@@ -14,6 +14,13 @@ EARLIER_PRECISIONS = {"bf16": "amp-bf16"}
 SDPA = ("auto", "math", "flash", "efficient", "cudnn")
 """Kernels of scaled_dot_product_attention; `auto` is torch's own choice."""
 MEMORY_FORMATS = ("contiguous", "channels_last")
+HEADS: dict[str, tuple[str, ...]] = {
+    "classify": (),
+    "segment": ("semantic_fpn", "upernet"),
+    "detect": ("retinanet",),
+    "instance": ("mask_rcnn",),
+}
+"""Tasks, and the heads that each may have, the default first."""
 
 
 class Argument(NamedTuple):

@@ -186,7 +186,8 @@ class _TracedConvolutions(TorchFunctionMode):
     """Convolutions that torch.jit's tracer sees on `meta`: there it loses `conv2d`, but not what that calls."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (_convolution if func is torch.conv2d else func)(*args, **(kwargs or {}))
+        known: dict[Any, Any] = {torch.conv2d: _convolution, torch.conv_transpose2d: _transposed_convolution}
+        return known.get(func, func)(*args, **(kwargs or {}))
 
 
 def _convolution(
@@ -194,9 +195,27 @@ def _convolution(
 ) -> Tensor:
     if isinstance(padding, str):
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    pairs = [[value] * 2 if isinstance(value, int) else list(value) for value in (stride, padding, dilation)]
-    options: Any = (*pairs, False, [0, 0], groups, False, False, False, False)
+    options: Any = (*map(_pair, (stride, padding, dilation)), False, [0, 0], groups, False, False, False, False)
     return torch._convolution(input, weight, bias, *options)
+
+
+def _transposed_convolution(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    pairs = *map(_pair, (stride, padding, dilation)), True, _pair(output_padding)
+    options: Any = (*pairs, groups, False, False, False, False)
+    return torch._convolution(input, weight, bias, *options)
+
+
+def _pair(value: Any) -> list[int]:
+    return [value] * 2 if isinstance(value, int) else list(value)
 
 
 @contextmanager

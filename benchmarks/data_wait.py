@@ -15,7 +15,7 @@ from attention_zoo import create_model
 from runners.data.loading import make_data
 from runners.train.accuracy import train
 from runners.train.optim import make_optimizer
-from runners.train.recipe import DEIT300
+from runners.train.recipes import DEIT300
 from runners.train.resume import Training
 
 SIDE, BATCH, STEPS = 224, 8, 20

@@ -127,7 +127,7 @@ def _times(work: Work, device: torch.device) -> dict[str, Any]:
     machine, found = hardware(device), dict[str, Any]()
     for phase, call, count in (("infer", Contender.infer, RUNS), ("train", Contender.train, STEPS)):
         # a copy of its own: what a model caches in inference mode cannot be trained with
-        run = partial(call, Contender(work.build(), *work.batch(), work.conditions, work.compile_model))
+        run = partial(call, work.contender(work.build(), *work.batch()))
         for _ in range(WARMUP):
             run()
         machine.synchronize()

@@ -14,7 +14,6 @@ from benchmarks.floor import floor
 from benchmarks.models import (
     FORWARD_1,
     FORWARD_8,
-    NUM_CLASSES,
     OUR_SWIN,
     OURS,
     OURS_OFFICIAL,
@@ -153,9 +152,7 @@ MAX_PROCESSES = 5
 def _peaks(name: str, batch: int, side_px: int, index: int) -> dict[str, float | None]:
     """Measure once for each `index`, in new processes."""
     shape = (batch, 3, side_px, side_px)
-    return measure_memory(
-        functools.partial(build, name), shape, NUM_CLASSES, torch.device("cpu"), threads=torch.get_num_threads()
-    )
+    return measure_memory(functools.partial(build, name), shape, torch.device("cpu"), threads=torch.get_num_threads())
 
 
 def memory(rounds: int) -> list[Task]:

@@ -3,6 +3,7 @@
 Plain data that imports nothing of the project, so that a command line, a job, a report and a figure read one list.
 """
 
+from collections.abc import Container
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 
@@ -53,7 +54,7 @@ MEASURES = {
         Measure(
             "accuracy",
             1,
-            ("acc1", "val_loss", "train_seconds"),
+            ("acc1", "miou", "ap", "ap_mask", "val_loss", "train_seconds"),
             3.0,
             training_steps=None,
             can_resume=True,
@@ -117,6 +118,9 @@ class Quantity:
 
 
 ACCURACY = Quantity("acc1", "accuracy", "acc1", "accuracy, acc1", "%", higher_is_better=True)
+MIOU = Quantity("miou", "accuracy", "mIoU", "mean IoU, miou", "%", higher_is_better=True)
+AP = Quantity("ap", "accuracy", "AP", "box AP, ap", "%", higher_is_better=True)
+AP_MASK = Quantity("ap_mask", "accuracy", "mask AP", "mask AP, ap_mask", "%", higher_is_better=True)
 MACS = Quantity("gmacs", "flops", "MACs", "MACs of the network, one image", "GMAC", is_exact=True)
 FIRST_CORE_MACS = Quantity(
     *("first_core_gmacs", "flops", "MACs of the first cores"),
@@ -151,13 +155,29 @@ TRAINING_SPEED_UP = Quantity(
 MEMORY = Quantity("peak_infer_mib", "memory", "peak memory", "peak memory of inference", "MiB")
 TRAINING_MEMORY = Quantity("peak_train_mib", "memory", "peak memory in training", "peak memory of training", "MiB")
 
+QUALITY_OF = {"classify": ACCURACY, "segment": MIOU, "detect": AP, "instance": AP_MASK}
+"""By task: what says how good a model is."""
+QUALITIES = tuple(QUALITY_OF.values())
+
+
+def quality_of(task: object) -> Quantity:
+    """Return what says how good a model of a task is; of an unknown one, or of an earlier table, acc1."""
+    return QUALITY_OF.get(str(task), ACCURACY)
+
+
+def quality_among(columns: Container[object]) -> Quantity | None:
+    """Return what says how good models with these columns are, None if none does; of masks before that of boxes."""
+    return next((quality for quality in reversed(QUALITIES) if quality.column in columns), None)
+
+
 COSTS = (MACS, LATENCY, TRAINING_STEP, MEMORY, TRAINING_MEMORY)
 """What accuracy is weighed against."""
 
 MARGIN = 1.0
-"""Accuracies are called equal if the 95 % interval of their gap lies within this, percentage points."""
+"""Accuracies, or what a task has in their place, are called equal if the 95 % interval of their gap lies within this,
+percentage points."""
 
-QUANTITIES = (ACCURACY, *COSTS, PARAMETERS)
+QUANTITIES = (*QUALITIES, *COSTS, PARAMETERS)
 """What a table of results shows, in this order."""
 
 

@@ -41,7 +41,9 @@ def read_command(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--format", choices=FORMATS, default="html", help=timm)
     add_flag(parser, Argument("out", Path, "FILE", "default: report.html; other formats: standard output"))
     add_flag(parser, Argument("mixed_devices", help="take rows of several devices, and keep them apart"))
-    margin = "points of acc1 within which accuracies are called equal, if the 95 %% interval of their gap is"
+    margin = (
+        "points of acc1, miou or ap within which accuracies are called equal, if the 95 %% interval of their gap is"
+    )
     add_flag(parser, Argument("margin", points, "POINTS", margin, default=str(MARGIN)), MARGIN)
     accuracies = f"html: draw also the front of accuracies that are {ACCURACIES}"
     add_flag(parser, Argument("accuracy", accuracy_file, "WHICH", accuracies, default="measured"))
@@ -90,6 +92,7 @@ def write(options: argparse.Namespace) -> str:
     """
     from runners.reporting import export
     from runners.reporting.page import to_html
+    from runners.reporting.predictions import read_predictions
     from runners.rows import selection
     from runners.rows.curves import with_curves
     from runners.rows.published import read_published
@@ -100,8 +103,10 @@ def write(options: argparse.Namespace) -> str:
     if options.format in COMPARING:
         selection.check_comparable(rows)
     if options.format == "html":
+        seen = read_predictions(rows, options.results)
         rows = with_curves(rows, options.results)
-        return to_html(rows, str(options.results), options.study, margin=options.margin, published=published)
+        where, study = str(options.results), options.study
+        return to_html(rows, where, study, margin=options.margin, published=published, predictions=seen)
     writers: dict[str, Callable[[pd.DataFrame], str]] = {
         "markdown": export.to_markdown,
         "latex": export.to_latex,

@@ -122,6 +122,7 @@ def _orders(
                 checkpoint_every_s=last.checkpoint_every_s,
                 save_weights=last.save_weights,
                 tensorboard=last.tensorboard,
+                save_predictions=last.save_predictions,
                 retry=tuple(statuses),
             )
 

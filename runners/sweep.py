@@ -83,8 +83,10 @@ def main(argv: Sequence[str]) -> int:
         print_plan(sweep.plan, sweep.measures)
         return 0
     store = sweep.open(asked.out, options)
-    if options.save_weights and not options.force:
-        print_unkept(store, sweep.plan)
+    if not options.force:
+        kept = {"weights": options.save_weights, "predictions": options.save_predictions}
+        for prefix in (prefix for prefix, is_wanted in kept.items() if is_wanted):
+            print_unkept(store, sweep.plan, prefix)
     if options.cluster == "slurm":
         outcome, name = sweep.submit(store, options)
         print_submission(outcome, name, store.out)

@@ -151,9 +151,9 @@ def _describe(cell: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     row = {**_DEFAULTS, **cell}
     attention, settings, defaults = row.pop("attn"), dict(row.pop("settings")), dict(row.pop("defaults"))
-    training = dict(row.pop("training"))
+    training, head = dict(row.pop("training")), dict(row.pop("head_settings"))
     topk = {**defaults, **settings}.get("topk")
-    for name in ("model", "baseline", "layout", "init_from", "tune_lr"):
+    for name in ("model", "baseline", "layout", "head", "init_from", "tune_lr"):
         row[name] = row[name] or None
     return {
         **row,
@@ -162,6 +162,7 @@ def _describe(cell: Mapping[str, Any] | None) -> dict[str, Any]:
         "precision": precision_today(row["precision"]),
         "settings": as_text(settings),
         "training": as_text(training) or None,
+        "head_settings": as_text(head) or None,
         "topk" if isinstance(topk, int) else "topk_schedule": topk,
         "resolution": f"{row['height_px']}x{row['width_px']}",
     }

@@ -11,8 +11,10 @@ python3 - > "$venv/constraints.txt" << 'PYTHON'
 import tomllib
 
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
-for requirement in [*project["dependencies"], *project["optional-dependencies"]["sweeps"]]:
-    print(requirement.replace(">=", "=="))
+extras = project["optional-dependencies"]
+for requirement in [*project["dependencies"], *extras["sweeps"], *extras["dense"]]:
+    if not requirement.startswith("attention-zoo"):
+        print(requirement.replace(">=", "=="))
 PYTHON
 cat "$venv/constraints.txt"
 "$venv/bin/pip" install -q -e '.[test]' -c "$venv/constraints.txt"

@@ -26,7 +26,7 @@ from runners.measures import MEASURES
 from runners.train.accuracy import train_and_evaluate
 from runners.train.batch_norm import SyncedBatchNorm, synchronise_batch_norm
 from runners.train.distributed import ALONE, Group, _reachable, setup
-from runners.train.recipe import make_recipe
+from runners.train.recipes import make_recipe
 
 CPU = torch.device("cpu")
 

@@ -8,19 +8,23 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from dense_files import write_coco, write_segfolder, write_voc
 from image_files import write_data
 
 import attention_zoo
 from ablations import study_names
 from attention_zoo.__main__ import main as print_table
+from attention_zoo.dense import HEADS, head_fields
 from runners import sweep
 from runners.data.loading import make_data
 from runners.figures import FIGURES
 from runners.store.columns import COLUMNS
 from runners.table import load
+from runners.train.recipes import DENSE, RECIPES
 
 ROOT = Path(__file__).parents[1]
 PATHS = [*ROOT.glob("*.md"), ROOT / "results" / "README.md", *(ROOT / "docs").glob("*.md")]
@@ -148,6 +152,58 @@ def test_every_sweep_of_images_can_be_planned(command: str, tmp_path: Path, caps
     arguments = shlex.split(re.sub(r"imagefolder:[^\s,]+", f"imagefolder:{root}", command))[2:]
     assert sweep.main([*arguments, "--batch-size", "4", "--dry-run"]) == 0
     assert f"imagefolder:{root}" in capsys.readouterr().out
+
+
+FILES = {"segfolder": write_segfolder, "coco": write_coco, "voc": write_voc}
+"""Writers of small data of each layout; ADE20K's needs its 150 classes."""
+OF_FILES = {
+    command: kind
+    for block in blocks("text", "docs/dense.md")
+    for command in block.replace("\\\n", "").splitlines()
+    for kind in FILES
+    if f"--data {kind}:" in command
+}
+
+
+@pytest.mark.parametrize("command", OF_FILES)
+def test_every_sweep_of_annotated_files_can_be_planned(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = FILES[OF_FILES[command]](tmp_path / "data")
+    arguments = shlex.split(re.sub(rf"({OF_FILES[command]}):[^\s,]+", rf"\1:{root}", command))[2:]
+    for flag in {"--init-from", "--batch-size"} & set(arguments):  # a cell of the reader's, and more than a few images
+        place = arguments.index(flag)
+        del arguments[place : place + 2]
+    assert sweep.main([*arguments, "--batch-size", "1", "--dry-run"]) == 0
+    assert f":{root}" in capsys.readouterr().out
+
+
+def test_the_code_about_dense_tasks_runs() -> None:
+    (code,) = blocks("python", "docs/dense.md")
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    assert [tuple(one.shape) for one in scope["maps"]] == [
+        (2, 24, 32, 48),
+        (2, 48, 16, 24),
+        (2, 96, 8, 12),
+        (2, 192, 4, 6),
+    ]
+    assert all(one.shape[1] == 64 for one in scope["levels"].values())
+    assert sorted(scope["losses"]) == ["bbox_regression", "classification"]
+    assert scope["backbone"].model.mixers()[0][0].config.regions == 16
+    assert [set(one) for one in scope["found"]] == [{"boxes", "labels", "scores"}] * 2
+    assert scope["macs"].backbone.total > 0 < scope["macs"].head
+
+
+def test_the_table_of_heads_is_that_of_their_fields() -> None:
+    table = {name: row[0] for name, row in cells("docs/dense.md", "field").items() if "." in name}
+    fields = {(head, field): value for head in sum(HEADS.values(), ()) for field, value in head_fields(head).items()}
+    assert table == {f"{head}.{field}": str(value).strip("()") for (head, field), value in fields.items()}
+
+
+def test_the_tables_of_recipes_are_complete() -> None:
+    assert {name for row in cells("docs/training.md", "recipe") for name in row.split("`, `")} == set(RECIPES)
+    assert set(cells("docs/dense.md", "`--recipe`")) == set(DENSE)
 
 
 def test_the_class_of_the_page_on_training_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

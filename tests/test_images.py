@@ -14,7 +14,7 @@ from runners.data.images import BrokenImage, DataError, ImageData, part_of_batch
 from runners.data.loading import make_data, spare_processors
 from runners.data.order import epoch_order
 from runners.data.seeding import drawn_from
-from runners.train.recipe import DEIT300
+from runners.train.recipes import DEIT300
 
 SPREAD = Augmentation(crop="resized", hflip=0.5, color_jitter=0.4, auto_augment="rand-m9-mstd0.5-inc1", erasing=0.5)
 MIXED = Augmentation(crop="padded", hflip=0.5, erasing=0.5, mixup=0.8, cutmix=1.0, repeats=3)

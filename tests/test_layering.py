@@ -53,7 +53,10 @@ def test_the_zoo_imports_torch_alone(path):
         "weights.py": {"safetensors", "numpy"},
         "cases.py": {"safetensors"},
     }
-    assert packages(path) <= {"attention_zoo", "torch"} | more.get(path.name, set())
+    # torchvision has the parts of dense heads, timm the rivals' backbones
+    dense = {"torchvision", "timm"} if path.name == "features.py" else {"torchvision"}
+    folder = dense if path.parent.name == "dense" else set()
+    assert packages(path) <= {"attention_zoo", "torch"} | more.get(path.name, set()) | folder
 
 
 @pytest.mark.parametrize("path", sources("attention_zoo"), ids=label)
@@ -154,6 +157,7 @@ ZOO = {
     "check": {*CONTRACT, "counting"},
     "hosts": {*CONTRACT, "mechanisms"},
     "published": {*CONTRACT, "mechanisms", "hosts"},
+    "dense": {*CONTRACT, "hosts", "published", "models"},
 }
 """What the files of each wing of the zoo may import of the others; the files that stand on all of them are not here."""
 
@@ -172,11 +176,12 @@ RUNNERS = {
     "data": set(),
     "train": {"measures", "store", "machine", "data"},
     "measure": {"measures", "store", "machine", "data", "train"},
-    "cells": {"measures", "store", "machine", "data", "train", "measure"},
+    "cells": {"measures", "store", "machine", "data", "train", "measure", "dense"},
     "pictures": {"data", "cells"},
     "evaluation": {"store", "machine", "data", "cells"},
     "rows": {"measures", "store", "table"},
     "figures": {"measures", "store", "rows"},
+    "dense": {"store", "machine", "data", "train", "figures"},
     "reporting": {"measures", "store", "rows", "figures"},
     "jobs": {"measures", "store", "table", "machine", "train", "measure", "cells"},
     "cli": {"measures", "store", "table", "cells", "jobs"},
@@ -209,6 +214,11 @@ def test_a_wing_of_the_zoo_imports_those_below(path):
     above = {wing(name) for name in ours(path, "attention_zoo")} - {here}
     assert here in ZOO or path.parent == ROOT / "attention_zoo"
     assert here not in ZOO or above <= ZOO[here]
+
+
+def test_the_zoo_is_imported_without_dense_tasks():
+    users = {wing(module(path)) for path in sources("attention_zoo") if "attention_zoo.dense" in imported(path)}
+    assert users <= {"dense"}
 
 
 def test_kernels_are_imported_where_they_are_chosen_and_nowhere_else():

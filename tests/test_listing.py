@@ -128,13 +128,13 @@ def test_a_long_search_says_what_it_does(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(listing, "SLOW_S", 0.0)
     search = listing._of_folder
 
-    def slow(root):
+    def slow(*given):
         for _ in range(200):
             if "searching" in capsys.readouterr().err:
                 sys.stdout.write("told")
                 break
             listing.threading.Event().wait(0.01)
-        return search(root)
+        return search(*given)
 
     monkeypatch.setattr(listing, "_of_folder", slow)
     Listing(write_folder(tmp_path, {"a": 1}))

@@ -48,7 +48,7 @@ def request(build, training=False, limit_mib=None):
 
 @pytest.fixture(scope="module")
 def columns():
-    return measure_memory(functools.partial(build_known, 2), (BATCH, 3, 4, 6), 10, CPU, threads=2)
+    return measure_memory(functools.partial(build_known, 2), (BATCH, 3, 4, 6), CPU, threads=2)
 
 
 def test_peak_of_inference_is_known_to_the_byte(columns):
@@ -98,7 +98,7 @@ def test_two_processes_that_do_not_fit_beside_each_other_run_alone(limit_mib, ru
     monkeypatch.setattr(peak_memory, "_run", run)
     expected = pytest.raises(OutOfMemory) if limit_mib else contextlib.nullcontext()
     with expected:
-        found = measure_memory(Known, (1, 3, 4, 6), 10, CPU, memory_limit_mib=limit_mib)
+        found = measure_memory(Known, (1, 3, 4, 6), CPU, memory_limit_mib=limit_mib)
         assert found == {"infer": 1.0, "train": 1.0}
     assert calls == runs
 
@@ -115,4 +115,4 @@ def test_on_a_gpu_the_maxima_of_the_second_run_count_and_processes_run_alone(mon
     monkeypatch.setattr(
         peak_memory, "_run", lambda requests: {"train" if r.training else "infer": len(requests) for r in requests}
     )
-    assert measure_memory(Known, (1, 3, 4, 6), 10, torch.device("cuda")) == {"infer": 1, "train": 1}
+    assert measure_memory(Known, (1, 3, 4, 6), torch.device("cuda")) == {"infer": 1, "train": 1}

@@ -16,7 +16,7 @@ from ablations.study import Cell
 from runners import Sweep
 from runners.cells import run as cells
 from runners.cells.job import Job
-from runners.cells.plan import check_shares
+from runners.cells.shares import check_shares
 from runners.cli.options import given, read_command
 from runners.jobs import local
 from runners.jobs import processes as several

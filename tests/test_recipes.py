@@ -19,7 +19,8 @@ from runners.data.seeding import drawn_from
 from runners.train.accuracy import train, train_and_evaluate
 from runners.train.criterion import make_criterion
 from runners.train.optim import Schedule, make_optimizer
-from runners.train.recipe import DEIT300, PROBE, RECIPES, Recipe, make_recipe, read_field
+from runners.train.recipe import PROBE, Recipe
+from runners.train.recipes import DEIT300, RECIPES, make_recipe, read_field
 from runners.train.resume import Training
 from runners.train.step import train_step
 
@@ -136,13 +137,45 @@ def test_a_recipe_that_does_not_fit_is_refused_before_any_work(axes, message):
 
 
 def test_every_recipe_is_whole():
-    assert set(RECIPES) == {"probe", "deit300", "small300", "short"}
+    assert set(RECIPES) == {
+        *("probe", "deit300", "small300", "short"),
+        *("dense_short", "fpn80k", "upernet160k", "retinanet1x", "maskrcnn1x"),
+    }
     assert all(make_recipe(name, ()) == recipe for name, recipe in RECIPES.items())
     assert {recipe.learning_rate_rule() for recipe in RECIPES.values()} == {
         "0.001 at any batch size, linear warm-up over 0.1 of the steps, cosine to 0.02 of it",
         "0.0005 at a batch of 512, linear in it, linear warm-up from 1e-06 over 5 epochs, cosine to 1e-05 by epochs",
         "0.001 at any batch size, linear warm-up from 1e-06 over 10 epochs, cosine to 1e-05 by epochs",
+        "0.001 at any batch size, linear warm-up over 0.05 of the steps, linear to 0",
+        "0.0002 at any batch size, linear warm-up over 0.0125 of the steps, cosine to 1e-08 of it",
+        "6e-05 at any batch size, linear warm-up over 0.009375 of the steps, linear to 0",
+        "0.0001 at any batch size, linear warm-up over 0.0056844 of the steps, a tenth of it after 8/12 and 11/12",
     }
+
+
+EPOCH = 7_330  # batches of 16 of COCO's 117,266 images with an object
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "step", "rate"),
+    [
+        # mmcv: regular rate x (1 - (1 - step / warmup) (1 - ratio)) while it warms up
+        ("upernet160k", 160_000, 0, 6e-5 * 1e-6),
+        ("upernet160k", 160_000, 750, 6e-5 * (1 - 750 / 160_000) * (1 - 0.5 * (1 - 1e-6))),
+        ("upernet160k", 160_000, 1_500, 6e-5 * (1 - 1_500 / 160_000)),
+        ("upernet160k", 160_000, 120_000, 1.5e-5),
+        ("fpn80k", 80_000, 0, 2e-4 * 0.1),
+        ("fpn80k", 80_000, 40_000, 2e-4 * (1e-8 + (1 - 1e-8) / 2)),
+        ("fpn80k", 80_000, 60_000, 2e-4 * (1e-8 + (1 - 1e-8) * (1 - 2**-0.5) / 2)),
+        ("retinanet1x", 12 * EPOCH, 250, 1e-4 * (1 - 0.5 * (1 - 0.001))),
+        ("retinanet1x", 12 * EPOCH, 500, 1e-4),
+        ("retinanet1x", 12 * EPOCH, 8 * EPOCH - 1, 1e-4),
+        ("retinanet1x", 12 * EPOCH, 8 * EPOCH, 1e-5),
+        ("maskrcnn1x", 12 * EPOCH, 11 * EPOCH, 1e-6),
+    ],
+)
+def test_dense_recipes_have_the_rates_of_mmcv(name, steps, step, rate):
+    assert make_recipe(name).learning_rate_at(step, steps, 16) == pytest.approx(rate, rel=1e-9)
 
 
 def test_twenty_steps_are_those_of_timms_own_parts():

@@ -134,7 +134,7 @@ def test_the_same_cell_twice_gives_the_same_accuracy(tmp_path: Path) -> None:
 def test_trained_weights_are_kept_if_asked_and_give_the_accuracy_of_the_row(tmp_path: Path) -> None:
     from runners.cells.weights import load_model
     from runners.data.loading import make_data
-    from runners.train.accuracy import evaluate
+    from runners.train.evaluation import evaluate
 
     trained = [*QUICK, "--set", "bra.lepe_kernel=3", "--measure", "accuracy", "--cluster", "debug"]
     assert sweep(tmp_path, *trained).returncode == 0

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from runners.machine.conditions import Conditions
 from runners.train import accuracy as train
-from runners.train.accuracy import Diverged, evaluate, prefetch, train_and_evaluate
+from runners.train.accuracy import Diverged, prefetch, train_and_evaluate
+from runners.train.evaluation import evaluate
 from runners.train.optim import make_optimizer
 from runners.train.recipe import Recipe
 from runners.train.resume import Training

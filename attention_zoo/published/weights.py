@@ -46,8 +46,16 @@ def load_official(module: nn.Module, official: Official, state: Mapping[str, Ten
     Raises:
         ValueError: no such class, or names that are unknown, missing or mis-shaped; all are listed.
     """
-    places = list(places_of(module, official))
-    expected = {name: tensor.shape for name, tensor in _official_state(module, places).items()}
+    load_places(module, official.name, list(places_of(module, official)), state)
+
+
+def load_places(module: nn.Module, name_of_class: str, places: list[Place], state: Mapping[str, Tensor]) -> None:
+    """Copy official weights to these places of a module, strictly.
+
+    Raises:
+        ValueError: names that are unknown, missing or mis-shaped; all are listed.
+    """
+    expected = {name: tensor.shape for name, tensor in official_state(module, places).items()}
     unused = {name for place in places if place.ours is None and place.derived is None for name in place.official}
     wrong = {
         "unknown": sorted(set(state) - set(expected) - unused),
@@ -60,10 +68,10 @@ def load_official(module: nn.Module, official: Official, state: Mapping[str, Ten
     }
     if any(wrong.values()):
         listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in wrong.items() if names)
-        raise ValueError(f"these are not the weights of this {official.name}: {listed}")
+        raise ValueError(f"these are not the weights of this {name_of_class}: {listed}")
     for place in places:
         if place.derived is not None and not torch.equal(state[place.official[0]].cpu(), place.derived()):
-            raise ValueError(f"{place.official[0]} belongs to another configuration of {official.name}")
+            raise ValueError(f"{place.official[0]} belongs to another configuration of {name_of_class}")
     ours = {p.ours: p.to_ours([state[name] for name in p.official]) for p in places if p.ours is not None}
     module.load_state_dict(ours, strict=True)
 
@@ -74,7 +82,7 @@ def to_official(module: nn.Module, official: Official) -> State:
     Raises:
         ValueError: no such class.
     """
-    return _official_state(module, list(places_of(module, official)))
+    return official_state(module, list(places_of(module, official)))
 
 
 class Weights(NamedTuple):
@@ -184,7 +192,8 @@ def _text(shape: torch.Size) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _official_state(module: nn.Module, places: list[Place]) -> State:
+def official_state(module: nn.Module, places: list[Place]) -> State:
+    """Return the weights at these places under their official names."""
     ours, official = module.state_dict(), State()
     for place in places:
         if place.ours is not None:

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from ablations.study import Cell
+from attention_zoo.dense import DenseModel
 from attention_zoo.hosts.pyramid import Pyramid
 from runners.cells.job import Run
 from runners.cells.models import (
+    COST_CLASSES,
     build_baseline,
     build_counted,
     build_model,
@@ -20,11 +22,13 @@ from runners.cells.models import (
     keys_per_query,
 )
 from runners.cells.registered import is_registered_here, pack
+from runners.cells.task_data import CLASSIFY
 from runners.cells.training import train
 from runners.machine.conditions import Conditions
 from runners.measure import macs as complexity
 from runners.measure import memory as peak_memory
 from runners.measure.energy import measure_energy
+from runners.measure.goal import CLASSES, Goal
 from runners.measure.largest_batch import measure_max_batch
 from runners.measure.latency import measure_latency
 from runners.measure.launches import count_launches
@@ -44,14 +48,28 @@ def _flops(run: Run) -> Found:
     cell = run.job.cell
     ran, counted = build_model(cell), build_counted(cell)
     model, executed = (ran, None) if counted is None else (counted, ran)
-    values = complexity.count(model, cell.height_px, cell.width_px, executed=executed)
-    if not isinstance(model, Pyramid):
+    size = cell.height_px, cell.width_px
+    whole, ran_whole = (each.counted() if isinstance(each, DenseModel) else each for each in (model, executed))
+    assert whole is not None
+    values = complexity.count(whole, *size, executed=ran_whole)
+    network: nn.Module = model
+    if isinstance(model, DenseModel):
+        values |= _parts(model, values["gmacs"], *size)
+        network = model.backbone.model
+    if not isinstance(network, Pyramid):
         return values, {}
     more = {
-        "first_core_gmacs": first_core_macs(model, cell.height_px, cell.width_px) / 1e9,
-        "keys_per_query": keys_per_query(model, cell.height_px, cell.width_px),
+        "first_core_gmacs": first_core_macs(network, *size) / 1e9,
+        "keys_per_query": keys_per_query(network, *size),
     }
     return values | more, {}
+
+
+def _parts(model: DenseModel, gmacs: float, height_px: int, width_px: int) -> dict[str, Any]:
+    """MACs of backbone and head apart, and how many boxes and masks are in those of the head."""
+    head = model.head_macs(height_px, width_px) / 1e9
+    fixed = {name: getattr(model.head, name, None) for name in ("proposals", "masks")}
+    return {"backbone_gmacs": gmacs - head, "head_gmacs": head, **fixed}
 
 
 def _work(run: Run) -> Work:
@@ -67,7 +85,24 @@ def _work(run: Run) -> Work:
         compile_model=cell.compile,
         threads=cell.threads or torch.get_num_threads(),
         memory_limit_mib=run.job.memory_limit_mib,
+        goal=_goal(cell),
     )
+
+
+def _goal(cell: Cell) -> Goal:
+    """What a measured training step learns."""
+    if cell.task == CLASSIFY:
+        return CLASSES
+    from runners.dense.examples import example_targets
+    from runners.dense.losses import make_dense_criterion
+
+    targets = functools.partial(example_targets, cell.task, num_classes=COST_CLASSES[cell.task])
+    return Goal(functools.partial(placed, targets), make_dense_criterion(cell.task))
+
+
+def placed(make: Callable[..., Any], batch: int, height_px: int, width_px: int, device: torch.device) -> Any:
+    """Make targets on a device."""
+    return make(batch, height_px, width_px, device=device)
 
 
 def _throughput(run: Run) -> Found:
@@ -86,11 +121,11 @@ def _memory(run: Run) -> Found:
     values = peak_memory.measure_memory(
         _builder(cell),
         (cell.batch_size, 3, cell.height_px, cell.width_px),
-        num_classes=10,
         device=run.device,
         conditions=Conditions.of(cell),
         threads=cell.threads or torch.get_num_threads(),
         memory_limit_mib=run.job.memory_limit_mib,
+        goal=_goal(cell),
     )
     return values, {}
 

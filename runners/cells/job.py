@@ -21,6 +21,7 @@ class Job:
     number is another has been done by somebody else in the meantime.
     `patience_s` is how long timing a disturbed cell again may take, `workers` how many processes read images, None as
     many as there are processors to spare; `checkpoint_every_s` is the time between two saved states of a training.
+    `save_predictions` is the number of validation images that are drawn with what the trained model says of them.
     `part` is set where two jobs of one cell run side by side and measure different things.
     """
 
@@ -32,6 +33,7 @@ class Job:
     memory_limit_mib: int | None = None
     save_weights: bool = False
     tensorboard: bool = False
+    save_predictions: int = 0
     part: str = ""
     patience_s: float = 60.0
     workers: int | None = None

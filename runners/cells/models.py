@@ -10,28 +10,54 @@ from torch import nn
 
 from ablations.study import Cell
 from attention_zoo import LAYOUTS, Attention, create_model, resolve
+from attention_zoo.dense import Features, create_dense, create_features
 from attention_zoo.hosts.pyramid import Pyramid
 from attention_zoo.layouts import STL
+from attention_zoo.published.models import PUBLISHED
 from runners.cells.named import create_named, is_rival, macs_on_meta
 from runners.cells.registered import unpack
 from runners.cells.source import code_of, code_of_cell
+from runners.cells.task_data import CLASSIFY
+from runners.cells.tasks import published_number
+
+ROUTED = tuple(name for name in PUBLISHED if name.startswith("biformer"))
+"""Published models with a number of regions."""
+
+COST_CLASSES = {"classify": 10, "segment": 150, "detect": 80, "instance": 80}
+"""Classes of a model whose costs are measured: of dense tasks those of ADE20K and COCO."""
 
 
-def build_model(cell: Cell, num_classes: int = 10, drop_path_rate: float = 0.0) -> nn.Module:
-    """Build the model of a cell on the CPU, its weights drawn from the cell's seed alone; a `Pyramid` unless timm's.
+def build_model(cell: Cell, num_classes: int | None = None, drop_path_rate: float = 0.0) -> nn.Module:
+    """Build the model of a cell on the CPU, its weights drawn from the cell's seed alone.
+
+    A `Pyramid` or one of timm's for images as a whole, a `DenseModel` for the other tasks. Without `num_classes` it is
+    for measuring costs.
 
     Raises:
         ValueError: the configuration does not fit.
         Unsupported: timm's model takes no images of this size.
     """
+    num_classes = COST_CLASSES[cell.task] if num_classes is None else num_classes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.seed)
+        if cell.task != CLASSIFY:
+            return create_dense(
+                cell.task, cell.head, _backbone(cell, drop_path_rate), num_classes, **dict[str, Any](cell.head_settings)
+            )
         if cell.model:
             return create_named(cell.model, num_classes, cell.height_px, cell.width_px, drop_path_rate)
         settings: dict[str, Any] = dict(cell.settings)
         return create_model(
             cell.layout, attn=cell.attn, num_classes=num_classes, drop_path_rate=drop_path_rate, **settings
         )
+
+
+def _backbone(cell: Cell, drop_path_rate: float) -> Features:
+    if cell.attn:
+        settings: dict[str, Any] = dict(cell.settings)
+        return create_features(cell.layout, attn=cell.attn, drop_path_rate=drop_path_rate, **settings)
+    regions = published_number(cell.task, cell.height_px, cell.width_px) if cell.model in ROUTED else None
+    return create_features(cell.model, drop_path_rate=drop_path_rate, regions=regions)
 
 
 def build_packed(mechanism: bytes, cell: Cell) -> nn.Module:
@@ -65,7 +91,7 @@ def counted_cell(cell: Cell) -> Cell:
     return replace(cell, settings=tuple(sorted(settings.items())))
 
 
-def build_baseline(cell: Cell, num_classes: int = 10) -> nn.Module:
+def build_baseline(cell: Cell, num_classes: int | None = None) -> nn.Module:
     """Build what a cell is compared with: its `baseline`, or vanilla by default, in its layout; of models in `stl`."""
     if cell.baseline:
         return build_model(replace(cell, attn="", layout="", settings=(), model=cell.baseline), num_classes)
@@ -91,6 +117,15 @@ def describe(cell: Cell) -> Description:
     Raises:
         ValueError: the configuration does not fit the layout at this resolution.
     """
+    if cell.task == CLASSIFY:
+        return _describe_network(cell)
+    found = _describe_network(replace(cell, task=CLASSIFY, head="", head_settings=()))
+    with torch.device("meta"):
+        model: Any = build_model(cell)
+    return found._replace(training_macs=found.training_macs + 3 * model.head_macs(cell.height_px, cell.width_px))
+
+
+def _describe_network(cell: Cell) -> Description:
     if cell.model:
         return _describe_model(cell)
     mechanism: Any = resolve(cell.attn)

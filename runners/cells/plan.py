@@ -3,7 +3,7 @@
 import itertools
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ablations.study import ARGUMENTS, SHORT_FLAGS, Axes, Cell, Scalar, cell_key
@@ -13,9 +13,16 @@ from attention_zoo.config import field_names, parse_values
 from attention_zoo.registry import suggest
 from runners.cells.models import Description, describe
 from runners.cells.named import check_model, own_resolution
-from runners.cells.plan_training import RECIPE, Spelling, check_training, lengths_of, recipes_of
-from runners.data.datasets import check_data
-from runners.data.image_specs import is_image_spec
+from runners.cells.plan_tasks import HEAD, tasks_of
+from runners.cells.plan_training import (
+    RECIPE,
+    Spelling,
+    check_training,
+    lengths_of,
+    recipes_of,
+)
+from runners.cells.task_data import check_data_of
+from runners.cells.tasks import published_regions
 from runners.measures import MEASURES
 
 CONDITIONS = ("precision", "threads", "compile", "sdpa", "memory_format", "deterministic", "cudnn_benchmark")
@@ -66,23 +73,6 @@ def make_plan(all_axes: Iterable[Axes], spell: Spelling = as_keyword) -> Plan:
     return Plan(tuple(cells.values()), tuple(remarks))
 
 
-def check_shares(cells: Iterable[Cell], processes: int, spell: Spelling = as_keyword) -> None:
-    """Check that each of several processes gets images of every batch; one may get more than another.
-
-    Raises:
-        ValueError: a batch is too small.
-    """
-    for cell in cells:
-        # images of files stay in the pairs that Mixup joins
-        pairs = is_image_spec(cell.data)
-        least = processes * (2 if pairs else 1)
-        if processes > 1 and cell.batch_size < least:
-            raise ValueError(
-                f"{spell('batch_size', [str(cell.batch_size)])}: a batch cannot be shared out {'in pairs ' * pairs}to "
-                f"{processes} processes; allowed: {least} or more, or fewer processes"
-            )
-
-
 def _selected(axes: Axes, spell: Spelling) -> list[str]:
     if axes.model and axes.attn is None:
         return []
@@ -115,7 +105,7 @@ def _check_settings(axes: Axes, selected: list[str], spell: Spelling) -> list[st
     for setting, values in axes.settings:
         owner, _, field = setting.rpartition(".")
         shown = spell(setting, values)
-        if owner == RECIPE:
+        if owner in (RECIPE, HEAD):
             continue
         if not selected:
             raise ValueError(f"{shown}: models have no settings of a mechanism; give {spell('attn', [])} beside them")
@@ -147,15 +137,21 @@ def _expand(axes: Axes, selected: list[str], spell: Spelling) -> Iterable[Cell]:
             raise ValueError(f"{spell('layout', [])}: {suggest('layout', name, sorted(LAYOUTS))}")
     conditions = [dict(zip(AXES, values, strict=True)) for values in _products(axes, AXES)]
     switches = [dict(zip(TRAINING, values, strict=True)) for values in _products(axes, TRAINING)]
-    recipes = list(recipes_of(axes, spell))
     hosts = [*_mechanisms(axes, selected, spell), *_models(axes, spell)]
-    trained = itertools.product(axes.data, recipes, switches, axes.batch_size)
+    tasks = [
+        (task, data, recipe)
+        for task in tasks_of(axes, spell)
+        for recipe in recipes_of(axes, task.task, spell)
+        for data in task.data
+    ]
+    trained = itertools.product(tasks, switches, axes.batch_size)
     for (subjects, (height, width)), how, under in itertools.product(hosts, trained, conditions):
-        data, (recipe_name, training, recipe), trained_so, batch_size = how
-        lengths = lengths_of(axes, data, recipe, batch_size, spell)
+        (task, data, (recipe_name, training, recipe)), trained_so, batch_size = how
+        lengths = lengths_of(axes, task.task, data, recipe, batch_size, spell)
         for subject, steps, seed in itertools.product(subjects, lengths, axes.seeds):
             yield Cell(
-                **subject,
+                **_for_task(subject, task.task, height, width),
+                **task.fields,
                 height_px=height,
                 width_px=width,
                 seed=seed,
@@ -168,6 +164,14 @@ def _expand(axes: Axes, selected: list[str], spell: Spelling) -> Iterable[Cell]:
                 **trained_so,
                 **under,
             )
+
+
+def _for_task(subject: dict[str, Any], task: str, height_px: int, width_px: int) -> dict[str, Any]:
+    """Fields of a cell with the settings that a task gives its mechanism."""
+    if not subject["attn"]:
+        return subject
+    settings = published_regions(subject["attn"], subject["settings"], task, height_px, width_px)
+    return subject | {"settings": settings, "defaults": _defaults(subject["attn"], settings)}
 
 
 Host = tuple[list[dict[str, Any]], tuple[int, int]]
@@ -230,12 +234,13 @@ def _check(cell: Cell) -> Description:
     check_training(cell)
     settings = ", ".join(f"{name}={value}" for name, value in cell.settings)
     try:
-        check_data(cell.data, cell.height_px, cell.width_px)
+        check_data_of(cell.task, cell.data, cell.height_px, cell.width_px)
         found = describe(cell)
     except ValueError as error:
         raise ValueError(f"{cell.model or cell.attn}{f' ({settings})' if settings else ''}: {error}") from error
     if cell.baseline:
-        _check(Cell(attn="", layout="", model=cell.baseline, height_px=cell.height_px, width_px=cell.width_px))
+        subject: dict[str, Any] = {"attn": "", "layout": "", "settings": (), "defaults": (), "model": cell.baseline}
+        _check(replace(cell, **subject, baseline="", init_from="", reset_classes=False, freeze=False))
     return found
 
 
@@ -255,6 +260,7 @@ def command_for(cell: Cell, measures: Iterable[str]) -> str:
         is_short = name in SHORT_FLAGS and value is not False
         parts.append(as_flag(name if is_short else f"{cell.attn}.{name}", [as_text(value)]))
     parts += [as_flag(f"{RECIPE}.{name}", [as_text(value)]) for name, value in cell.training]
+    parts += [as_flag(f"{HEAD}.{name}", [as_text(value)]) for name, value in cell.head_settings]
     if (cell.height_px, cell.width_px) != _own_resolution(cell):
         parts.append(as_flag("resolution", [f"{cell.height_px}x{cell.width_px}"]))
     for field in fields(Cell):

@@ -9,11 +9,14 @@ from ablations.values import as_text
 from attention_zoo.config import field_names
 from runners.cells.named import check_drop_path, is_rival
 from runners.cells.starting import check_start
+from runners.cells.task_data import CLASSIFY, check_data_of, steps_of_epoch
 from runners.cells.teachers import check_teaching
 from runners.data.augment import Augmentation, check_policy
-from runners.data.datasets import check_data, steps_per_epoch
+from runners.data.datasets import steps_per_epoch
+from runners.data.dense_augment import DenseAugmentation
 from runners.data.image_specs import is_image_spec
-from runners.train.recipe import ALL_STAGES, Recipe, check_recipe, make_recipe, read_field
+from runners.train.recipe import ALL_STAGES, Recipe
+from runners.train.recipes import CLASSIFICATION, DENSE, DENSE_SHORT, check_recipe, make_recipe, read_field
 
 RECIPE = "recipe"
 """Owner of the settings that are fields of the recipe of a training."""
@@ -21,22 +24,31 @@ RECIPE = "recipe"
 AS_DRAWN = vars(Augmentation())
 """Augmentation of data that are drawn, not read."""
 
+FOR_CLASSES = (
+    *("crop", "scale_min", "color_jitter", "auto_augment", "erasing", "mixup", "cutmix", "repeats"),
+    "smoothing",
+)
+"""Fields of a recipe that only classification knows."""
+
 Spelling = Callable[[str, Sequence[str]], str]
 """Writes an argument and its values as whoever gave them would."""
 
 
-def recipes_of(axes: Axes, spell: Spelling) -> Iterable[tuple[str, tuple[tuple[str, Any], ...], Recipe]]:
-    """Products of recipes and of the fields that are set; what a recipe says itself is left out.
+def recipes_of(axes: Axes, task: str, spell: Spelling) -> Iterable[tuple[str, tuple[tuple[str, Any], ...], Recipe]]:
+    """Products of recipes, or the task's own, and of the fields that are set; what a recipe says itself is left out.
 
     Raises:
         ValueError: no such recipe or field, or a value that does not fit.
     """
     setting = [(name.rpartition(".")[2], values) for name, values in axes.settings if name.startswith(f"{RECIPE}.")]
-    for name in axes.recipe:
+    for name in axes.recipe or (Cell.recipe if task == CLASSIFY else next(iter(DENSE)),):
         try:
             own = vars(check_recipe(name))
         except ValueError as error:
             raise ValueError(f"{spell(RECIPE, [])}: {error}") from error
+        known, others = (CLASSIFICATION, "dense tasks") if task == CLASSIFY else (DENSE, CLASSIFY)
+        if name not in known:
+            raise ValueError(f"{spell(RECIPE, [name])} is for {others}; for {task} there are {', '.join(known)}")
         for combination in itertools.product(*(values for _, values in setting)):
             typed = {}
             for (field, _), text in zip(setting, combination, strict=True):
@@ -48,7 +60,7 @@ def recipes_of(axes: Axes, spell: Spelling) -> Iterable[tuple[str, tuple[tuple[s
             yield name, changes, make_recipe(name, changes)
 
 
-def lengths_of(axes: Axes, data: str, recipe: Recipe, batch_size: int, spell: Spelling) -> tuple[int, ...]:
+def lengths_of(axes: Axes, task: str, data: str, recipe: Recipe, batch_size: int, spell: Spelling) -> tuple[int, ...]:
     """Lengths of the trainings in steps: those of the sweep, its epochs, or those of the recipe.
 
     Raises:
@@ -56,10 +68,10 @@ def lengths_of(axes: Axes, data: str, recipe: Recipe, batch_size: int, spell: Sp
     """
     epochs = axes.epochs or (recipe.epochs if axes.steps is None else None)
     try:
-        check_data(data)
-        if epochs is None and recipe.schedule == "steps":
-            return axes.steps or (Cell.steps,)
-        per_epoch = steps_per_epoch(data, batch_size, recipe.repeats)
+        check_data_of(task, data)
+        if epochs is None and recipe.schedule != "epochs":
+            return axes.steps or (recipe.steps or Cell.steps,)
+        per_epoch = steps_of_epoch(task, data, batch_size, recipe)
     except ValueError as error:
         raise ValueError(f"{spell('data', [])}: {error}") from error
     if per_epoch is None:
@@ -75,7 +87,7 @@ def check_training(cell: Cell) -> None:
         ValueError: one message, which names what does not fit.
     """
     recipe = make_recipe(cell.recipe, cell.training)
-    check_teaching(recipe, cell.data, cell.height_px, cell.width_px)
+    _check_task(cell, recipe)
     if is_rival(cell.model) and recipe.drop_path:
         check_drop_path(cell.model)
     if recipe.checkpointed_stages != ALL_STAGES and (is_rival(cell.model) or not recipe.checkpointing):
@@ -86,6 +98,12 @@ def check_training(cell: Cell) -> None:
     for name in ("reset_classes", "freeze"):
         if getattr(cell, name) and not cell.init_from:
             raise ValueError(f"{name} needs init_from, weights to start from")
+    if recipe.eval_every and steps_of_epoch(cell.task, cell.data, cell.batch_size, recipe) is None:
+        raise ValueError(f"recipe.eval_every={recipe.eval_every}: {cell.data} is an endless stream without epochs")
+    if cell.task != CLASSIFY:
+        steps_of_epoch(cell.task, cell.data, cell.batch_size, recipe)  # files that are there, and fill a batch
+        return
+    check_teaching(recipe, cell.data, cell.height_px, cell.width_px)
     if cell.tune_lr and any(name == "lr" for name, _ in cell.training):
         raise ValueError(f"tune_lr={cell.tune_lr} chooses the rate that recipe.lr gives; give one of them")
     if cell.tune_lr:
@@ -93,8 +111,6 @@ def check_training(cell: Cell) -> None:
             steps_per_epoch(cell.data, cell.batch_size, recipe.repeats, tuning=True)
         except ValueError as error:
             raise ValueError(f"tune_lr={cell.tune_lr} trains on nine tenths of the images: {error}") from error
-    if recipe.eval_every and steps_per_epoch(cell.data, cell.batch_size, recipe.repeats) is None:
-        raise ValueError(f"recipe.eval_every={recipe.eval_every}: {cell.data} is an endless stream without epochs")
     if not is_image_spec(cell.data):
         if changed := [name for name in field_names(Augmentation) if getattr(recipe, name) != AS_DRAWN[name]]:
             listed = ", ".join(f"{name}={as_text(getattr(recipe, name))}" for name in changed)
@@ -105,3 +121,22 @@ def check_training(cell: Cell) -> None:
         check_policy(recipe.auto_augment)
     if recipe.mixes and cell.batch_size % 2:
         raise ValueError(f"batch size {cell.batch_size}: Mixup and CutMix join pairs, give an even one")
+
+
+def _check_task(cell: Cell, recipe: Recipe) -> None:
+    """Refuse what one task has and another does not."""
+    if cell.task == CLASSIFY:
+        foreign = [name for name in field_names(DenseAugmentation) if name not in field_names(Augmentation)]
+        if given := {name: value for name, value in cell.training if name in foreign}:
+            listed = ", ".join(f"recipe.{name}={as_text(value)}" for name, value in given.items())
+            raise ValueError(f"task={cell.task} does not know {listed}, which is for dense tasks")
+        return
+    if recipe.has_teacher or recipe.has_label_maps:
+        raise ValueError(f"task={cell.task} learns from its annotations alone; it has no teacher and no token labels")
+    own = {name: getattr(recipe, name) for name in FOR_CLASSES if getattr(recipe, name) != getattr(DENSE_SHORT, name)}
+    if own:
+        listed = ", ".join(f"recipe.{name}={as_text(value)}" for name, value in own.items())
+        raise ValueError(f"task={cell.task} does not know {listed}, which is for classes of images")
+    for name in ("tune_lr", "freeze"):
+        if getattr(cell, name):
+            raise ValueError(f"{name} is for classify, and not for task={cell.task}")

@@ -2,6 +2,8 @@
 
 `--init-from KEY` names a cell of the same results folder, `--init-from FILE` a checkpoint: ours, timm's, or the
 published ones of a published model. Everything but the classifier must fit; with `--reset-classes` that begins anew.
+A model of a dense task takes what its backbone has of a classifier, and its head begins anew; from one of a dense task
+it takes all, or with `--reset-classes` the backbone alone.
 Tables of positions that were learned for maps or windows of another size are resampled.
 """
 
@@ -17,15 +19,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ablations.study import Cell
+from attention_zoo.dense import DenseModel
 from attention_zoo.published.models import PUBLISHED, in_our_names
 from attention_zoo.published.weights import load_weights
 from runners.cells.models import build_model
+from runners.cells.task_data import count_classes_of
 from runners.cells.weights import State, read_checkpoint
-from runners.data.datasets import count_classes
 from runners.store.files import list_names
 from runners.store.store import Store
 from runners.train.freezing import classifier_names
 
+BACKBONE = "backbone.model."
+"""What the names of a backbone's weights begin with in a model of a dense task."""
+HEAD = "head."
+"""What the names of a head's begin with."""
 KEY = re.compile(r"[0-9a-f]{16}")
 
 
@@ -81,7 +88,7 @@ def check_start(cell: Cell, store: Store | None = None) -> None:
     if path is None:
         return
     with torch.device("meta"):
-        model = build_model(cell, count_classes(cell.data))
+        model = build_model(cell, count_classes_of(cell.task, cell.data))
     start_from(model, read_start(path), reset_classes=cell.reset_classes, published=cell.model)
 
 
@@ -91,6 +98,11 @@ def start_from(model: nn.Module, start: Start, *, reset_classes: bool = False, p
     Raises:
         ValueError: they are another model's, or of another number of classes.
     """
+    if isinstance(model, DenseModel):
+        _start_dense(model, start, published, reset_head=reset_classes)
+        return
+    if any(name.startswith(BACKBONE) for name in start.state):
+        raise ValueError(f"{start.path} holds weights of a model of a dense task, which a classifier cannot start from")
     own = model.state_dict()
     head = classifier_names(model)
     given = _in_our_names(published, start)
@@ -111,6 +123,35 @@ def start_from(model: nn.Module, start: Start, *, reset_classes: bool = False, p
             # planning checks the names and shapes on a model without memory
             warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
             load_weights(model, state)
+    except ValueError as error:
+        raise ValueError(f"{start.path} holds weights of another model: {error}") from error
+
+
+def _start_dense(model: DenseModel, start: Start, published: str, *, reset_head: bool) -> None:
+    """Load what an image classifier learned into a backbone, or the weights of a model of a dense task."""
+    is_dense = any(name.startswith(BACKBONE) for name in start.state)
+    # those of a dense task are our own
+    given = start.state if is_dense else _in_our_names(published, start)
+    subject: nn.Module = model if is_dense else model.backbone.model
+    own = subject.state_dict()
+    if is_dense:
+        heads = [{n: w.shape for n, w in state.items() if n.startswith(HEAD)} for state in (own, given)]
+        if reset_head:
+            given = {name: given[name] for name in given if not name.startswith(HEAD)}
+            given |= {name: own[name] for name in heads[0]}
+        elif heads[0] != heads[1]:
+            raise ValueError(
+                f"{start.path} holds weights of another head or for other classes; give --reset-classes to take the "
+                "backbone alone"
+            )
+    if lacking := sorted(own.keys() - given.keys()):
+        raise ValueError(f"{start.path} holds weights of another model: it lacks {', '.join(lacking[:3])}")
+    try:
+        with warnings.catch_warnings():
+            # planning checks the names and shapes on a model without memory
+            warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
+            # the classifier and the norm before it are nothing that a backbone has
+            load_weights(subject, {name: _resampled(name, given[name], own[name]) for name in own})
     except ValueError as error:
         raise ValueError(f"{start.path} holds weights of another model: {error}") from error
 

@@ -12,14 +12,16 @@ from torch import nn
 from ablations.study import Cell
 from runners.cells.job import Run
 from runners.cells.models import build_model
+from runners.cells.objectives import Evaluated, objective_of
+from runners.cells.predictions import keep_pictures
 from runners.cells.source import code_of_cell, code_of_module
 from runners.cells.starting import Start, find_start, read_start, start_from
+from runners.cells.task_data import CLASSIFY, make_data_of
 from runners.cells.teachers import load_teacher
 from runners.cells.weights import save_checkpoint
-from runners.data.datasets import Data
+from runners.data.datasets import Data, SharedData
 from runners.data.image_specs import own_class
 from runners.data.images import ImageData
-from runners.data.loading import make_data
 from runners.data.token_labels import LabelMaps
 from runners.machine.conditions import Conditions
 from runners.measures import MEASURES
@@ -28,7 +30,8 @@ from runners.store.names import cell_name
 from runners.train import accuracy
 from runners.train.curve import Board, Curve
 from runners.train.distillation import weights_hash
-from runners.train.recipe import Recipe, make_recipe
+from runners.train.recipe import Recipe
+from runners.train.recipes import make_recipe
 from runners.train.token_labels import map_size
 from runners.train.tuning import SEED, Trial, choose_rate
 
@@ -44,19 +47,12 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
     cell = run.job.cell
     with run.group.joined(run.device):
         recipe = make_recipe(cell.recipe, cell.training)
-        data = make_data(
-            cell.data,
-            cell.height_px,
-            cell.width_px,
-            cell.batch_size,
-            recipe,
-            smoothing=recipe.smoothing,
-            workers=run.job.workers,
-            strict=cell.strict_data,
-        )
+        data = _data(run, recipe)
         told = _tell_images(cell, data)
         start = _start(run)
         model = _build(cell, data, recipe, start)
+        evaluated = Evaluated(model) if run.job.save_predictions else None
+        objective = objective_of(cell, evaluated)
         teacher = load_teacher(recipe, data.num_classes)
         if recipe.has_label_maps and isinstance(data, ImageData):
             size = map_size(model, cell.height_px, cell.width_px)
@@ -65,7 +61,7 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
         code = " ".join([code_of_cell(cell).hash, *filter(None, [told.get("data_hash"), start and start.sha256])])
         recipe, tuned = _tuned(run, data, recipe, start, teacher, code)
         best = copy.deepcopy(model) if run.job.save_weights and recipe.eval_every else None
-        with nullcontext() if run.group.rank else _curve(run, data) as curve:
+        with nullcontext() if run.group.rank else _curve(run, data, objective.metric) as curve:
             values, curves = accuracy.train_and_evaluate(
                 model,
                 data,
@@ -85,13 +81,14 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
                 curve=curve,
                 best=best,
                 group=run.group,
+                objective=objective,
             )
         # each process has read others
-        parts = run.group.gather(data.broken) if isinstance(data, ImageData) else []
+        parts = run.group.gather(data.broken) if isinstance(data, SharedData) else []
     values |= {"num_classes": data.num_classes, "init_hash": start.sha256 if start else None, **told}
     values |= {} if teacher is None else {"teacher_hash": weights_hash(teacher)}
     samples: dict[str, Any] = dict(curves)
-    if isinstance(data, ImageData):
+    if isinstance(data, SharedData):
         broken = sorted({f"{name}: {why}" for part in parts for name, why in part.items()})
         values["broken_images"] = len(broken)
         samples["broken_images"] = broken[:NAMED]
@@ -100,6 +97,8 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
     if tuned:
         values |= {"tuned_lr": tuned[0].lr}
         samples |= {"tune_lr": [trial.lr for trial in tuned], "tune_acc1": [trial.acc1 for trial in tuned]}
+    if evaluated is not None:
+        values |= keep_pictures(run, data, evaluated)
     if run.job.save_weights:
         values |= _keep_weights(run, model)
     if best is not None:
@@ -107,18 +106,29 @@ def train(run: Run, progress: accuracy.Progress | None) -> Found:
     return values, samples
 
 
-def _curve(run: Run, data: Data) -> Curve:
+def _data(run: Run, recipe: Recipe) -> Data:
+    """Images that the cell is trained and tested on."""
+    cell = run.job.cell
+    size = cell.height_px, cell.width_px
+    workers, strict = run.job.workers, cell.strict_data
+    return make_data_of(cell.task, cell.data, *size, cell.batch_size, recipe, workers=workers, strict=strict)
+
+
+def _curve(run: Run, data: Data, metric: str) -> Curve:
     """What is written of the steps of a training while it runs."""
     key, device_id = run.job.key, run.place.device_id
     board = None
     if run.job.tensorboard:
         board = Board(board_folder(run.store, key, device_id), cell_name(run.job.cell))
     path = curve_path(run.store, key, device_id)
-    return Curve(path, batch_size=data.batch_size, steps_per_epoch=data.steps_per_epoch, board=board)
+    return Curve(path, batch_size=data.batch_size, steps_per_epoch=data.steps_per_epoch, board=board, metric=metric)
 
 
 def _tell_images(cell: Cell, data: Data) -> dict[str, Any]:
     """Columns of images of files; none for those that are drawn."""
+    if cell.task != CLASSIFY:
+        dense: Any = data
+        return {"n_train": dense.n_train, "data_hash": dense.fingerprint()}
     if not isinstance(data, ImageData):
         return {}
     own = own_class(cell.data)
@@ -195,7 +205,9 @@ def _keep_weights(run: Run, model: nn.Module, kind: str = "") -> dict[str, Any]:
     """Write trained weights; that they cannot be written costs them alone, not the accuracy."""
     cell, path = run.job.cell, run.store.weights_path(run.job.key, run.place.device_id, kind)
     try:
-        save_checkpoint(path, model, cell.model or cell.layout, attn=cell.attn or None, **dict(cell.settings))
+        dense = None if cell.task == CLASSIFY else (cell.task, cell.head)
+        arch, settings = cell.model or cell.layout, dict(cell.settings)
+        save_checkpoint(path, model, arch, attn=cell.attn or None, dense=dense, **settings)
     except ValueError as error:
         print(f"warning: {error}; the accuracy is recorded without them", flush=True)
         return {}

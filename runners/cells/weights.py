@@ -24,6 +24,7 @@ from attention_zoo.published.places import Official
 from attention_zoo.published.weights import classes_in, load_weights, read_weights
 from attention_zoo.registry import suggest
 from runners.cells.named import TIMM, is_rival
+from runners.cells.task_data import CLASSIFY
 from runners.store.files import StoreError, write_whole
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
@@ -46,24 +47,38 @@ class Model(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """What `create_model` needs: a layout or published model, the mechanism, and fields of its configuration."""
+    """What `create_model` needs: a layout or published model, the mechanism, and fields of its configuration.
+
+    Of a model of a dense task these are the backbone's, and `head` is what reads its maps.
+    """
 
     arch: str
     attn: str | None
     config: dict[str, Any]
+    task: str = CLASSIFY
+    head: str = ""
 
     def __str__(self) -> str:
         """Spell it for people: `small, bra, topk=8`."""
         attn = self.attn or ("bra" if self.arch in LAYOUTS else None)
-        return ", ".join([self.arch, *([attn] if attn else []), *(f"{k}={v}" for k, v in self.config.items())])
+        parts = [self.arch, *([attn] if attn else []), *(f"{k}={v}" for k, v in self.config.items())]
+        return ", ".join([*parts, *([f"{self.head} for task {self.task}"] if self.head else [])])
 
 
 def save_checkpoint(
-    path: str | Path, model: nn.Module, arch: str, /, *, attn: str | None = None, **config: int | float | str | bool
+    path: str | Path,
+    model: nn.Module,
+    arch: str,
+    /,
+    *,
+    attn: str | None = None,
+    dense: tuple[str, str] | None = None,
+    **config: int | float | str | bool,
 ) -> None:
     """Write the weights of a model that `create_model(arch, attn=attn, **config)` made, and those arguments.
 
     Of one that timm made `arch` is `timm:NAME`; `timm.create_model` reads the weights under `model`.
+    Of a model of a dense task the arguments are its backbone's, and `dense` names the task and the head.
 
     Raises:
         StoreError: the file cannot be written; one that was there before stays.
@@ -73,7 +88,10 @@ def save_checkpoint(
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
-    torch.save({"model": model.state_dict(), FORMAT: {"arch": arch, "attn": attn, "config": config}}, content)
+    told: dict[str, Any] = {"arch": arch, "attn": attn, "config": config}
+    if dense is not None:
+        told |= dict(zip(("task", "head"), dense, strict=True))
+    torch.save({"model": model.state_dict(), FORMAT: told}, content)
     write_whole(Path(path), content.getvalue())
 
 
@@ -128,6 +146,14 @@ def _refuse_rival(what: str, name: str) -> None:
         )
 
 
+def _refuse_dense(path: Path, written: Identity) -> None:
+    if written.task != CLASSIFY:
+        raise ValueError(
+            f"{path} holds {written}; models of images as a whole alone are loaded here, and a sweep of a dense task "
+            f"starts from it by --init-from"
+        )
+
+
 def _check_arch(what: str, name: str) -> None:
     _refuse_rival(f"{what} {name}", name)
     if name not in NAMES:
@@ -164,6 +190,7 @@ def load_file(
         _check_arch(named_by, arch)
         identity = Identity(arch, attn, config)
     else:
+        _refuse_dense(path, written)
         _refuse_rival(str(path), written.arch)
         identity = _agreed(path, written, {named_by: arch, "attn": attn}, config)
     model = _build(identity, num_classes=classes_in(state))
@@ -207,7 +234,8 @@ def read_checkpoint(path: Path, *, ema: bool = False) -> tuple[State, Identity |
 def _identity(path: Path, written: Any) -> Identity | None:
     if written is None:
         return None
-    arch, attn, config = map((written if isinstance(written, dict) else {}).get, Identity._fields)
+    told = {**Identity._field_defaults, **(written if isinstance(written, dict) else {})}
+    arch, attn, config, task, head = map(told.get, Identity._fields)
     if not isinstance(arch, str) or not isinstance(attn, (str, type(None))) or not isinstance(config, dict):
         raise ValueError(f"checkpoint {path} has an entry {FORMAT!r} that save_checkpoint did not write")
-    return Identity(arch, attn, config)
+    return Identity(arch, attn, config, str(task), str(head))

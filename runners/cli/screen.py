@@ -17,11 +17,11 @@ from runners.table import load, save
 
 COLUMNS = (
     *("model", "attention", "topk", "topk_schedule", "regions", "window", "resolution", "seed"),
-    *("acc1", "gmacs", "params_m", "peak_infer_mib", "peak_train_mib"),
+    *("acc1", "miou", "ap50", "ap", "ap_mask", "gmacs", "head_gmacs", "params_m", "peak_infer_mib", "peak_train_mib"),
     *("infer_samples_per_sec", "vs_vanilla", "train_step_ms", "disturbed", "status"),
 )
 
-CONDITIONS = ("layout", "baseline", "data", "steps", "batch_size", *COMPUTED)
+CONDITIONS = ("task", "head", "layout", "baseline", "data", "steps", "batch_size", *COMPUTED)
 """Columns that are shown where they differ."""
 
 
@@ -37,13 +37,13 @@ def print_plan(plan: Plan, measures: tuple[str, ...]) -> None:
     )
 
 
-def print_unkept(store: Store, plan: Plan) -> None:
-    """Say of how many cells the accuracy was measured without keeping the weights, which no later run has."""
+def print_unkept(store: Store, plan: Plan, prefix: str = "weights") -> None:
+    """Say of how many cells the accuracy was measured without keeping files of this name, which no later run has."""
     keys = [cell_key(cell) for cell in plan.cells]
     trained = [key for key in keys if any(name.measure == "accuracy" for name in store.record_names(key))]
     files = {key: list_names(str(store.folder(key))) for key in trained}
-    if lacking := sum(not any(name.startswith("weights.") for name in files[key]) for key in trained):
-        print(f"{count(lacking, 'cell')} trained before without --save-weights; --force trains them again")
+    if lacking := sum(not any(name.startswith(f"{prefix}.") for name in files[key]) for key in trained):
+        print(f"{count(lacking, 'cell')} trained before without --save-{prefix}; --force trains them again")
 
 
 def print_results(out: Path, rows: pd.DataFrame, cells: Sequence[Cell]) -> None:

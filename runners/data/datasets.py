@@ -9,7 +9,7 @@ import difflib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from runners.data.image_specs import USAGE, is_image_spec, parse_image_spec
 
@@ -25,7 +25,10 @@ FASHION_IMAGES = {"train": 60_000, "t10k": 10_000}  # by the prefix of the files
 
 
 class Data(Protocol):
-    """A training stream and a fixed test set; images are (B, 3, height_px, width_px) float32, labels (B,) int64."""
+    """A training stream and a fixed test set; images are (B, 3, height_px, width_px) float32, normalised.
+
+    What is right of them are labels (B,) int64, or what a dense task has: runners/dense/data.py.
+    """
 
     batch_size: int
 
@@ -40,8 +43,8 @@ class Data(Protocol):
         ...
 
     @property
-    def chance_percent(self) -> float:
-        """What guessing gets."""
+    def chance_percent(self) -> float | None:
+        """What guessing gets; None where nobody guesses."""
         ...
 
     @property
@@ -49,16 +52,31 @@ class Data(Protocol):
         """Steps of one pass over the training images, None for an endless stream."""
         ...
 
-    def batch(self, seed: int, step: int) -> "tuple[Tensor, Tensor]":
+    def batch(self, seed: int, step: int) -> "tuple[Tensor, Any]":
         """Training batch of one step: a pure function of (seed, step), so it may be repeated or prefetched."""
         ...
 
-    def eval_batches(self) -> "Iterator[tuple[Tensor, Tensor]]":
+    def eval_batches(self) -> "Iterator[tuple[Tensor, Any]]":
         """Test set, the same images in the same order whatever the batch size; the last batch may be smaller."""
         ...
 
     def for_tuning(self) -> "Data":
         """Training images alone, divided into some to train on and others to test on."""
+        ...
+
+
+@runtime_checkable
+class SharedData(Protocol):
+    """Data whose batches several processes share out themselves; `broken` names images that could not be read."""
+
+    broken: dict[str, str]
+
+    def train_batches(self, seed: int, start: int, stop: int, rank: int = 0, world_size: int = 1) -> "Iterator[Any]":
+        """Yield a process's part of the batches of the steps start .. stop - 1, each a `runners.data.images.Batch`."""
+        ...
+
+    def eval_batches(self, rank: int = 0, world_size: int = 1) -> "Iterator[tuple[Tensor, Any]]":
+        """Yield a process's part of the test images, and what is right of them."""
         ...
 
 

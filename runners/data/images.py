@@ -9,7 +9,7 @@ are counted and named.
 
 import itertools
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from runners.data.augment import Augmentation, Pixels, eval_transform, make_mixup, train_transform
 from runners.data.datasets import HELD_OUT_SHARE
 from runners.data.folders import Folders
+from runners.data.listing import Ints
 from runners.data.order import epoch_order, images_per_epoch
 from runners.data.samples import MIXUP, Key, Samples, TestSamples, TrainSamples, collate
 from runners.data.seeding import drawn_from
@@ -161,42 +162,61 @@ class ImageData:
         return replace(self, folders=self.folders.divided(HELD_OUT_SHARE), broken={})
 
     def _load(self, samples: Any, batches: Any) -> Iterator[Samples]:
-        loader: DataLoader[Any] = DataLoader(
-            samples,
-            batch_sampler=_Once(batches),
-            num_workers=self.workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_forget_signals,
-            # without one of its own it would draw from the global one, which a mechanism may draw from
-            generator=torch.Generator(),
-        )
-        for found in loader:
-            self._note(found)
+        for found in read_ahead(samples, batches, self.workers, collate):
+            note_broken(self.broken, found.broken, found.failure, strict=self.strict)
             yield found
 
     def _keys(self, seed: int, start: int, stop: int) -> Iterator[list[Key]]:
-        """Keys of the whole batch of each step."""
-        steps = itertools.groupby(range(start, stop), lambda step: step // self.steps_per_epoch)
-        for epoch, of_epoch in steps:
-            order = epoch_order(len(self.folders.train_indices), self.augmentation.repeats, seed, epoch)
-            for step in of_epoch:
-                first = step % self.steps_per_epoch * self.batch_size
-                places, repeats = order[:, first : first + self.batch_size]
-                indices = self.folders.train_indices[places].tolist()
-                yield [Key(epoch, *pair) for pair in zip(indices, repeats.tolist(), strict=True)]
+        return keys_of_steps(self.folders.train_indices, self.augmentation.repeats, self.batch_size, seed, start, stop)
 
-    def _note(self, found: Samples) -> None:
-        broken = found.broken
-        if broken and self.strict:
-            name, reason = next(iter(broken.items()))
-            raise BrokenImage(f"{name} cannot be read: {reason}")
-        for name, reason in broken.items():
-            if name not in self.broken:
-                print(f"warning: {name} cannot be read: {reason}; it is left out", flush=True)
-        self.broken.update(broken)
-        if found.failure:
-            raise DataError(found.failure)
+
+def keys_of_steps(
+    indices: Ints, repeats: int, batch_size: int, seed: int, start: int, stop: int
+) -> Iterator[list[Key]]:
+    """Yield keys of the whole batch of each of the steps start .. stop - 1, in epochs of the images `indices`."""
+    per_epoch = images_per_epoch(len(indices), repeats) // batch_size
+    for epoch, steps in itertools.groupby(range(start, stop), lambda step: step // per_epoch):
+        order = epoch_order(len(indices), repeats, seed, epoch)
+        for step in steps:
+            first = step % per_epoch * batch_size
+            places, numbers = order[:, first : first + batch_size]
+            pairs = zip(indices[places].tolist(), numbers.tolist(), strict=True)
+            yield [Key(epoch, *pair) for pair in pairs]
+
+
+def note_broken(known: dict[str, str], broken: dict[str, str], failure: str, *, strict: bool) -> None:
+    """Add images that could not be read to those `known`, and name the new ones.
+
+    Raises:
+        BrokenImage: there is one, and `strict` is set.
+        DataError: the samples tell a failure.
+    """
+    if broken and strict:
+        name, reason = next(iter(broken.items()))
+        raise BrokenImage(f"{name} cannot be read: {reason}")
+    for name, reason in broken.items():
+        if name not in known:
+            print(f"warning: {name} cannot be read: {reason}; it is left out", flush=True)
+    known.update(broken)
+    if failure:
+        raise DataError(failure)
+
+
+def read_ahead(
+    samples: Any, batches: Iterator[Any], workers: int, collate: Callable[[list[Any]], Any]
+) -> Iterator[Any]:
+    """Yield batches of samples by lists of their keys, read by `workers` processes; 0 reads in this one."""
+    loader: DataLoader[Any] = DataLoader(
+        samples,
+        batch_sampler=_Once(batches),
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_forget_signals,
+        # without one of its own it would draw from the global one, which a mechanism may draw from
+        generator=torch.Generator(),
+    )
+    return iter(loader)
 
 
 class _Once:

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -69,35 +69,95 @@ class Images(Protocol):
         ...
 
 
-class _Member(NamedTuple):
-    """An image: its name below the root, and of a tar the place and size of its content there."""
+class Member(NamedTuple):
+    """A file: its name below the root, and of a tar the place and size of its content there."""
 
     name: bytes
     offset: int = 0
     size: int = 0
 
 
-class FileImages:
-    """Images in files whose names and labels are known; a subclass opens them."""
+class _Named:
+    """Files by number, whose names are kept in one array; a subclass opens them."""
 
-    def __init__(self, where: str, classes: tuple[str, ...], names: Sequence[bytes], labels: Ints) -> None:
-        """Keep the names and labels of all images."""
-        self.where, self.classes, self.labels = where, classes, labels
+    def __init__(self, where: str, names: Sequence[bytes]) -> None:
+        self.where = where
         # not lists: a process that only looks at an object of Python copies the memory around it
         self._names = b"".join(names)
         self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
 
     def __len__(self) -> int:
-        """Number of images."""
-        return len(self.labels)
+        """Number of files."""
+        return len(self._ends)
 
     def open(self, index: int) -> IO[bytes]:
-        """Open the file of an image.
+        """Open a file.
 
         Raises:
             OSError: it cannot be opened.
         """
         raise NotImplementedError
+
+    def decode(self, index: int) -> "Image":
+        """Read the image in a file, upright and in RGB.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        try:
+            with self.open(index) as file:
+                return decode(file)
+        except OSError as error:
+            raise ValueError(error.strerror or str(error)) from error
+
+    def name(self, index: int) -> str:
+        """Name of a file, in one line."""
+        return shown(self._raw_name(index))
+
+    def identity(self) -> Iterable[bytes]:
+        """Names of the files."""
+        return self._names, self._ends.tobytes()
+
+    def _raw_name(self, index: int) -> bytes:
+        start = int(self._ends[index - 1]) if index else 0
+        return self._names[start : int(self._ends[index])]
+
+
+class _Below(_Named):
+    """Files of a folder or a tar, named below it."""
+
+    def _place(self, path: Path, members: Sequence[Member]) -> None:
+        self.path = path
+        self._is_tar = path.is_file()
+        self._places = np.array([member[1:] for member in members] if self._is_tar else [], dtype=np.int64)
+
+    def open(self, index: int) -> IO[bytes]:
+        """Open a file.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        if not self._is_tar:
+            return open(self.path / os.fsdecode(self._raw_name(index)), "rb")
+        return open_part(self.path, *self._places[index].tolist())
+
+
+class Files(_Below):
+    """Files of a folder or a tar, of any kind."""
+
+    def __init__(self, path: Path, members: Sequence[Member]) -> None:
+        """Keep some files of those that `search` found below a path."""
+        super().__init__(str(path), [member.name for member in members])
+        self._place(path, members)
+
+
+class FileImages(_Named):
+    """Images in files whose names and labels are known."""
+
+    def __init__(self, where: str, classes: tuple[str, ...], names: Sequence[bytes], labels: Ints) -> None:
+        """Keep the names and labels of all images."""
+        super().__init__(where, names)
+        self.classes, self.labels = classes, labels
 
     def read(self, index: int) -> "tuple[Image, int]":
         """Read an image, upright and in RGB, and the number of its class.
@@ -105,32 +165,15 @@ class FileImages:
         Raises:
             ValueError: it cannot be read.
         """
-        try:
-            with self.open(index) as file:
-                return decode(file), int(self.labels[index])
-        except OSError as error:
-            raise ValueError(error.strerror or str(error)) from error
-
-    def name(self, index: int) -> str:
-        """Name of an image, in one line."""
-        return shown(self._raw_name(index))
+        return self.decode(index), int(self.labels[index])
 
     def identity(self) -> Iterable[bytes]:
         """Names and labels."""
-        return (
-            self._names,
-            self._ends.tobytes(),
-            self.labels.tobytes(),
-            "\0".join(self.classes).encode(errors="replace"),
-        )
-
-    def _raw_name(self, index: int) -> bytes:
-        start = int(self._ends[index - 1]) if index else 0
-        return self._names[start : int(self._ends[index])]
+        return *super().identity(), self.labels.tobytes(), "\0".join(self.classes).encode(errors="replace")
 
 
-class Listing(FileImages):
-    """Images of a folder or a tar, named below it."""
+class Listing(FileImages, _Below):
+    """Images of a folder or a tar, one folder for each class."""
 
     def __init__(self, path: Path) -> None:
         """List the images below a path, in the order of their names.
@@ -138,9 +181,7 @@ class Listing(FileImages):
         Raises:
             ValueError: there is no such folder or tar, it is damaged, or it holds no images in folders.
         """
-        self.path = path
-        self._is_tar = path.is_file()
-        members = _search(path)
+        members = search(path)
         folders = [member.name.rpartition(b"/")[0].rpartition(b"/")[2] for member in members]
         if not members or not all(folders):
             stray = f"; {shown(members[folders.index(b'')].name)} lies in no folder of a class" if members else ""
@@ -151,17 +192,7 @@ class Listing(FileImages):
         by_folder = {folder: numbers[name] for folder, name in named.items()}
         labels = np.array([by_folder[folder] for folder in folders], dtype=np.int64)
         super().__init__(str(path), classes, [member.name for member in members], labels)
-        self._places = np.array([member[1:] for member in members] if self._is_tar else [], dtype=np.int64)
-
-    def open(self, index: int) -> IO[bytes]:
-        """Open the file of an image.
-
-        Raises:
-            OSError: it cannot be opened.
-        """
-        if not self._is_tar:
-            return open(self.path / os.fsdecode(self._raw_name(index)), "rb")
-        return open_part(self.path, *self._places[index].tolist())
+        self._place(path, members)
 
 
 def shown(name: bytes | str) -> str:
@@ -170,13 +201,19 @@ def shown(name: bytes | str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _search(path: Path) -> list[_Member]:
+def search(path: Path, wanted: Callable[[bytes], bool] | None = None) -> list[Member]:
+    """Find the files below a folder or in a tar that are wanted by their names, else images, in the order of names.
+
+    Raises:
+        ValueError: there is no such folder or tar, or it is damaged or cannot be read.
+    """
+    wanted = wanted or is_image
     if not path.exists():
         raise ValueError(f"{path} does not exist")
     if path.is_file() and path.suffix.lower() != ".tar":
         raise ValueError(f"{path} is neither a folder nor a .tar")
     with told_if_slow(path), told_if_damaged(path):
-        return sorted(_of_tar(path) if path.is_file() else map(_Member, _of_folder(os.fsencode(path))))
+        return sorted(_of_tar(path, wanted) if path.is_file() else map(Member, _of_folder(os.fsencode(path), wanted)))
 
 
 @contextlib.contextmanager
@@ -197,8 +234,8 @@ def is_image(name: bytes) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def _of_folder(root: bytes) -> Iterator[bytes]:
-    """Names of the images below a folder; links are followed.
+def _of_folder(root: bytes, wanted: Callable[[bytes], bool]) -> Iterator[bytes]:
+    """Names of the wanted files below a folder; links are followed.
 
     Raises:
         OSError: a folder cannot be read.
@@ -217,19 +254,19 @@ def _of_folder(root: bytes) -> Iterator[bytes]:
                     continue
                 if entry.is_dir():
                     waiting.append((entry.path, above | {here}))
-                elif is_image(entry.name):
+                elif wanted(entry.name):
                     yield (
                         os.path.relpath(entry.path, root) if root == b"." else entry.path[len(root.rstrip(b"/")) + 1 :]
                     )
 
 
-def _of_tar(path: Path) -> Iterator[_Member]:
+def _of_tar(path: Path, wanted: Callable[[bytes], bool]) -> Iterator[Member]:
     with open(path, "rb") as file:
-        yield from _members(file, b"", 0)
+        yield from _members(file, b"", 0, wanted)
 
 
-def _members(file: IO[bytes], folder: bytes, start: int) -> Iterator[_Member]:
-    """Images of a tar that begins at `start` of the file, and of the tars in it.
+def _members(file: IO[bytes], folder: bytes, start: int, wanted: Callable[[bytes], bool]) -> Iterator[Member]:
+    """Wanted files of a tar that begins at `start` of the file, and of the tars in it.
 
     Raises:
         TarError: it is damaged, or ends before it says that it does.
@@ -238,7 +275,7 @@ def _members(file: IO[bytes], folder: bytes, start: int) -> Iterator[_Member]:
         if parts[-1].lower().endswith(b".tar"):
             inner = tar.extractfile(member)
             assert inner is not None
-            yield from _members(inner, parts[-1][: -len(b".tar")] + b"/", start + member.offset_data)
-        elif is_image(parts[-1]):
+            yield from _members(inner, parts[-1][: -len(b".tar")] + b"/", start + member.offset_data, wanted)
+        elif wanted(parts[-1]):
             check_whole(member)
-            yield _Member(folder + b"/".join(parts), start + member.offset_data, member.size)
+            yield Member(folder + b"/".join(parts), start + member.offset_data, member.size)

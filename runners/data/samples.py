@@ -61,17 +61,28 @@ class TrainSamples(Dataset[Sample]):
 
     def __getitem__(self, key: Key) -> Sample:
         """Read and change an image; of one that cannot be read, the next that can."""
-        broken: dict[str, str] = {}
-        first = int(np.searchsorted(self.indices, key.image))
-        for index in itertools.islice(itertools.chain(self.indices[first:], self.indices[:first]), MAX_BROKEN):
-            words = (SAMPLE, self.seed, *key)
+        words = (SAMPLE, self.seed, *key)
+
+        def read(index: int) -> Sample:
             with drawn_from(*words):
-                sample = _read(self.source, int(index), self.transform, self.label_maps, words)
-            broken |= sample.broken
-            if sample.image is not None or sample.failure:
-                return sample._replace(broken=broken)
-        name, reason = next(iter(broken.items()))
-        return Sample(None, 0, broken, f"{name} cannot be read, nor any of the {len(broken) - 1} behind it: {reason}")
+                return _read(self.source, index, self.transform, self.label_maps, words)
+
+        sample: Sample = first_readable(self.indices, key.image, read)
+        return sample
+
+
+def first_readable(indices: Ints, image: int, read: Any) -> Any:
+    """Read an image, or the next of `indices` that can be read, with all that could not on the way to it."""
+    broken: dict[str, str] = {}
+    first = int(np.searchsorted(indices, image))
+    for index in itertools.islice(itertools.chain(indices[first:], indices[:first]), MAX_BROKEN):
+        sample = read(int(index))
+        broken |= sample.broken
+        if sample.image is not None or sample.failure:
+            return sample._replace(broken=broken)
+    name, reason = next(iter(broken.items()))
+    failure = f"{name} cannot be read, nor any of the {len(broken) - 1} behind it: {reason}"
+    return sample._replace(broken=broken, failure=failure)
 
 
 class TestSamples(Dataset[Sample]):

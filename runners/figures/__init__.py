@@ -147,8 +147,8 @@ def save(figure: "Figure", path: Path, formats: Sequence[Format] = ()) -> list[P
     return files
 
 
-def render(figure: "Figure", format: Format) -> bytes:
-    """Return a figure as a file of that format; see `save`."""
+def render(figure: "Figure", format: Format, dpi: float = DPI) -> bytes:
+    """Return a figure as a file of that format; see `save`. `dpi` is that of pixels."""
     from matplotlib import rc_context
 
     from runners.figures.sheet import SAVED
@@ -156,5 +156,5 @@ def render(figure: "Figure", format: Format) -> bytes:
     image = io.BytesIO()
     dates: dict[Format, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     with rc_context(SAVED):
-        figure.savefig(image, format=format, dpi=DPI, metadata=dates[format])
+        figure.savefig(image, format=format, dpi=dpi, metadata=dates[format])
     return image.getvalue()

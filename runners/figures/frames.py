@@ -7,7 +7,7 @@ from pathlib import Path
 from pandas import DataFrame, Series
 
 from runners.figures.choices import Refused
-from runners.measures import MEASURES, NOT_FAILED, Quantity
+from runners.measures import MEASURES, NOT_FAILED, QUALITIES, Quantity, quality_of
 from runners.rows import selection
 from runners.rows.curves import with_curves
 from runners.rows.stats import Interval, mean_intervals
@@ -18,6 +18,9 @@ IDENTITY = (
     *selection.CONDITIONS,
 )
 """Columns that every figure needs."""
+
+QUALITY = "quality"
+"""Column that `with_quality` attaches."""
 
 
 def results(folder: str | Path = "results") -> DataFrame:
@@ -109,11 +112,30 @@ def seeds_of(rows: DataFrame, by: Sequence[str]) -> tuple[int, str]:
 
 
 def failures(rows: DataFrame, quantity: Quantity) -> dict[Hashable, str]:
-    """Status of each row whose value is missing because its measure failed, by the row's index."""
+    """Status of each row whose value is missing because its measure failed, by the row's index.
+
+    What says how good a model is can be missing from rows of its own task alone.
+    """
     column = f"{quantity.measure}_status"
     status = rows[column].fillna(rows["status"]) if column in rows.columns else rows["status"]
     failed = rows[quantity.column].isna() & status.notna() & ~status.isin(NOT_FAILED)
+    if quantity in QUALITIES and "task" in rows:
+        failed &= rows["task"].map(lambda task: quality_of(task) is quantity).astype(bool)
     return {index: str(text) for index, text in status[failed].items()}
+
+
+def with_quality(rows: DataFrame) -> DataFrame:
+    """Rows with the column `QUALITY`: acc1, or what the task of each row has in its place."""
+    columns = rows["task"].map(lambda task: quality_of(task).column)
+    values = Series(float("nan"), rows.index, dtype="Float64")
+    for quality in QUALITIES:
+        values = values.mask(columns == quality.column, rows[quality.column].astype("Float64"))
+    return rows.assign(**{QUALITY: values})
+
+
+def quality_in(rows: DataFrame) -> Quantity:
+    """What the column `QUALITY` of rows of one task is."""
+    return replace(quality_of(rows["task"].iloc[0] if len(rows) else None), column=QUALITY)
 
 
 def shown(rows: DataFrame, quantities: Sequence[Quantity]) -> list[Quantity]:

@@ -12,10 +12,13 @@ from runners.figures.lines import line_panels, name_lines, shade_notes
 from runners.figures.looks import Look, looks
 from runners.figures.marks import Failed, failed_rows, limit, mark_failures
 from runners.figures.sheet import Sheet, titled
-from runners.measures import ACCURACY
+from runners.measures import QUALITIES, quality_of
 from runners.rows.selection import LEARNING
 
-COLUMNS = ("acc1", "accuracy_status")
+COLUMNS = (*(quality.column for quality in QUALITIES), "accuracy_status")
+
+SUMS = ("detect", "instance")
+"""Tasks whose loss adds what is said of classes to distances of boxes."""
 
 POINTS = 40
 """Of a line of losses; each is a mean, so that the noise of single batches does not hide the curve."""
@@ -48,7 +51,8 @@ def draw_learning(sheet: Sheet, rows: DataFrame) -> None:
         raise ValueError("a table holds no learning curves; they are drawn from a results folder")
     curves = {index: source.curve for index, source in rows[LEARNING].items() if source and source.curve is not None}
     asked = {*rows.index[rows["accuracy_status"].notna()]}
-    failed = {index: why for index, why in failures(rows, ACCURACY).items() if index in asked}
+    lost = {index: why for quality in QUALITIES for index, why in failures(rows, quality).items()}
+    failed = {index: why for index, why in lost.items() if index in asked}
     kept = rows.loc[[index for index in rows.index if index in curves or index in failed]]
     if not curves:
         raise ValueError("no row has a learning curve: no training has written one yet")
@@ -72,12 +76,14 @@ def _panels(rows: DataFrame, curves: Curves, failed: Mapping[Hashable, str], wid
     """The losses of rows under equal conditions, and their accuracies if any training was evaluated on the way."""
     drawn = [index for index in rows.index if index in curves]
     crosses = [Failed(_end(curves.get(i)), rows["line"][i], failed[i]) for i in rows.index if i in failed]
-    facet = rows["facet"].iloc[0]
+    facet, task = rows["facet"].iloc[0], rows["task"].iloc[0]
+    quality, unit = quality_of(task), "sum of the losses" if str(task) in SUMS else "nats"
     losses = {index: smoothed(curves[index], width) for index in drawn}
-    yield Panel(_title("training loss", facet), "nats", _by_line(rows, losses), crosses)
+    yield Panel(_title("training loss", facet), unit, _by_line(rows, losses), crosses)
+    # the column of a file has this name whatever the task
     accuracies = {index: curves[index].set_index("step")["acc1"].dropna() for index in drawn}
     if any(len(found) > 1 for found in accuracies.values()):
-        yield Panel(_title(ACCURACY.title, facet), ACCURACY.unit, _by_line(rows, accuracies), [], at_points=True)
+        yield Panel(_title(quality.title, facet), quality.unit, _by_line(rows, accuracies), [], at_points=True)
 
 
 def smoothed(curve: DataFrame, width: int) -> "pd.Series[float]":

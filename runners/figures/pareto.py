@@ -7,7 +7,18 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from pandas import DataFrame, Series
 
-from runners.figures.frames import conditions, disturbed, failures, labels, seeds_of, shown, within
+from runners.figures.frames import (
+    QUALITY,
+    conditions,
+    disturbed,
+    failures,
+    labels,
+    quality_in,
+    seeds_of,
+    shown,
+    with_quality,
+    within,
+)
 from runners.figures.lines import CROWD, colour_key, crowd_note, kind_key, point_names, reach_of
 from runners.figures.looks import Look, looks
 from runners.figures.marks import (
@@ -23,12 +34,12 @@ from runners.figures.marks import (
 )
 from runners.figures.placing import Tag
 from runners.figures.sheet import Sheet, titled
-from runners.measures import ACCURACY, LATENCY, MACS, MEMORY, TRAINING_STEP, Quantity
+from runners.measures import LATENCY, MACS, MEMORY, QUALITIES, TRAINING_STEP, Quantity
 from runners.rows.selection import models
 from runners.rows.stats import Interval, mean_interval, pareto_front, pareto_standing
 
 COSTS = (MACS, LATENCY, MEMORY, TRAINING_STEP)
-COLUMNS = (ACCURACY.column, *(cost.column for cost in COSTS))
+COLUMNS = (*(quality.column for quality in QUALITIES), *(cost.column for cost in COSTS))
 HEIGHT, HEIGHT_ALONE = 2.15, 2.9
 
 STANDINGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,19 +53,23 @@ STANDINGS: dict[str, tuple[str, dict[str, Any]]] = {
 def draw_pareto(sheet: Sheet, rows: DataFrame) -> None:
     """Draw accuracy against MACs, latency, memory and training time, a point for each mechanism and setting.
 
-    Rows under different conditions, such as two resolutions, have panels of their own.
+    Accuracy is acc1, or what a dense task has in its place. Rows under different conditions, such as two resolutions or
+    tasks, have panels of their own.
 
     Raises:
         ValueError: accuracies of several data sets or numbers of steps, fewer than two points, or no cost.
     """
-    rows = rows[rows["acc1"].notna() | rows.index.isin(list(failures(rows, ACCURACY)))]
-    for column in ("data", "steps"):
-        values = rows[column].dropna().unique()
-        if len(values) > 1:
-            listed = ", ".join(map(str, sorted(values)))
-            raise ValueError(f"accuracies with several values of {column} do not compare: {listed}; select one")
+    failed = {index for quality in QUALITIES for index in failures(rows, quality)}
+    rows = with_quality(rows)
+    rows = rows[rows[QUALITY].notna() | rows.index.isin(list(failed))]
+    for _, own in rows.groupby("task", dropna=False):
+        for column in ("data", "steps"):
+            values = own[column].dropna().unique()
+            if len(values) > 1:
+                listed = ", ".join(map(str, sorted(values)))
+                raise ValueError(f"accuracies with several values of {column} do not compare: {listed}; select one")
     rows = rows.assign(line=labels(rows, has_conditions=False), under=conditions(rows))
-    standings, is_crowded = draw_fronts(sheet, rows, ACCURACY, disturbed)
+    standings, is_crowded = draw_fronts(sheet, rows, None, disturbed)
     _write_caption(sheet, rows, standings, is_crowded)
 
 
@@ -63,16 +78,18 @@ Hollow = Callable[[DataFrame, Quantity], "Series[bool]"]
 
 
 def draw_fronts(
-    sheet: Sheet, rows: DataFrame, gain: Quantity, hollow: Hollow, more: Sequence[Line2D] = ()
+    sheet: Sheet, rows: DataFrame, gain: Quantity | None, hollow: Hollow, more: Sequence[Line2D] = ()
 ) -> tuple[set[str], bool]:
     """Draw a gain against each cost in panels, one for each value of `under`, with a point for each of `line`.
 
+    Without a gain it is the column `QUALITY`, that of the task of each panel.
     Returns the standings that occur, and whether points have no room for whole names. `more` are entries of the key.
 
     Raises:
         ValueError: fewer than two points, or no cost.
     """
-    points = rows[rows[gain.column].notna()].groupby("under")["line"].nunique()
+    column = gain.column if gain else QUALITY
+    points = rows[rows[column].notna()].groupby("under")["line"].nunique()
     if points.empty or points.max() < 2:
         raise ValueError("a front needs the accuracy of two mechanisms or settings; measure accuracy of more")
     panels = [(str(under), own, cost) for under, own in rows.groupby("under", sort=False) for cost in shown(own, COSTS)]
@@ -82,7 +99,7 @@ def draw_fronts(
     standings = set[str]()
     for ax, (under, own, cost) in zip(axes, panels, strict=True):
         ax.set_title(titled(under), loc="left")
-        standings |= pareto_front_plot(sheet, ax, own, cost, styles, names, gain, hollow)
+        standings |= pareto_front_plot(sheet, ax, own, cost, styles, names, gain or quality_in(own), hollow)
     _draw_key(sheet, styles if is_crowded else {}, standings, more, has_models=bool(models(rows)))
     return standings, is_crowded
 

@@ -24,11 +24,11 @@ from runners.figures.marks import (
 )
 from runners.figures.placing import Tag
 from runners.figures.sheet import Sheet, titled
-from runners.measures import ACCURACY, LATENCY, MACS, MEMORY, THROUGHPUT, TRAINING_MEMORY, Quantity
+from runners.measures import ACCURACY, LATENCY, MACS, MEMORY, QUALITIES, THROUGHPUT, TRAINING_MEMORY, Quantity
 from runners.rows.selection import models
 from runners.rows.stats import Interval, mean_interval
 
-QUANTITIES = (ACCURACY, MACS, LATENCY, MEMORY)
+QUANTITIES = (*QUALITIES, MACS, LATENCY, MEMORY)
 OF_BATCHES = (THROUGHPUT, MEMORY, TRAINING_MEMORY)
 COLUMNS = (
     *("topk", "region_size", "chance_percent", "ceiling_percent"),

@@ -181,6 +181,7 @@ class LocalRun:
                 checkpoint_every_s=self.options.checkpoint_every,
                 save_weights=self.options.save_weights,
                 tensorboard=self.options.tensorboard,
+                save_predictions=self.options.save_predictions,
             )
             if self.options.cluster == "debug":
                 with follower.in_background():

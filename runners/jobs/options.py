@@ -8,6 +8,7 @@ from typing import Any
 from ablations.values import Argument, argument_field, choice, integer
 from runners.machine.environment import check_device
 from runners.measures import CAN_RETRY, RECORDED
+from runners.store.pictures import MOST_IMAGES
 
 RETRIED = tuple(status for status in CAN_RETRY if status in RECORDED)
 """Statuses that `retry` can name: what is lost runs again by itself."""
@@ -45,6 +46,12 @@ def _memory(text: str) -> str:
     if not re.fullmatch(r"\d{1,9}[KMGT]?", text):
         raise ValueError(f"{text!r} is not a size: a number, in MB or with K, M, G or T behind it")
     return text
+
+
+def _images(text: str) -> int:
+    if not re.fullmatch(r"\d{1,3}", text) or int(text) > MOST_IMAGES:
+        raise ValueError(f"{text!r} is not a number of images, 0 to {MOST_IMAGES}")
+    return int(text)
 
 
 def sbatch_option(text: str) -> tuple[str, str]:
@@ -181,6 +188,13 @@ class RunOptions(SlurmOptions):
     )
     save_weights: bool = _switch("save_weights", "keep the trained weights beside the records, for visualize.py")
     tensorboard: bool = _switch("tensorboard", "write the training of each cell for TensorBoard too")
+    save_predictions: int = _option(
+        0,
+        "save_predictions",
+        _images,
+        "N",
+        "draw predictions beside truth on N validation images of each cell of a dense task (default: 0)",
+    )
     retry: tuple[str, ...] = _option(
         (), "retry", choice(*RETRIED), "STATUS", f"run again what ended as {', '.join(RETRIED)}", several=True
     )

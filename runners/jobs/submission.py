@@ -10,6 +10,7 @@ from typing import Any
 
 from runners.machine.environment import check_device
 from runners.store.names import is_key, is_name
+from runners.store.pictures import MOST_IMAGES
 from runners.store.store import PARTS
 
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")
@@ -76,6 +77,7 @@ class Asked:
     checkpoint_every_s: float = 30.0
     save_weights: bool = False
     tensorboard: bool = False
+    save_predictions: int = 0
     retry: tuple[str, ...] = ()
     force: bool = False
 
@@ -146,6 +148,8 @@ def check(submission: Submission, name: str) -> None:
             raise TypeError("a patience or an interval that is no time")
     if submission.workers is not None and (type(submission.workers) is not int or submission.workers < 0):
         raise TypeError("workers that are no number")
+    if type(submission.save_predictions) is not int or not 0 <= submission.save_predictions <= MOST_IMAGES:
+        raise TypeError("pictures that are no number")
     check_device(submission.device)
     _check_request(submission.request)
 

@@ -14,12 +14,14 @@ from typing import Any
 import pandas as pd
 
 from ablations import Axes, Study, cell_key, load_study
-from ablations.values import choice, read_values
+from ablations.values import HEADS, choice, read_values
 from attention_zoo.registry import suggest
-from runners.cells.plan import as_keyword, check_shares, make_plan
+from runners.cells.plan import as_keyword, make_plan
 from runners.cells.plan_training import Spelling
 from runners.cells.registered import is_registered_here
+from runners.cells.shares import check_shares
 from runners.cells.starting import KEY, check_start
+from runners.cells.task_data import CLASSIFY
 from runners.jobs.executors import PLACEHOLDERS
 from runners.jobs.launch import Order, Outcome, check_plain, launch
 from runners.jobs.local import LocalRun
@@ -109,10 +111,13 @@ class Sweep:
         Raises:
             ValueError: they cannot, or the device is not here.
         """
-        for name in ("save_weights", "tensorboard"):
-            if getattr(options, name) and "accuracy" not in self.measures:
-                given, measures = self.spell(name, ["on"]), ", ".join(self.measures)
+        for name in ("save_weights", "tensorboard", "save_predictions"):
+            if (value := getattr(options, name)) and "accuracy" not in self.measures:
+                given = self.spell(name, ["on" if value is True else str(value)])
+                measures = ", ".join(self.measures)
                 raise ValueError(f"{given}: nothing is trained to measure {measures}; add the measure accuracy")
+        if options.save_predictions:
+            self._check_pictures(self.spell("save_predictions", [str(options.save_predictions)]))
         if options.tensorboard and find_spec("tensorboard") is None:
             given = self.spell("tensorboard", ["on"])
             raise ValueError(f"{given}: tensorboard is not installed: pip install 'attention-zoo[watch]'")
@@ -128,6 +133,18 @@ class Sweep:
             raise ValueError(f"{self.spell(name, [])} needs {needed}, got {given}")
         if options.cluster != "slurm" and options.processes > 1:
             self._check_processes(options)
+        elif options.cluster != "slurm" and "accuracy" in self.measures:
+            check_shares(self.plan.cells, 1, self.spell)
+
+    def _check_pictures(self, given: str) -> None:
+        """Check that there is something to draw of each cell.
+
+        Raises:
+            ValueError: a cell is of a task whose predictions are no pictures.
+        """
+        if any(cell.task == CLASSIFY for cell in self.plan.cells):
+            dense = ", ".join(name for name in HEADS if name != CLASSIFY)
+            raise ValueError(f"{given}: cells of task {CLASSIFY} have nothing to draw; allowed: {dense}")
 
     def _check_processes(self, options: RunOptions) -> None:
         """Check that several processes of this machine can train these cells.
@@ -175,6 +192,7 @@ class Sweep:
             checkpoint_every_s=options.checkpoint_every,
             save_weights=options.save_weights,
             tensorboard=options.tensorboard,
+            save_predictions=options.save_predictions,
             retry=options.retry,
             force=options.force,
         )

@@ -134,6 +134,7 @@ def run_tasks(store: Store, submission: Submission, cells: Mapping[str, Cell], g
                 checkpoint_every_s=submission.checkpoint_every_s,
                 save_weights=submission.save_weights,
                 tensorboard=submission.tensorboard,
+                save_predictions=submission.save_predictions,
                 part=submission.part,
             )
             try:

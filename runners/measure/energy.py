@@ -17,7 +17,7 @@ import torch
 from runners.machine.accelerator import Meter
 from runners.machine.hardware import hardware
 from runners.measure.children import child
-from runners.measure.rounds import Contender, Work
+from runners.measure.rounds import Work
 
 WINDOW_S = 5.0
 WARMUP_RUNS = 3
@@ -45,14 +45,14 @@ def read_energy(work: Work) -> dict[str, Any]:
     with work.at_work():
         images, labels = work.batch()
         built = work.build()
-        model = Contender(built, images, labels, work.conditions, work.compile_model)
+        model = work.contender(built, images, labels)
         machine.synchronize()
         idle_w, _ = _window(meter, lambda: time.sleep(0.1), machine.synchronize)
         infer_w, infer_s = _warm_window(meter, model.infer, machine.synchronize)
         training = None
         if work.conditions.can_train:
             # a copy of its own: what a model caches in inference mode cannot be trained with
-            model = Contender(built, images, labels, work.conditions, work.compile_model)
+            model = work.contender(built, images, labels)
             train_w, train_s = _warm_window(meter, model.train, machine.synchronize)
             training = train_w * train_s
     values = (1e3 * infer_w * infer_s / len(images), training, idle_w, meter.kind)

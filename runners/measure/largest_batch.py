@@ -18,7 +18,7 @@ import torch
 from runners.machine.failures import OutOfMemory, is_out_of_memory
 from runners.machine.hardware import give_back
 from runners.measure.children import child
-from runners.measure.rounds import Contender, Work
+from runners.measure.rounds import Work
 
 RUNS = 3
 LONG_S = 5.0
@@ -103,8 +103,7 @@ def find_max_batch(work: Work, most: int = MOST) -> dict[str, Any]:
 def _seconds(work: Work, model: torch.nn.Module, device: torch.device, batch: int) -> float | None:
     try:
         images = work.conditions.place_images(torch.randn(batch, *work.input_shape[1:], device=device), device)
-        labels = torch.zeros(batch, dtype=torch.int64, device=device)
-        contender = Contender(model, images, labels, work.conditions, work.compile_model)
+        contender = work.contender(model, images, work.targets(batch))
         contender.infer()
         return median(contender.infer()[0] for _ in range(RUNS)) / 1e3
     except (RuntimeError, MemoryError) as error:

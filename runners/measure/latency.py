@@ -48,7 +48,7 @@ def percentiles(times: list[float]) -> dict[str, float | None]:
 
 def _time(work: Work) -> dict[str, Any]:
     with work.at_work():
-        model = Contender(work.build(), *work.batch(), work.conditions, work.compile_model)
+        model = work.contender(work.build(), *work.batch())
         _run(model, WARMUP_FORWARDS, WARMUP_S)
         return {"ms": _run(model, FORWARDS, BUDGET_S)}
 

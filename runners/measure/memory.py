@@ -28,6 +28,7 @@ from runners.machine.environment import apply_threads, memory_limit, process_mem
 from runners.machine.failures import OutOfMemory
 from runners.machine.hardware import Hardware, hardware
 from runners.measure.children import child
+from runners.measure.goal import CLASSES, Goal
 from runners.train.optim import make_optimizer
 from runners.train.step import PLAIN, train_step
 
@@ -42,39 +43,39 @@ _COUNTED_RUN = "runners.measure.memory: counted run"
 class _Request:
     build: Callable[[], nn.Module]
     input_shape: tuple[int, ...]
-    num_classes: int
     device: str
     conditions: Conditions
     threads: int | None
     memory_limit_mib: int | None
+    goal: Goal
     training: bool
 
 
 def measure_memory(
     build: Callable[[], nn.Module],
     input_shape: Sequence[int],
-    num_classes: int,
     device: torch.device,
     conditions: Conditions = PLAIN,
     threads: int | None = None,
     memory_limit_mib: int | None = None,
+    goal: Goal = CLASSES,
 ) -> Columns:
     """Measure the memory columns, in MiB, of a model and a batch of `input_shape` (B, 3, height_px, width_px).
 
     Args:
         build: makes the model on the CPU; it is pickled, so a function of a module, or a `functools.partial` of one.
         input_shape: shape of the batch.
-        num_classes: labels are drawn from 0 .. num_classes - 1.
         device: where the model runs.
         conditions: how it computes.
         threads: CPU threads, None for torch's choice.
         memory_limit_mib: what each process may allocate beyond its interpreter and libraries.
+        goal: what a training step learns.
 
     Raises:
         OutOfMemory: a process ran out of memory; carries its message.
         ChildFailed: a process failed otherwise; carries its traceback and its status.
     """
-    given = (build, tuple(input_shape), num_classes, str(device), conditions, threads, memory_limit_mib)
+    given = (build, tuple(input_shape), str(device), conditions, threads, memory_limit_mib, goal)
     requests = [_Request(*given, training=training) for training in (False, True)[: 1 + conditions.can_train]]
     if device.type == "cpu":
         try:
@@ -113,7 +114,7 @@ def _measure(request: _Request) -> Columns:
 def _warm_up(request: _Request) -> None:
     """Have torch import and start what it only does when it first runs: that is no model's memory."""
     tiny = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 1, 1), nn.Flatten())
-    run = _load(replace(request, build=lambda: tiny, input_shape=(1, 3, 1, 1), num_classes=1))
+    run = _load(replace(request, build=lambda: tiny, input_shape=(1, 3, 1, 1), goal=CLASSES))
     run()
 
 
@@ -124,10 +125,14 @@ def _load(request: _Request) -> Callable[[], object]:
     model = conditions.place(request.build(), device).train(request.training)
     images = conditions.place_images(torch.randn(request.input_shape, device=device), device)
     if request.training:
-        labels = torch.randint(request.num_classes, request.input_shape[:1], device=device)
+        batch, _, height, width = request.input_shape
+        targets = request.goal.make_targets(batch, height, width, device)
         optimizer = make_optimizer(model)
         scaler = conditions.scaler(device, init_scale=1.0)
-        return lambda: train_step(model, optimizer, images, labels, conditions=conditions, scaler=scaler)
+        criterion = request.goal.criterion
+        return lambda: train_step(
+            model, optimizer, images, targets, conditions=conditions, scaler=scaler, criterion=criterion
+        )
 
     def infer() -> None:
         with torch.inference_mode(), conditions.autocast(device):

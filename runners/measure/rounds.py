@@ -19,13 +19,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from runners.machine.conditions import Conditions
 from runners.machine.environment import apply_threads, memory_limit
 from runners.machine.failures import is_out_of_memory
 from runners.machine.hardware import hardware
 from runners.measure import ceilings, disturbance
+from runners.measure.goal import CLASSES, Goal
+from runners.train.criterion import LABELS, BatchLoss
 from runners.train.optim import make_optimizer
 from runners.train.recipe import PROBE
 from runners.train.step import PLAIN
@@ -60,6 +61,7 @@ class Work:
         compile_model: compile both models.
         threads: CPU threads, None for torch's choice.
         memory_limit_mib: what a process may allocate beyond its interpreter and libraries.
+        goal: what a training step learns.
     """
 
     build: Callable[[], nn.Module]
@@ -71,6 +73,7 @@ class Work:
     compile_model: bool = False
     threads: int | None = None
     memory_limit_mib: int | None = None
+    goal: Goal = CLASSES
 
     @contextmanager
     def at_work(self) -> Iterator[torch.device]:
@@ -81,11 +84,20 @@ class Work:
             torch.manual_seed(self.seed)
             yield device
 
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, height_px, width_px) and labels (B,), where the model runs and as it wants them."""
+    def batch(self) -> tuple[Tensor, Any]:
+        """Images (B, 3, height_px, width_px) and their targets, where the model runs and as it wants them."""
         device = torch.device(self.device)
         images = torch.randn(self.input_shape, generator=torch.Generator().manual_seed(self.seed))
-        return self.conditions.place_images(images, device), torch.zeros(len(images), dtype=torch.int64, device=device)
+        return self.conditions.place_images(images, device), self.targets(len(images))
+
+    def targets(self, batch: int) -> Any:
+        """Targets of so many images."""
+        _, _, height, width = self.input_shape
+        return self.goal.make_targets(batch, height, width, torch.device(self.device))
+
+    def contender(self, model: nn.Module, images: Tensor, targets: Any) -> "Contender":
+        """A copy of a model, ready to run on a batch under these conditions."""
+        return Contender(model, images, targets, self.conditions, self.compile_model, self.goal.criterion)
 
 
 @dataclass(frozen=True)
@@ -145,16 +157,13 @@ def _phase(
     run: Callable[["Contender"], list[float]],
     models: dict[str, nn.Module],
     images: Tensor,
-    labels: Tensor,
+    labels: Any,
     work: Work,
     budget_s: float,
     watch: disturbance.Watch,
 ) -> Phase:
     # fresh copies for each phase: what a model caches in inference mode cannot be trained with
-    runs = {
-        name: partial(run, Contender(model, images, labels, work.conditions, work.compile_model))
-        for name, model in models.items()
-    }
+    runs = {name: partial(run, work.contender(model, images, labels)) for name, model in models.items()}
     return time_rounds(runs["cell"], runs.get("vanilla"), watch, budget_s=budget_s, compiled=work.compile_model)
 
 
@@ -162,11 +171,17 @@ class Contender:
     """A copy of a model, ready to run on a batch."""
 
     def __init__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, conditions: Conditions, compiled: bool
+        self,
+        model: nn.Module,
+        images: Tensor,
+        targets: Any,
+        conditions: Conditions,
+        compiled: bool,
+        criterion: BatchLoss = LABELS,
     ) -> None:
         self.model = conditions.place(copy.deepcopy(model), images.device)
         self.network = cast(nn.Module, torch.compile(self.model)) if compiled else self.model
-        self.images, self.labels, self.conditions = images, labels, conditions
+        self.images, self.targets, self.conditions, self.criterion = images, targets, conditions, criterion
         self.optimizer = make_optimizer(self.model, STILL)
         self.scaler = conditions.scaler(images.device, init_scale=1.0)
         self.hardware = hardware(images.device)
@@ -184,7 +199,8 @@ class Contender:
         self.model.train()
         stamps = [self.hardware.stamp()]
         with self.conditions.autocast(self.images.device):
-            loss = F.cross_entropy(self.network(self.images).float(), self.labels)
+            given = (self.images, self.targets) if self.criterion.in_model else (self.images,)
+            loss = self.criterion(self.network(*given), self.targets, self.images)
         stamps.append(self.hardware.stamp())
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()

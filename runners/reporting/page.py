@@ -21,6 +21,7 @@ from runners import figures
 from runners.figures.choices import SIZES
 from runners.measures import MARGIN, NOT_FAILED
 from runners.reporting import payload
+from runners.reporting.predictions import Predictions
 from runners.rows import ranking, selection
 from runners.rows.findings import sentences
 
@@ -43,6 +44,7 @@ def to_html(
     *,
     margin: float = MARGIN,
     published: pd.DataFrame | None = None,
+    predictions: Predictions | None = None,
 ) -> str:
     """Write the page.
 
@@ -52,6 +54,7 @@ def to_html(
         study: the one that they were selected by.
         margin: see `findings.sentences`.
         published: accuracies of papers, which get a figure of their own; see `figures.draw`.
+        predictions: pictures of them.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
@@ -83,6 +86,8 @@ def to_html(
         margin=f"{margin:g}",
         shown=SHOWN_CONDITIONS,
         figures=figures,
+        predictions=predictions or Predictions(),
+        all_rows=selection.ALL,
         environment=_environment(rows),
         dirty=int(rows["git_dirty"].fillna(False).sum()),
         table=payload.to_script(payload.table(rows)),

@@ -8,14 +8,15 @@ from typing import Any
 import pandas as pd
 
 from runners.figures.looks import MODEL_MARKERS, Look, looks
-from runners.measures import ACCURACY, COSTS, MEASURES, NOT_FAILED, QUANTITIES
+from runners.measures import COSTS, MEASURES, NOT_FAILED, QUANTITIES, quality_among
 from runners.rows import selection
 from runners.rows.ranking import Group, mean_intervals
 from runners.rows.stats import pareto_front
 from runners.store.names import configuration_name
 
 FIRST = (
-    *("study", "configuration", "resolution", "seed", "acc1", "gmacs", "params_m", "infer_latency_ms", "train_step_ms"),
+    *("study", "configuration", "resolution", "seed", "acc1", "miou", "ap", "ap_mask", "gmacs", "params_m"),
+    *("infer_latency_ms", "train_step_ms"),
     *("peak_infer_mib", "peak_train_mib", "vs_vanilla", "status", "command"),
 )
 """Columns that the table shows at once, and with them those in which two of its rows differ that are else the same."""
@@ -120,18 +121,22 @@ def points(rows: pd.DataFrame, groups: Sequence[Group]) -> dict[str, Any]:
     for group in groups:
         for name in group.disturbed:
             configurations[group.conditions, name]["disturbed"] = True
-        if ACCURACY.column in group.standings:
-            for name in group.standings[ACCURACY.column].leaders:
+        if quality := quality_among(group.standings):
+            for name in group.standings[quality.column].leaders:
                 configurations[group.conditions, name]["leads"] = True
     for metric in present:
         for key, interval in mean_intervals(rows, metric, ["conditions", "configuration"]).items():
             point, ends = configurations[key], (interval.low, interval.mean, interval.high)
             point["values"][metric.column] = [None if end is None else _number(end) for end in ends]
             point["n"] = max(interval.n, point["n"])
+    for point in configurations.values():
+        quality = quality_among(point["values"])
+        point["quality"] = quality and quality.column
     _mark_fronts(list(configurations.values()))
     return {
         "metrics": [
-            {"column": m.column, "heading": m.heading, "timing": MEASURES[m.measure].is_timing} for m in present
+            {"column": m.column, "name": m.name, "heading": m.heading, "timing": MEASURES[m.measure].is_timing}
+            for m in present
         ],
         "costs": [metric.column for metric in COSTS if metric in present],
         "mechanisms": [_look(name, look, models) for name, look in mechanisms.items()],
@@ -169,14 +174,17 @@ def _series(subject: Any, settings: Mapping[str, str]) -> str:
 
 
 def _mark_fronts(points: Sequence[dict[str, Any]]) -> None:
-    """Note of each point for which costs it is on the front of the means."""
+    """Note of each point for which costs it is on the front of the means; conditions are of one task."""
     apart: dict[str, list[dict[str, Any]]] = {}
     for point in points:
         apart.setdefault(point["conditions"], []).append(point)
     for part in apart.values():
         for cost in COSTS:
-            both = [point for point in part if {cost.column, ACCURACY.column} <= point["values"].keys()]
-            means = [[point["values"][column][1] for point in both] for column in (cost.column, ACCURACY.column)]
+            both = [point for point in part if point["quality"] and cost.column in point["values"]]
+            means = [
+                [point["values"][cost.column][1] for point in both],
+                [point["values"][point["quality"]][1] for point in both],
+            ]
             for point, is_front in zip(both, pareto_front(*means), strict=True):
                 point["front"] += [cost.column] if is_front else []
 

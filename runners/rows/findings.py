@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from runners.measures import ACCURACY, COSTS, LATENCY, MARGIN, SPEED_UP, TRAINING_STEP
+from runners.measures import COSTS, LATENCY, MARGIN, SPEED_UP, TRAINING_STEP, quality_among
 from runners.rows.ranking import Failure, Group, Standing
 from runners.rows.speed import Speeds
 from runners.rows.stats import Interval
@@ -22,7 +22,8 @@ def sentences(group: Group, margin: float = MARGIN) -> list[str]:
 
 
 def _findings(group: Group, margin: float) -> Iterator[str]:
-    accuracy = group.standings.get(ACCURACY.column)
+    quality = quality_among(group.standings)
+    accuracy = group.standings[quality.column] if quality else None
     # times are ranked by their ratio to vanilla's, where rows know how well that is known
     ranked = {LATENCY if speeds.metric is SPEED_UP else TRAINING_STEP for speeds in group.speeds}
     costs = [group.standings[m.column] for m in COSTS if m.column in group.standings and m not in ranked]
@@ -56,12 +57,13 @@ def _best(standing: Standing, margin: float) -> Iterator[str]:
         yield f"{reached}; there is nothing to compare it with."
         return
     if not standing.tested:
-        yield f"{reached}, the highest acc1; no other was measured with two of its seeds, so none can be told from it."
+        others_of_it = "no other was measured with two of its seeds, so none can be told from it"
+        yield f"{reached}, the highest {standing.metric.name}; {others_of_it}."
         return
     equal = standing.equal(margin)
     below = others - len(standing.ties)
     significant = f", significantly more than {below} of the other {others} (paired over seeds, 95 %)" if below else ""
-    yield f"{reached}, the highest acc1{significant}."
+    yield f"{reached}, the highest {standing.metric.name}{significant}."
     if equal:
         yield f"Equal to it within {margin:g} points: {_gaps(standing, equal)}."
     unclear = [name for name in standing.ties if name not in equal]

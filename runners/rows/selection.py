@@ -22,7 +22,7 @@ REQUIRED = ("cell_key", "attention", "resolution", "seed", "device_id", "status"
 TRAINED = ("data", "recipe", "training", "steps", "init_from", "reset_classes", "freeze", "tune_lr", "target_acc")
 """How a model was trained."""
 
-CONDITIONS = ("layout", "baseline", "resolution", *TRAINED, "batch_size", *COMPUTED)
+CONDITIONS = ("task", "head", "head_settings", "layout", "baseline", "resolution", *TRAINED, "batch_size", *COMPUTED)
 
 MODELS_HOST = "stl"
 """Layout in which vanilla is what models are compared with."""
@@ -215,6 +215,8 @@ def spell(name: str, value: object) -> str:
     if pd.isna(value):  # type: ignore[call-overload]
         return ""
     words = {
+        "task": "" if value == "classify" else str(value),
+        "head_settings": str(value).replace(";", ", "),
         "baseline": f"against {value}" if value else "",
         "resolution": f"{value} px",
         "recipe": "" if value == "probe" else f"recipe {value}",

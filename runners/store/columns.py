@@ -25,11 +25,46 @@ class Column(NamedTuple):
     description: str
 
 
+_MEAN = "mean over the classes that occur"
+
+DENSE = {
+    "miou": Column("Float64", "%", f"intersection over union of pixels, {_MEAN}"),
+    "macc": Column("Float64", "%", f"share of the pixels of a class that are found, {_MEAN}"),
+    "aacc": Column("Float64", "%", "share of all labelled pixels that are right"),
+    **{
+        f"{name}_ms": Column("Float64", "%", f"{name} of the mean over six scales and their mirror images")
+        for name in ("miou", "macc", "aacc")
+    },
+    "ap": Column("Float64", "%", "average precision of boxes, mean over IoU 0.50 to 0.95, as COCO counts"),
+    "ap50": Column("Float64", "%", "the same at IoU 0.50"),
+    "ap75": Column("Float64", "%", "the same at IoU 0.75"),
+    "ap_small": Column("Float64", "%", "ap of objects below 32 x 32 px"),
+    "ap_medium": Column("Float64", "%", "ap of objects of 32 x 32 to 96 x 96 px"),
+    "ap_large": Column("Float64", "%", "ap of larger objects"),
+    "ap_mask": Column("Float64", "%", "average precision of masks, mean over IoU 0.50 to 0.95"),
+    **{
+        f"{name}_mask": Column("Float64", "%", f"{name} of masks")
+        for name in ("ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    },
+    **{
+        f"{name}_{kind}": Column("Float64", "%", text.format(name))
+        for name in ("miou", "ap", "ap_mask")
+        for kind, text in (
+            ("ema", "{} of the moving average of the weights"),
+            ("best", "highest {} of the evaluations in training: selected on the held-out images"),
+        )
+    },
+}
+"""Accuracy of the dense tasks."""
+
 COLUMNS = {
     "cell_key": Column("string", "", "folder of the cell: hash of its configuration"),
     "study": Column("string", "", "studies that the cell belongs to, joined by ;"),
     "attention": Column("string", "", "mechanism; empty for a model"),
     "model": Column("string", "", "model that is measured instead of a mechanism in a host, timm:NAME if it is timm's"),
+    "task": Column("string", "", "classify, segment, detect or instance"),
+    "head": Column("string", "", "what reads the maps of a dense task; empty for classify"),
+    "head_settings": Column("string", "", "fields of the head that the cell sets, name=value joined by ;"),
     "attention_hash": Column("string", "", "hash of the code of the mechanism, joined by ; where the measures differ"),
     "impl": Column("string", "", "implementation of the mechanism that ran"),
     "layout": Column("string", "", "host network; empty for a model"),
@@ -72,7 +107,8 @@ COLUMNS = {
     "n_eval": Column("Int64", "images", "held-out images"),
     "chance_percent": Column("Float64", "%", "acc1 of guessing"),
     "ceiling_percent": Column("Float64", "%", "acc1 of a model that sees the objects but cannot relate them"),
-    "val_loss": Column("Float64", "nats", "cross entropy on the held-out images"),
+    **DENSE,
+    "val_loss": Column("Float64", "nats", "cross entropy on the held-out images; not of detection"),
     "train_loss": Column("Float64", "nats", "mean cross entropy of the last training steps"),
     "train_seconds": Column("Float64", "s", "wall time of training"),
     "train_samples_per_sec": Column("Float64", "img/s", "training images per second, data loading included"),
@@ -99,10 +135,18 @@ COLUMNS = {
     "learning_rate_rule": Column("string", "", "learning rate of the training steps"),
     "weights": Column("string", "", "file of the trained weights, from the results folder on; see --save-weights"),
     "weights_best": Column("string", "", "file of the weights of acc1_best, from the results folder on"),
+    "predictions": Column(
+        "string", "", "picture of predictions beside truth, from the results folder on; see --save-predictions"
+    ),
+    "scores": Column("string", "", "picture of the confusion of classes, or of precision over recall; as predictions"),
     "curve": Column("string", "", "file with the loss of each step, from the results folder on"),
     "gmacs": Column(
         "Float64", MACS.unit, "matmul and convolution MACs of one image by the algorithm; timm's by counters"
     ),
+    "backbone_gmacs": Column("Float64", MACS.unit, "share of the backbone of a dense task"),
+    "head_gmacs": Column("Float64", MACS.unit, "share of its head, without what runs in training alone"),
+    "proposals": Column("Int64", "", "boxes of an image that are in the head's MACs, whatever a model detects"),
+    "masks": Column("Int64", "", "masks of an image that are in them"),
     "executed_gmacs": Column("Float64", MACS.unit, "the same for the implementation that ran"),
     "attention_gmacs": Column(
         "Float64", MACS.unit, "share of the token mixers in gmacs, projections included; not of timm's"

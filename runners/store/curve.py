@@ -18,7 +18,8 @@ class Point(NamedTuple):
     """A step, counted from 1, with what was seen of it; the names are the header of the file.
 
     `epoch` counts passes over the training images up to the end of the step, None where these have no end; `acc1`
-    (percent) and `val_loss` (nats) are there where the model was evaluated after the step.
+    (percent; miou or ap where that is what the task is judged by) and `val_loss` (nats) are there where the model was
+    evaluated after the step.
     """
 
     step: int

@@ -41,7 +41,8 @@ def cell_name(cell: Cell) -> str:
     """Name of a cell: its model, or its configuration with the top-k also where that is the default; and its input."""
     settings = {name: value for name, value in cell.defaults if name == "topk"} | dict(cell.settings)
     subject = cell.model or f"{configuration_name(cell.attn, settings)} {cell.layout}"
-    return f"{subject} {cell.height_px}x{cell.width_px} {cell.data} seed {cell.seed}"
+    task = f" {configuration_name(cell.head, dict(cell.head_settings))}" if cell.head else ""
+    return f"{subject}{task} {cell.height_px}x{cell.width_px} {cell.data} seed {cell.seed}"
 
 
 def as_text(value: Any) -> str:

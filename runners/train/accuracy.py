@@ -27,17 +27,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runners.data.datasets import Data
-from runners.data.images import Batch, ImageData
+from runners.data.datasets import Data, SharedData
+from runners.data.images import Batch
 from runners.machine.conditions import Conditions
 from runners.measures import MEASURES
-from runners.train.criterion import make_criterion
 from runners.train.curve import Curve
 from runners.train.distillation import as_teacher, weights_hash
 from runners.train.distributed import ALONE, Group
-from runners.train.evaluation import evaluate
 from runners.train.freezing import freeze, set_training
-from runners.train.looks import Looks, best_columns, curves
+from runners.train.looks import Looks, best_columns, curves, score_of
+from runners.train.objective import CLASSIFY, Objective
 from runners.train.optim import Schedule, make_average, make_optimizer
 from runners.train.recipe import FROM_TEACHER, PROBE, Recipe
 from runners.train.resume import Checkpoint, Evaluation, Training, identify
@@ -56,7 +55,7 @@ def batches(data: Data, seed: int, start: int, stop: int, group: Group = ALONE) 
 
     The next batch is read while the one before is in use: by processes, or where a batch is drawn by a thread.
     """
-    if isinstance(data, ImageData):
+    if isinstance(data, SharedData):
         yield from data.train_batches(seed, start, stop, group.rank, group.world_size)
     else:
         with closing(prefetch(data, seed, start, stop)) as drawn:
@@ -92,6 +91,7 @@ def train(
     teacher: nn.Module | None = None,
     curve: Curve | None = None,
     group: Group = ALONE,
+    objective: Objective = CLASSIFY,
 ) -> None:
     """Advance a run, in place, from its own step to step `steps` of a schedule of that length; `look` after each.
 
@@ -107,7 +107,7 @@ def train(
     if compile_model:
         network = cast(nn.Module, torch.compile(network))
     schedule = Schedule(training.optimizer, recipe, steps, data.steps_per_epoch, data.batch_size)
-    criterion = make_criterion(recipe, teacher)
+    criterion = objective.criterion(recipe, teacher)
     if curve is not None:
         curve.resume(training.losses, schedule.set)
     parts = batches(data, seed, training.step, steps, group)
@@ -176,7 +176,8 @@ def train_and_evaluate(
     curve: Curve | None = None,
     best: nn.Module | None = None,
     group: Group = ALONE,
-) -> tuple[dict[str, float | int | str | None], dict[str, list[float]]]:
+    objective: Objective = CLASSIFY,
+) -> tuple[dict[str, float | int | str | None], dict[str, list[float] | list[float | None]]]:
     """Train a freshly initialised model and return the accuracy columns of its row, and the loss of every step.
 
     `train_loss` is the mean over the last 5 % of the steps, at least one; `ceiling_percent` may be None. With
@@ -184,7 +185,7 @@ def train_and_evaluate(
     recorded the row; not from one of other `code`, hashes of what this program does not contain.
     Of a `frozen` model the classifier alone is trained. Where the recipe has a teacher, `teacher` is it, and becomes
     frozen; its time is part of `train_seconds`. `curve` writes each step and evaluation. `best` gets the weights of the
-    first evaluation with the highest acc1, where there are several.
+    first evaluation with the highest metric of the `objective`, where there are several.
     Several processes call this within `group.joined`, each with the same arguments and its own `group`.
 
     Raises:
@@ -207,7 +208,7 @@ def train_and_evaluate(
     optimizer = make_optimizer(model, recipe, data.batch_size)
     average = make_average(model, recipe)
     training = Training(model, optimizer, conditions.scaler(device), average)
-    if isinstance(data, ImageData):
+    if isinstance(data, SharedData):
         training.broken = data.broken
     checkpoint = None
     if state_path is not None:
@@ -229,11 +230,12 @@ def train_and_evaluate(
         )
         checkpoint = Checkpoint(state_path, run, every_s=checkpoint_every_s, group=group)
         checkpoint.restore(training)
-    measure = partial(evaluate, data=data, device=device, conditions=conditions, group=group)
+    measure = partial(objective.evaluate, data=data, device=device, conditions=conditions, group=group)
     every = recipe.eval_every * (data.steps_per_epoch or 0)
     look = Looks(
         training,
         measure,
+        metric=objective.metric,
         steps=steps,
         every=every,
         target_acc=target_acc,
@@ -256,22 +258,24 @@ def train_and_evaluate(
         teacher=Dense(teacher) if teacher is not None and recipe.token_labels == FROM_TEACHER else teacher,
         curve=curve,
         group=group,
+        objective=objective,
     )
-    quality = measure(model)
+    quality, metric = measure(model), objective.metric
+    last = Evaluation(steps, score_of(quality, metric), quality.get("val_loss"))
     if curve is not None:
-        curve.evaluation(steps, quality["acc1"], quality["val_loss"])
-    averaged = measure(average.module)["acc1"] if average is not None else None
-    if not math.isfinite(quality["val_loss"]):
-        raise Diverged(f"test loss is {quality['val_loss']} after {steps} steps")
+        curve.evaluation(*last)
+    averaged = measure(average.module)[metric] if average is not None else None
+    if last.val_loss is not None and not math.isfinite(last.val_loss):
+        raise Diverged(f"test loss is {last.val_loss} after {steps} steps")
     if recipe.eval_every:
-        training.note(Evaluation(steps, quality["acc1"], quality["val_loss"]))
+        training.note(last)
     if best is not None and training.best is not None:
         best.load_state_dict(training.best)
     recent = training.losses[-max(1, round(0.05 * steps)) :]
     row = {
         **quality,
-        "acc1_ema": averaged,
-        **best_columns(training.evaluations),
+        f"{metric}_ema": averaged,
+        **best_columns(training.evaluations, metric),
         "train_loss": sum(recent) / len(recent),
         "steps": steps,
         "train_seconds": training.seconds,
@@ -284,4 +288,4 @@ def train_and_evaluate(
         "ceiling_percent": data.ceiling_percent,
         "chance_percent": data.chance_percent,
     }
-    return row, {"loss": training.losses, **curves(training.evaluations)}
+    return row, {"loss": training.losses, **curves(training.evaluations, metric)}

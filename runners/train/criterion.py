@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,26 @@ Output = Tensor | tuple[Tensor, Tensor]
 """Logits (B, C) of a model, and of one that is `Dense` those of the places of its last map, (B, H, W, C)."""
 
 
+class BatchLoss(Protocol):
+    """Mean loss of a batch, in fp32, of what a model gives for its images; `train_step` works with any of them.
+
+    Attributes:
+        in_model: the model computes its losses itself, so it is called with the targets as well: `model(images,
+            targets)`. The wrapper that adds up the gradients of several processes must see them go by.
+    """
+
+    in_model: ClassVar[bool]
+
+    def __call__(self, output: Any, targets: Any, images: Tensor, token_targets: Tensor | None = None) -> Tensor:
+        """Return the loss, a scalar."""
+        ...
+
+
 @dataclass(frozen=True)
 class Criterion:
     """Mean loss of what a model gives for images: (1 - alpha) labels + alpha distillation + token_weight tokens."""
+
+    in_model: ClassVar[bool] = False
 
     label_loss: LabelLoss = F.cross_entropy
     recipe: Recipe = PROBE

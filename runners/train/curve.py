@@ -35,10 +35,11 @@ class Curve:
         steps_per_epoch: int | None,
         board: "Board | None" = None,
         every_s: float = EVERY_S,
+        metric: str = "acc1",
     ) -> None:
         """Name the file; nothing is written before `resume`."""
         self.path, self.batch_size, self.steps_per_epoch = path, batch_size, steps_per_epoch
-        self.board, self.every_s = board, every_s
+        self.board, self.every_s, self.metric = board, every_s, metric
         self._points: list[Point] = []
         self._size = 0  # bytes of the lines before these
         self._file: int | None = None
@@ -92,8 +93,8 @@ class Curve:
         if time.monotonic() - self._written_at >= self.every_s:
             self._write()
 
-    def evaluation(self, step: int, acc1: float, val_loss: float) -> None:
-        """Add what an evaluation after the last step found.
+    def evaluation(self, step: int, score: float, val_loss: float | None) -> None:
+        """Add what an evaluation after the last step found: the metric of the task, and the loss if there is one.
 
         Raises:
             ValueError: it is of another step.
@@ -101,10 +102,10 @@ class Curve:
         if not self._points or self._points[-1].step != step:
             last = self._points[-1].step if self._points else 0
             raise ValueError(f"an evaluation after step {step}, and the last step is {last}")
-        loss = val_loss if math.isfinite(val_loss) else None
-        self._points[-1] = self._points[-1]._replace(acc1=acc1, val_loss=loss)
+        loss = val_loss if val_loss is not None and math.isfinite(val_loss) else None
+        self._points[-1] = self._points[-1]._replace(acc1=score, val_loss=loss)
         if self.board is not None:
-            self.board.add(step, {"eval/acc1": acc1, "eval/val_loss": loss})
+            self.board.add(step, {f"eval/{self.metric}": score, "eval/val_loss": loss})
         self._write()
 
     def _epoch(self, step: int) -> float | None:

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runners.data.datasets import Data
-from runners.data.images import ImageData
+from runners.data.datasets import Data, SharedData
 from runners.machine.conditions import Conditions
 from runners.train.distributed import ALONE, Group
 from runners.train.step import PLAIN
@@ -16,7 +15,7 @@ from runners.train.step import PLAIN
 
 def eval_batches(data: Data, group: Group) -> Iterator[tuple[Tensor, Tensor]]:
     """This process's part of the test images."""
-    if isinstance(data, ImageData):
+    if isinstance(data, SharedData):
         return data.eval_batches(group.rank, group.world_size)
     return itertools.islice(data.eval_batches(), group.rank, None, group.world_size)
 

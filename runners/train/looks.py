@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
+from runners.train.objective import Quality
 from runners.train.resume import Checkpoint, Evaluation, Training
 
 LOOKS = 20
@@ -23,21 +24,22 @@ class Looks:
     def __init__(
         self,
         training: Training,
-        measure: Callable[[nn.Module], dict[str, float | int]],
+        measure: Callable[[nn.Module], Quality],
         *,
+        metric: str = "acc1",
         steps: int,
         every: int = 0,
         target_acc: float | None = None,
         checkpoint: Checkpoint | None = None,
-        tell: Callable[[int, float, float], None] | None = None,
+        tell: Callable[[int, float, float | None], None] | None = None,
     ) -> None:
         """Say when to look: after every so many steps (0: never), and for a stated accuracy 20 times in all.
 
-        `measure` returns acc1 and val_loss of a model; `tell` is given step, acc1 and val_loss of each look. The last
-        step is left to the evaluation that ends a training.
+        `measure` returns `metric` and val_loss of a model; `tell` is given step, metric and val_loss of each look. The
+        last step is left to the evaluation that ends a training.
         """
         self.training, self.measure, self.target_acc, self.checkpoint = training, measure, target_acc, checkpoint
-        self.tell = tell
+        self.tell, self.metric = tell, metric
         self._evaluations = set(range(every, steps, every)) if every else set[int]()
         self._searches = {math.ceil(index * steps / LOOKS) for index in range(1, LOOKS + 1)}
 
@@ -52,14 +54,15 @@ class Looks:
         with self._at_rest():
             quality = self._measure()
         training.looked = step
+        found = Evaluation(step, score_of(quality, self.metric), quality.get("val_loss"))
         if self.tell is not None:
-            self.tell(step, quality["acc1"], quality["val_loss"])
-        if searches and self.target_acc is not None and quality["acc1"] >= self.target_acc:
+            self.tell(*found)
+        if searches and self.target_acc is not None and found.score >= self.target_acc:
             training.reached = step, seconds
         if evaluates:
-            training.note(Evaluation(step, quality["acc1"], quality["val_loss"]))
+            training.note(found)
 
-    def _measure(self) -> dict[str, float | int]:
+    def _measure(self) -> Quality:
         device = next(self.training.model.parameters()).device
         # a copy: what a model caches in inference mode cannot be trained with
         subject = copy.deepcopy(self.training.model)
@@ -70,12 +73,22 @@ class Looks:
         return self.checkpoint.at_rest(self.training) if self.checkpoint else nullcontext()
 
 
-def best_columns(evaluations: list[Evaluation]) -> dict[str, float | int | None]:
-    """Columns of the first evaluation with the highest acc1; empty where there is none."""
-    best = max(evaluations, key=lambda evaluation: evaluation.acc1, default=None)
-    return {"acc1_best": best and best.acc1, "best_step": best and best.step}
+def score_of(quality: Quality, metric: str) -> float:
+    """The metric among the columns of an evaluation."""
+    score = quality[metric]
+    assert score is not None
+    return score
 
 
-def curves(evaluations: list[Evaluation]) -> dict[str, list[float]]:
+def best_columns(evaluations: list[Evaluation], metric: str = "acc1") -> dict[str, float | int | None]:
+    """Columns of the first evaluation with the highest metric; empty where there is none."""
+    best = max(evaluations, key=lambda evaluation: evaluation.score, default=None)
+    return {f"{metric}_best": best and best.score, "best_step": best and best.step}
+
+
+def curves(evaluations: list[Evaluation], metric: str = "acc1") -> dict[str, list[float | None]]:
     """Samples of a record: what each evaluation found."""
-    return {f"eval_{name}": [getattr(each, name) for each in evaluations] for name in Evaluation._fields if evaluations}
+    names = {"step": "step", "score": metric, "val_loss": "val_loss"}
+    return {
+        f"eval_{name}": [getattr(each, field) for each in evaluations] for field, name in names.items() if evaluations
+    }

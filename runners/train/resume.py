@@ -41,11 +41,11 @@ HEADER_BYTES = 1 << 12
 
 
 class Evaluation(NamedTuple):
-    """Accuracy on the test images after a step: acc1 in percent, mean cross entropy in nats."""
+    """How good a model was on the test images after a step: its task's metric, percent, and its loss if it has one."""
 
     step: int
-    acc1: float
-    val_loss: float
+    score: float
+    val_loss: float | None
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Training:
     `resumed` counts how often it went on from a saved state, `seconds` leave out what was lost with the rest; `waited`
     of them were spent waiting for images. `average` follows the weights, where there is one. `reached` is the step, and
     the seconds, at which a stated accuracy was there. `looked` is the last step after which the test images were looked
-    at, `evaluations` are what was found, and `best` the weights of the first with the highest acc1. `broken` names the
+    at, `evaluations` are what was found, and `best` the weights of the first with the highest score. `broken` names the
     images that could not be read so far.
     """
 
@@ -76,7 +76,7 @@ class Training:
 
     def note(self, evaluation: Evaluation) -> None:
         """Add an evaluation of the present weights, and copy them if they are the best so far."""
-        if all(evaluation.acc1 > earlier.acc1 for earlier in self.evaluations):
+        if all(evaluation.score > earlier.score for earlier in self.evaluations):
             self.best = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
         self.evaluations.append(evaluation)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dense_files import write_segfolder
 
 from runners.store.store import Store, open_store
 from runners.table import load
@@ -58,6 +59,20 @@ def test_two_nodes_follow_the_loss_curve_of_one_process(cluster: Cluster, short_
     assert (row["status"], row["world_size"], row["batch_size"], row["resumed"]) == ("ok", 2, 64, 0)
     assert "at any batch size" in row["learning_rate_rule"]
     assert not list(together.rglob("training.*")), "the saved state outlived the training"
+
+
+def test_two_nodes_train_a_dense_cell(cluster: Cluster, short_folder: Path) -> None:
+    out, data = short_folder / "dense", write_segfolder(short_folder / "data")
+    more = ["--task", "segment", "--data", f"segfolder:{data}", "--set", "head.width=16", "--save-weights"]
+    flags = [*more, "--batch-size", "4", "--steps", "6", "--layout", "small32"]
+    sweep(cluster, out, *flags, "--measure", "flops,accuracy", "--cluster", "slurm", "--nodes", "2")
+    wait_until(lambda: accuracy(out), timeout=240)
+    wait_until(cluster.is_idle)
+    record = accuracy(out)
+    assert (record.status, record.error_message) == ("ok", None)
+    (row,) = load(out).to_dict("records")
+    assert (row["status"], row["world_size"], row["task"], row["n_eval"]) == ("ok", 2, "segment", 3)
+    assert row["miou"] > 0 and row["head_gmacs"] > 0 and (out / row["weights"]).is_file()
 
 
 def test_a_batch_smaller_than_the_job_is_one_error(cluster: Cluster, short_folder: Path) -> None:

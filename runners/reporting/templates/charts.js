@@ -2,6 +2,7 @@
 // The charts of the report: plotly draws the points that the page holds, for what is chosen above each of them.
 (() => {
   const data = JSON.parse(document.getElementById("chart-data").textContent);
+  const names = new Map(data.metrics.map((metric) => [metric.column, metric.name]));
   const headings = new Map(data.metrics.map((metric) => [metric.column, metric.heading]));
   const timings = new Set(data.metrics.filter((metric) => metric.timing).map((metric) => metric.column));
   // after the reader's first look and search
@@ -23,6 +24,9 @@
     document.head.append(make("script", { textContent: await new Response(stream).text() }));
   };
   const loadPlotly = () => (loading ??= unpack());
+  // what says how good the models of a point are, that of most points first
+  const counted = data.points.reduce((counts, { quality }) => counts.set(quality, (counts.get(quality) ?? 0) + 1), new Map());
+  const qualities = [...counted.keys()].filter(Boolean).sort((a, b) => counted.get(b) - counted.get(a));
   const unique = (values) => [...new Set(values)];
   const spell = (value) => String(Number(value.toPrecision(4)));
   const mean = (point, column) => (column in point.values ? point.values[column][1] : null);
@@ -40,7 +44,7 @@
       lines.push(...wrap(`${headings.get(column)}: ${spell(middle)}${range}`));
     }
     if (point.n) lines.push(`${point.n} seed${point.n > 1 ? "s" : ""}`);
-    if (point.leads) lines.push("best acc1, or not told from it");
+    if (point.leads) lines.push(`best ${escape(names.get(point.quality))}, or not told from it`);
     if (point.disturbed) lines.push("other work disturbed its timing");
     if (point.status) lines.push(...wrap(`failed: ${point.status}`), ...wrap((point.message ?? "-").slice(0, 120)));
     return lines.join("<br>");
@@ -93,7 +97,7 @@
           // hollow, as in the drawn figures
           symbol: own.map((point) => (point.disturbed && (timings.has(x.name) || timings.has(y.name)) ? `${look.symbol}-open` : look.symbol)),
           size: 10,
-          line: { color: "#000", width: own.map((point) => (!lines && y.name === "acc1" && point.front.includes(x.name) ? 2.5 : 0.6)) },
+          line: { color: "#000", width: own.map((point) => (!lines && y.name === point.quality && point.front.includes(x.name) ? 2.5 : 0.6)) },
         },
         line: { color: look.colour, width: 1.6, dash: ["solid", "dash", "dot", "dashdot", "longdash"][nth % 5] },
       });
@@ -119,8 +123,8 @@
     const rails = { x: railOf(placed.map(x.of), x.log, true), y: railOf(placed.map(y.of), y.log, y.log) };
     const drawn = lost.filter((point) => (x.of(point) ?? rails.x) !== null && (y.of(point) ?? rails.y) !== null);
     const traces = measured(placed, x, y, lines);
-    if (!lines && yName === "acc1") {
-      const front = placed.filter((point) => point.front.includes(xName)).sort((a, b) => x.of(a) - x.of(b));
+    if (!lines) {
+      const front = placed.filter((point) => point.quality === yName && point.front.includes(xName)).sort((a, b) => x.of(a) - x.of(b));
       if (front.length > 1) {
         traces.unshift({ type: "scatter", mode: "lines", name: "front of the means", x: front.map(x.of), y: front.map(y.of),
           line: { color: "#59636e", width: 1.2, dash: "dot", shape: "hv" }, hoverinfo: "skip" });
@@ -134,7 +138,7 @@
     if (drawn.some((point) => y.of(point) === null)) shapes.push(rail("y", rails.y));
     // an interval over few seeds reaches beyond what an accuracy can be, and would flatten the means
     const range = (name, values) => {
-      if (!/^acc[15]$/.test(name) || !values.length || shapes.length) return {};
+      if (!qualities.includes(name) || !values.length || shapes.length) return {};
       const low = Math.min(...values), high = Math.max(...values), room = Math.max(3, 0.12 * (high - low));
       return { range: [Math.max(-1, low - room), Math.min(103, high + room)] };
     };
@@ -240,9 +244,9 @@
   const costs = data.costs;
   const points = data.points;
   const several = (values) => unique(values.filter((value) => value !== null)).length > 1;
-  const y = metrics.includes("acc1") ? "acc1" : metrics.find((name) => name !== costs[0]);
+  const y = qualities[0] ?? metrics.find((name) => name !== costs[0]);
   if (costs.length && y) {
-    add({ title: y === "acc1" ? "Accuracy against cost" : "One cost against another", xs: costs, ys: metrics, group: "conditions", points, lines: null, x: costs[0], y });
+    add({ title: qualities.includes(y) ? "Accuracy against cost" : "One cost against another", xs: costs, ys: metrics, group: "conditions", points, lines: null, x: costs[0], y });
   }
   if (costs.length && several(points.map((point) => point.pixels))) {
     add({ title: "Against the size of the image", xs: ["pixels"], ys: metrics, group: "others", points: points.filter((point) => point.pixels !== null), lines: "pixels", x: "pixels", y: costs[0] });

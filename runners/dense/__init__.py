@@ -1,0 +1,1 @@
+"""The dense tasks: segmentation, detection and instance segmentation; their data, losses, scores and pictures."""

@@ -1,0 +1,466 @@
+"""Batches of dense tasks: what a model sees, and that its bits follow from the seed and the step alone."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from dense_files import HEIGHT, WIDTH, labels_of, write_coco, write_segfolder, write_voc
+from image_files import picture, real
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from runners.data.dense_augment import PUBLISHED, DenseAugmentation
+from runners.data.image_specs import IMAGENET_MEAN, IMAGENET_STD
+from runners.data.images import BrokenImage, DataError
+from runners.data.probes import split_digits
+from runners.data.seeding import drawn_from
+from runners.dense.data import make_dense_data
+from runners.dense.opened import open_dense
+from runners.dense.scene import INK, draw_scene
+from runners.dense.sources import IGNORE, Objects
+from runners.dense.targets import Targets, pack, unpack
+from runners.dense.transforms import DetectTransform, SegmentTransform, distorted
+
+PLAIN = DenseAugmentation(hflip=0.0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_kept():
+    open_dense.cache_clear()
+
+
+def pixels(image):
+    """Values of a normalised image, 0 to 255."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((image * std + mean) * 255).round()
+
+
+def target(count, number=0, masks=True):
+    found = {
+        "boxes": torch.rand(count, 4),
+        "labels": torch.arange(count),
+        "iscrowd": torch.zeros(count, dtype=torch.bool),
+        "area": torch.rand(count),
+        "image_id": torch.tensor(number),
+        "size": torch.tensor([5, 6]),
+        "original_size": torch.tensor([10, 12]),
+    }
+    return found | ({"masks": torch.ones(count, 5, 6, dtype=torch.uint8)} if masks else {})
+
+
+def same(left, right):
+    """Whether two batches hold the same bits."""
+    if isinstance(left, torch.Tensor):
+        return left.dtype == right.dtype and torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[name], right[name]) for name in left)
+    return len(left) == len(right) and all(same(*pair) for pair in zip(left, right, strict=True))
+
+
+def test_targets_are_moved_and_split_as_a_tensor_is():
+    targets = Targets(target(n, n) for n in (3, 0, 2, 1, 0))
+    for sections in (1, 2, 3, 5):
+        parts = targets.tensor_split(sections)
+        assert [len(part) for part in parts] == [len(part) for part in torch.arange(5).tensor_split(sections)]
+        assert all(isinstance(part, Targets) for part in parts)
+        assert same(list(itertools.chain(*parts)), targets)
+    moved = targets.to("meta", non_blocking=True)
+    assert isinstance(moved, Targets) and all(value.is_meta for entry in moved for value in entry.values())
+    assert isinstance(targets[1:3], Targets) and same(targets[1:3], list(targets)[1:3])
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_packed_targets_come_back(masks):
+    targets = [target(n, n, masks) for n in (2, 0, 3)]
+    assert same(unpack(pack(targets)), targets) and isinstance(unpack(pack(targets)), Targets)
+    assert same(unpack(pack(targets[1:2])), targets[1:2])
+
+
+def test_a_test_image_and_its_labels_are_resized_together():
+    labels = np.repeat(np.repeat(np.arange(4, dtype=np.uint8).reshape(2, 2), 32, 0), 32, 1)
+    image = Image.fromarray(np.stack([labels * 60] * 3, -1))
+    found, kept = SegmentTransform(PLAIN, 32, 32, training=False)(image, labels)
+    assert found.shape == (3, 32, 32) and type(found) is type(kept) is torch.Tensor
+    assert torch.equal(
+        kept, torch.arange(4, dtype=torch.uint8).reshape(2, 2).repeat_interleave(16, 0).repeat_interleave(16, 1)
+    )
+    assert torch.equal(pixels(found)[0, ::10, ::10], kept[::10, ::10] * 60.0)
+
+
+def test_the_size_of_a_test_image_is_the_published_one():
+    labels, image = np.zeros((683, 512), dtype=np.uint8), picture(0, (512, 683))
+    aligned, kept = SegmentTransform(PUBLISHED["segment"], 512, 512, training=False)(image, labels)
+    assert aligned.shape == (3, 704, 512) and kept.shape == (704, 512)
+    plain = DenseAugmentation(eval_multiple=1, eval_labels="original", short_px=256)
+    found, kept = SegmentTransform(plain, 512, 512, training=False)(image, labels)
+    assert found.shape == (3, 342, 256) and kept.shape == (683, 512)
+
+
+def test_crops_are_cut_flipped_and_padded_with_their_labels():
+    values = np.arange(64 * 48, dtype=np.uint32).reshape(48, 64)
+    # the colour of a pixel says where it was
+    image = Image.fromarray(np.stack([values // 64, values % 64, 0 * values], -1).astype(np.uint8))
+    labels = (values % 64).astype(np.uint8)
+    transform = SegmentTransform(DenseAugmentation(short_px=48), 40, 80, training=True)
+    seen = set()
+    for seed in range(12):
+        with drawn_from(seed):
+            found, kept = transform(image, labels)
+        assert found.shape == (3, 40, 80) and kept.shape == (40, 80) and kept.dtype == torch.uint8
+        row, column, _ = pixels(found)
+        assert torch.equal(column[:, :64], kept[:, :64].float())
+        assert torch.equal(row[:, :1].expand(-1, 64), row[:, :64]) and torch.equal(row[1:, 0], row[:-1, 0] + 1)
+        assert (kept[:, 64:] == IGNORE).all() and (found[:, :, 64:] == 0).all()
+        seen.add((int(row[0, 0]), int(column[0, 0])))
+    assert {left for _, left in seen} == {0, 63} and {top for top, _ in seen} <= set(range(9)) and len(seen) > 4
+
+
+def test_no_class_fills_a_crop_where_that_can_be_avoided():
+    labels = np.zeros((64, 400), dtype=np.uint8)
+    labels[:, 150:250] = np.arange(100) % 2
+    image = picture(0, (400, 64))
+    shares = {}
+    for ratio in (0.75, 1.0):
+        transform = SegmentTransform(
+            DenseAugmentation(short_px=64, long_px=400, cat_max_ratio=ratio), 64, 64, training=True
+        )
+        shares[ratio] = []
+        for seed in range(20):
+            with drawn_from(seed):
+                _, kept = transform(image, labels)
+            shares[ratio].append(float(kept.float().mean()))
+    # crops with a quarter of ones or more; a crop lies so in about 100 of 337 places
+    assert np.mean(np.array(shares[0.75]) >= 0.25) > 0.9 and np.mean(np.array(shares[1.0]) >= 0.25) < 0.5
+
+
+def test_a_factor_is_drawn_from_the_whole_range():
+    image, labels = picture(0, (64, 64)), np.zeros((64, 64), dtype=np.uint8)
+    transform = SegmentTransform(DenseAugmentation(short_px=64, zoom_min=0.5, zoom_max=2.0), 128, 128, training=True)
+    sides = []
+    for seed in range(30):
+        with drawn_from(seed):
+            _, kept = transform(image, labels)
+        sides.append(int((kept[0] == 0).sum()))
+    assert min(sides) < 40 and max(sides) > 120 and 75 < np.mean(sides) < 95
+
+
+def test_colours_are_changed_as_mmseg_changes_them(monkeypatch):
+    torch.manual_seed(0)
+    image = torch.rand(3, 5, 6)
+    # coins: brightness, order, contrast first, saturation, hue, contrast last; then uniform draws
+    for coins, expected in (
+        ((0, 1, 0, 0, 0), lambda x: x),
+        ((1, 1, 0, 0, 0), lambda x: (x + 16 / 255).clamp(0, 1)),
+        ((0, 1, 1, 0, 0), lambda x: (x * 1.25).clamp(0, 1)),
+        ((0, 0, 0, 0, 1), lambda x: (x * 1.25).clamp(0, 1)),
+        ((0, 1, 0, 1, 0), None),
+    ):
+        tosses = iter(coins)
+        monkeypatch.setattr("runners.dense.transforms._chance", lambda _, tosses=tosses: bool(next(tosses)))
+        monkeypatch.setattr("runners.dense.transforms._uniform", lambda low, high: low + 0.75 * (high - low))
+        found = distorted(image.clone())
+        if expected is None:
+            # the largest channel stays, and saturation grows by a quarter where it can
+            top, low = image.amax(0), image.amin(0)
+            assert torch.allclose(found.amax(0), top)
+            assert torch.allclose((top - found.amin(0)) / top, ((top - low) / top * 1.25).clamp(max=1), atol=1e-5)
+        else:
+            assert torch.allclose(found, expected(image))
+
+
+def objects(masks=None):
+    return Objects(
+        boxes=np.array([[2, 4, 10, 10], [20, 10, 30, 20], [5, 5, 5, 12], [-4, 30, 8, 50], [41, 1, 44, 5]], dtype=float),
+        labels=np.array([2, 1, 3, 1, 1]),
+        iscrowd=np.array([False, True, False, False, False]),
+        area=np.array([48.0, 100, 0, 240, 1]),
+        image_id=70,
+        masks=masks,
+    )
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_objects_move_with_their_image(flip):
+    masks = np.zeros((5, HEIGHT, WIDTH), dtype=np.uint8)
+    masks[0, 4:10, 2:10] = masks[3, 30:36, 0:8] = masks[1, 10:20, 20:30] = 1
+    transform = DetectTransform(DenseAugmentation(hflip=flip), 72, 160, training=True)
+    image, found = transform(picture(0, (WIDTH, HEIGHT)), objects(masks), (96, 96))
+    # short side 36 to 72: twice the size; no crowd, nothing without area or outside of the image
+    boxes = torch.tensor([[4.0, 8, 20, 20], [0, 60, 16, 72]])
+    if flip:
+        boxes = torch.stack([80 - boxes[:, 2], boxes[:, 1], 80 - boxes[:, 0], boxes[:, 3]], 1)
+    assert torch.equal(found["boxes"], boxes) and found["labels"].tolist() == [2, 1]
+    assert found["area"].tolist() == [192, 960] and not found["iscrowd"].any()
+    assert (found["size"].tolist(), found["original_size"].tolist()) == ([72, 80], [36, 40])
+    assert int(found["image_id"]) == 70 and image.shape == (3, 96, 96) and found["masks"].shape == (2, 96, 96)
+    for mask, (left, top, right, bottom) in zip(found["masks"], boxes.int().tolist(), strict=True):
+        expected = torch.zeros(96, 96, dtype=torch.uint8)
+        expected[top:bottom, left:right] = 1
+        assert torch.equal(mask, expected)
+    assert (image[:, 72:] == 0).all() and (image[:, :, 80:] == 0).all()
+    assert all(type(value) is torch.Tensor for value in (image, *found.values()))
+    plain = F.resize(picture(0, (WIDTH, HEIGHT)), [72, 80])
+    expected = F.pil_to_tensor(plain.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else plain)
+    assert torch.equal(pixels(image[:, :72, :80]), expected.float())
+
+
+def test_the_test_keeps_crowds_and_boxes_without_area():
+    image, found = DetectTransform(DenseAugmentation(hflip=1.0), 72, 160, training=False)(
+        picture(0, (WIDTH, HEIGHT)), objects()
+    )
+    assert torch.equal(found["boxes"], 2 * torch.tensor(objects().boxes, dtype=torch.float32))
+    assert found["iscrowd"].tolist() == [False, True, False, False, False] and "masks" not in found
+    assert image.shape == (3, 96, 96)
+
+
+def test_an_image_without_objects_is_an_empty_target():
+    none = Objects(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool), np.zeros(0), 3, np.zeros((0, 36, 40), "u1"))
+    for training in (False, True):
+        _, found = DetectTransform(PLAIN, 64, 64, training=training)(picture(0, (WIDTH, HEIGHT)), none)
+        assert found["boxes"].shape == (0, 4) and found["masks"].shape == (0, 64, 64) and len(found["labels"]) == 0
+
+
+def test_an_image_that_stands_in_for_another_fits_its_canvas():
+    image, found = DetectTransform(PLAIN, 72, 160, training=True)(picture(0, (WIDTH, HEIGHT)), objects(), (32, 64))
+    assert image.shape == (3, 32, 64) and found["size"].tolist() == [32, 35]
+    assert found["boxes"][0].tolist() == pytest.approx([2 * 35 / 40, 4 * 32 / 36, 10 * 35 / 40, 10 * 32 / 36])
+
+
+def spec_of(kind, root):
+    if kind == "scenes":
+        return "scenes:objects=3"
+    write = {"segfolder": write_segfolder, "coco": write_coco, "voc": write_voc}[kind]
+    return f"{kind}:{root if root.exists() else write(root)}"
+
+
+KINDS = [
+    ("segment", "segfolder"),
+    ("instance", "coco"),
+    ("detect", "voc"),
+    ("instance", "scenes"),
+    pytest.param("segment", "scenes", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("task", "kind"), KINDS)
+def test_batches_do_not_depend_on_workers_processes_or_where_a_training_begins(tmp_path, task, kind):
+    def data(**options):
+        return make_dense_data(task, spec_of(kind, tmp_path / "data"), 40, 64, 2, **options)
+
+    first = list(data(workers=0).train_batches(5, 0, 4))
+    assert all(batch.share == 1 and len(batch.images) == len(batch.targets) == 2 for batch in first)
+    assert not same(first[0].images, next(data(workers=0).train_batches(6, 0, 1)).images)
+    # two workers, from the middle of the training on
+    for batch, expected in zip(data(workers=2).train_batches(5, 1, 4), first[1:], strict=True):
+        assert same(batch.images, expected.images) and same(batch.targets, expected.targets)
+    # two processes
+    halves = [list(data(workers=0).train_batches(5, 2, 4, rank, 2)) for rank in (0, 1)]
+    for left, right, expected in zip(*halves, first[2:], strict=True):
+        assert left.share == right.share == 1
+        assert same(torch.cat([left.images, right.images]), expected.images)
+        assert same([*left.targets, *right.targets], list(expected.targets))
+    assert same(data(workers=0).batch(5, 3)[0], first[3].images)
+
+
+def test_three_processes_share_out_a_batch_and_their_shares_say_how(tmp_path):
+    data = make_dense_data("segment", f"segfolder:{write_segfolder(tmp_path)}", 32, 32, 4, workers=0)
+    batches = [next(data.train_batches(0, 0, 1, rank, 3)) for rank in range(3)]
+    assert [len(batch.images) for batch in batches] == [2, 1, 1]
+    assert [batch.share for batch in batches] == [6 / 4, 3 / 4, 3 / 4]
+    with pytest.raises(ValueError, match="a global batch of 4 images cannot be shared out to 5 processes"):
+        next(data.train_batches(0, 0, 1, 0, 5))
+
+
+@pytest.mark.parametrize(("task", "kind"), [("segment", "segfolder"), ("instance", "coco"), ("detect", "voc")])
+def test_the_test_is_the_same_for_every_batch_size_and_number_of_processes(tmp_path, task, kind):
+    def images(batch_size, workers, world_size):
+        data = make_dense_data(task, spec_of(kind, tmp_path / "data"), 40, 64, batch_size, workers=workers)
+        found = {}
+        for rank in range(world_size):
+            for batch, targets in data.eval_batches(rank, world_size):
+                for image, entry in zip(batch, targets, strict=True):
+                    found[image.sum().item()] = (image, [entry] if isinstance(entry, dict) else entry)
+        return found
+
+    expected = images(1, 0, 1)
+    for other in (images(2, 2, 1), images(2, 0, 2)):
+        assert other.keys() == expected.keys()
+        assert all(
+            same(image, other[key][0]) and same(entry, other[key][1]) for key, (image, entry) in expected.items()
+        )
+
+
+def test_detection_learns_from_images_with_objects_on_a_canvas_for_the_batch(tmp_path):
+    def change(content):
+        content["images"][2] |= {"width": 36, "height": 80}
+        content["annotations"][4]["bbox"] = [0, 0, 36, 80]
+
+    root = write_coco(tmp_path, change)
+    picture(2, (36, 80)).save(root / "train2017/train2017_5.png")
+    data = make_dense_data("detect", f"coco:{root}", 40, 64, 2, PLAIN, workers=0)
+    assert (data.num_classes, data.class_names[0], data.steps_per_epoch) == (3, "car", 1)
+    images, targets = data.batch(0, 0)
+    # 36 x 40 to 40 x 44, 80 x 36 to 64 x 29
+    assert images.shape == (2, 3, 64, 64) and sorted(entry["size"].tolist() for entry in targets) == [
+        [40, 44],
+        [64, 29],
+    ]
+    assert {int(entry["image_id"]) for entry in targets} == {70, 50}
+    keep = make_dense_data("detect", f"coco:{root}", 40, 64, 3, DenseAugmentation(keep_empty=True), workers=0)
+    assert sorted(len(entry["labels"]) for entry in keep.batch(0, 0)[1]) == [0, 1, 2]
+    sizes = [
+        batch.shape[-2:] for batch, _ in make_dense_data("detect", f"coco:{root}", 40, 64, 2, workers=0).eval_batches()
+    ]
+    assert sizes == [(64, 64), (64, 64)]
+
+
+def test_segmentation_sees_labels_with_255_for_what_is_ignored(tmp_path):
+    data = make_dense_data("segment", f"segfolder:{write_segfolder(tmp_path)}", 36, 40, 3, PLAIN, workers=0)
+    assert (data.num_classes, data.class_names, data.steps_per_epoch) == (3, ("sky", "road", "tree"), 2)
+    images, labels = data.batch(0, 0)
+    assert images.shape == (3, 3, 36, 40) and labels.shape == (3, 36, 40) and labels.dtype == torch.int64
+    known = {tuple(np.where(labels_of(n) == 9, IGNORE, labels_of(n))[0].tolist()) for n in range(6)}
+    assert {tuple(row) for row in labels[:, 0].tolist()} <= known
+    assert data.chance_percent is None and data.ceiling_percent is None
+
+
+def test_a_broken_image_is_left_out_counted_and_named(tmp_path, capsys):
+    root = write_coco(tmp_path)
+    for split in ("train", "val"):
+        (root / f"{split}2017/{split}2017_5.png").write_bytes(b"no image")
+    data = make_dense_data("instance", f"coco:{root}", 40, 64, 2, workers=0)
+    images, targets = data.batch(0, 0)
+    assert [int(entry["image_id"]) for entry in targets] == [70, 70] and images.shape[0] == 2
+    assert data.broken == {"train2017/train2017_5.png": "no image that Pillow can read"}
+    assert sum(len(batch) for batch, _ in data.eval_batches()) == 2 and len(data.broken) == 2
+    assert capsys.readouterr().out.count("cannot be read: no image that Pillow can read; it is left out") == 2
+    strict = make_dense_data("instance", f"coco:{root}", 40, 64, 2, workers=0, strict=True)
+    with pytest.raises(BrokenImage, match=r"train2017_5\.png cannot be read"):
+        strict.batch(0, 0)
+    (root / "train2017/train2017_7.png").write_bytes(b"")
+    with pytest.raises(DataError, match="cannot be read, nor any of the 1 behind it"):
+        make_dense_data("instance", f"coco:{root}", 40, 64, 2, workers=0).batch(0, 0)
+
+
+def test_labels_that_are_wrong_in_one_of_many_images_are_named_when_it_comes(tmp_path, monkeypatch):
+    monkeypatch.setattr("runners.dense.segfolder.CHECKED", 2)
+    root = write_segfolder(tmp_path)
+    Image.fromarray(np.full((HEIGHT, WIDTH), 7, dtype=np.uint8)).save(root / "annotations/train/train3.png")
+    data = make_dense_data("segment", f"segfolder:{root}", 32, 32, 6, workers=0)
+    data.batch(0, 0)
+    (reason,) = data.broken.values()
+    assert reason == "label 7 in the annotation; the labels of 3 classes are 0 to 2 and 9"
+
+
+def test_a_split_that_is_learnt_and_tested_warns(tmp_path, capsys):
+    spec = f"segfolder:{write_segfolder(tmp_path)},val_split=train,images=4"
+    data = make_dense_data("segment", spec, 32, 32, 4, workers=0)
+    assert "warning: 4 images of" in capsys.readouterr().out
+    assert sum(len(images) for images, _ in data.eval_batches()) == 4
+
+
+def test_tuning_tests_on_training_images_that_it_does_not_learn(tmp_path):
+    data = make_dense_data("segment", f"segfolder:{write_segfolder(tmp_path, 20)}", 36, 40, 2, PLAIN, workers=0)
+    part = data.for_tuning()
+    assert part.steps_per_epoch == 9 and len(part.parts.val_indices) == 2
+    assert not set(part.parts.val_indices) & set(part.parts.train_indices)
+    assert sum(len(images) for images, _ in part.eval_batches()) == 2
+    scenes = make_dense_data("detect", "scenes", 64, 64, 2, workers=0)
+    other = scenes.for_tuning()
+    assert not same(next(other.eval_batches())[0], next(scenes.eval_batches())[0])
+    assert other.parts.train.size.sum() + other.parts.test.size.sum() == scenes.parts.train.size.sum()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("detect", "coco:{}", 40, 16, 2), "sides of at least 32 px"),
+        (("detect", "coco:{}", 40, 40, 3), "batch size must be 1 to 2, the training images, got 3"),
+        (("detect", "coco:{}", 40, 40, 0), "batch size must be at least 1, got 0"),
+        (("segment", "coco:{}", 40, 40, 2), "no annotations for task 'segment'"),
+    ],
+)
+def test_what_does_not_fit_is_one_message(tmp_path, arguments, message):
+    task, spec, *rest = arguments
+    with pytest.raises(ValueError, match=message):
+        make_dense_data(task, spec.format(write_coco(tmp_path)), *rest, workers=0)
+
+
+def test_a_scene_is_one_draw_for_all_tasks():
+    batches = {
+        task: make_dense_data(task, "scenes", 64, 96, 8, workers=0).batch(3, 7)
+        for task in ("segment", "detect", "instance")
+    }
+    images, labels = batches["segment"]
+    assert same(images, batches["detect"][0]) and same(images, batches["instance"][0])
+    assert images.shape == (8, 3, 64, 96) and labels.dtype == torch.int64
+    for semantic, plain, entry in zip(labels, batches["detect"][1], batches["instance"][1], strict=True):
+        assert "masks" not in plain and all(same(plain[name], entry[name]) for name in plain)
+        assert 1 <= len(entry["labels"]) <= 4
+        # each pixel has one owner, and is of its class
+        assert entry["masks"].sum(0).max() == 1
+        assert torch.equal((entry["masks"] * entry["labels"][:, None, None]).sum(0), semantic)
+        for mask, box, area in zip(entry["masks"], entry["boxes"], entry["area"], strict=True):
+            rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+            assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] and area == mask.sum()
+
+
+def test_scenes_show_training_digits_alone_and_are_padded_for_detection():
+    data = make_dense_data("detect", "scenes", 50, 70, 4, workers=0)
+    images, targets = data.batch(0, 0)
+    assert images.shape == (4, 3, 64, 96) and (images[:, :, 50:] == 0).all() and (images[..., 70:] == 0).all()
+    assert all(entry["size"].tolist() == entry["original_size"].tolist() == [50, 70] for entry in targets)
+    assert (data.num_classes, data.steps_per_epoch, data.class_names[3]) == (10, None, "3")
+    assert sum(len(batch) for batch, _ in data.eval_batches()) == 256
+    segment = make_dense_data("segment", "scenes", 50, 70, 4, workers=0)
+    assert segment.num_classes == 11 and segment.class_names[:2] == ("background", "0")
+
+
+def test_a_digit_is_where_its_ink_is():
+    digits, _ = split_digits()
+    scene = draw_scene(np.random.default_rng(4), digits, 64, 64, objects=1, noise=0.0, number=9)
+    grey = scene.image / 2 + 0.4
+    assert scene.objects.image_id == 9 and len(scene.objects.labels) == 1
+    ink = scene.labels > 0
+    assert np.array_equal(ink, scene.objects.masks[0] > 0)
+    # light on grey: at least INK of the way to the colour
+    lowest = 0.5 + INK * (grey.max((1, 2), keepdims=True) - 0.5)
+    assert (grey[:, ink] >= lowest[:, 0] - 1e-6).all() and (grey[:, ~ink] < grey[:, ink].max(1, keepdims=True)).all()
+    classes = [
+        draw_scene(np.random.default_rng(i), digits, 40, 40, objects=1, noise=0, number=0).objects.labels[0]
+        for i in range(200)
+    ]
+    assert set(classes) == set(range(1, 11))
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "options", "size"),
+    [
+        pytest.param("segment", "camvid.tar", "segfolder:{},images=8", (96, 128), marks=pytest.mark.slow),
+        pytest.param("detect", "bccd_voc.tar", "voc:{},images=8", (96, 128), marks=pytest.mark.slow),
+        ("instance", "coco128.tar", "coco:{},images=8", (96, 96)),
+    ],
+)
+def test_real_images_become_batches(task, file, options, size):
+    data = make_dense_data(task, options.format(real(file)), *size, 4, workers=0)
+    images, targets = data.batch(0, 0)
+    assert images.shape[:2] == (4, 3) and images.isfinite().all() and images.abs().mean() < 2
+    if task == "segment":
+        assert images.shape[2:] == size and set(targets.unique().tolist()) <= {*range(11), IGNORE}
+    for entry in [] if task == "segment" else targets:
+        height, width = entry["size"].tolist()
+        limit = torch.tensor([width, height, width, height])
+        assert len(entry["boxes"]) and (entry["boxes"] <= limit).all() and (entry["boxes"] >= 0).all()
+        assert all(side % 32 == 0 for side in images.shape[2:])
+        if task == "instance":
+            # masks lie where their boxes do
+            boxes = tv_tensors.BoundingBoxes(entry["boxes"], format="XYXY", canvas_size=(height, width))
+            for mask, (left, top, right, bottom) in zip(entry["masks"], boxes.tolist(), strict=True):
+                rows, columns = (mask.any(axis).nonzero() for axis in (1, 0))
+                assert rows.min() >= top - 2 and rows.max() <= bottom + 2
+                assert columns.min() >= left - 2 and columns.max() <= right + 2
+    assert sum(len(batch) for batch, _ in data.eval_batches()) == 8 and not data.broken
+    assert json.dumps(data.broken) == "{}" and len(data.fingerprint()) == 16
