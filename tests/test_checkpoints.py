@@ -18,7 +18,7 @@ from torch import nn
 
 from ablations.study import Cell
 from runners import clean
-from runners.cells import training
+from runners.cells import task_data
 from runners.cells.job import Job
 from runners.cells.run import run_job
 from runners.data.images import ImageData
@@ -269,7 +269,7 @@ def test_nan_in_a_batch_with_every_augmentation_keeps_the_last_good_state(folder
         threads=1,
     )
     with monkeypatch.context() as patch:
-        patch.setattr(training, "make_data", lambda *spec, **more: Poisoned(**vars(make_data(*spec, **more))))
+        patch.setattr(task_data, "make_data", lambda *spec, **more: Poisoned(**vars(make_data(*spec, **more))))
         store, key, record = train_cell(tmp_path / "poisoned", cell, 1)
     assert (record.status, record.error_type) == ("diverged", "Diverged")
     assert record.error_message.startswith("training loss is nan at step 6 of 7")

@@ -176,7 +176,6 @@ def test_workers_are_no_part_of_a_cell(data):
 
 
 def test_the_number_of_workers_reaches_the_data(data, monkeypatch, capsys):
-    from runners.cells import training
 
     asked = []
 
@@ -184,6 +183,6 @@ def test_the_number_of_workers_reaches_the_data(data, monkeypatch, capsys):
         asked.append(workers)
         raise ValueError("enough")
 
-    monkeypatch.setattr(training, "make_data", make_data)
+    monkeypatch.setattr(task_data, "make_data", make_data)
     main([*TRAINED[:-2], "--workers", "7", "--data", "imagefolder:good", "--out", "runs"])
     assert asked == [7]

@@ -17,7 +17,7 @@ from runners.machine.accelerator import Meter
 from runners.machine.conditions import Conditions
 from runners.machine.failures import OutOfMemory
 from runners.machine.hardware import hardware
-from runners.measure import energy, largest_batch, latency
+from runners.measure import energy, largest_batch, latency, rounds
 from runners.measure.launches import count_launches
 from runners.measure.rounds import Work
 from runners.measures import DEFAULT_MEASURES, MEASURES
@@ -89,9 +89,9 @@ def test_percentiles_need_ten_forwards_above_them():
 
 def test_one_image_is_timed_whatever_the_batch(monkeypatch):
     shapes = []
-    infer = latency.Contender.infer
+    infer = rounds.Contender.infer
     monkeypatch.setattr(latency, "FORWARDS", 30)
-    monkeypatch.setattr(latency.Contender, "infer", lambda self: (shapes.append(self.images.shape[0]), infer(self))[1])
+    monkeypatch.setattr(rounds.Contender, "infer", lambda self: (shapes.append(self.images.shape[0]), infer(self))[1])
     found = latency._time(replace(WORK, input_shape=(1, 3, 8, 8)))
     assert len(found["ms"]) == 30 and min(found["ms"]) > 0 and set(shapes) == {1}
 
@@ -178,8 +178,8 @@ def test_energy_is_power_times_time_and_idle_stands_beside_it(monkeypatch):
     seam = replace(hardware(CPU), meter=lambda: Meter(lambda: fake.joules, "board"))  # stands for NVML's counter
     monkeypatch.setattr(energy, "hardware", lambda device: seam)
     monkeypatch.setattr(energy, "time", SimpleNamespace(perf_counter=lambda: fake.seconds, sleep=fake.sleep))
-    monkeypatch.setattr(energy.Contender, "infer", lambda self: fake.run())
-    monkeypatch.setattr(energy.Contender, "train", lambda self: fake.run())
+    monkeypatch.setattr(rounds.Contender, "infer", lambda self: fake.run())
+    monkeypatch.setattr(rounds.Contender, "train", lambda self: fake.run())
     found = energy.read_energy(WORK)
     # 15 J for each run, of a batch of 4
     assert found["energy_mj_per_image"] == pytest.approx(15e3 / 4)

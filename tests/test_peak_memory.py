@@ -10,6 +10,7 @@ from torch import nn
 from runners.machine.conditions import Conditions
 from runners.machine.failures import OutOfMemory
 from runners.measure import memory as peak_memory
+from runners.measure.goal import CLASSES
 from runners.measure.memory import measure_memory
 
 CPU = torch.device("cpu")
@@ -43,7 +44,7 @@ def build_known(threads):
 
 
 def request(build, training=False, limit_mib=None):
-    return peak_memory._Request(build, (BATCH, 3, 4, 6), 10, "cpu", Conditions(), 1, limit_mib, training)
+    return peak_memory._Request(build, (BATCH, 3, 4, 6), "cpu", Conditions(), 1, limit_mib, CLASSES, training)
 
 
 @pytest.fixture(scope="module")

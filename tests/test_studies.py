@@ -1,5 +1,7 @@
 """Studies: plain values, the keys of their cells as recorded, and the question that each answers."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from ablations import Axes, Study, load_study, study_names
@@ -7,6 +9,7 @@ from ablations.mechanisms import bra, mechanism, swin, vanilla
 from ablations.study import cell_key
 from attention_zoo import names
 from runners.cells.plan import estimate_seconds, make_plan
+from runners.dense import opened
 
 KEYS = {
     "attention": """
@@ -66,6 +69,30 @@ def test_every_study_has_its_keys_recorded_here() -> None:
     assert study_names() == sorted(KEYS)
 
 
+class ManyImages:
+    """Stands for the files that some studies are of, which are not here: planning asks how many there are."""
+
+    classes = ("one", "other")
+
+    def __len__(self) -> int:
+        return 1000
+
+    def is_empty(self, index: int) -> bool:
+        return False
+
+    def identity(self) -> tuple[bytes, ...]:
+        return ()
+
+
+@pytest.fixture
+def files_of_studies(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(opened, "_open", lambda spec, task: (ManyImages(), ManyImages()))
+    monkeypatch.setattr(opened, "_warnings", lambda *_: ())
+    yield
+    opened.open_dense.cache_clear()
+
+
+@pytest.mark.usefixtures("files_of_studies")
 @pytest.mark.parametrize("name", study_names())
 def test_a_study_plans_the_recorded_cells(name: str) -> None:
     study = load_study(name)
