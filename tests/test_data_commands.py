@@ -176,6 +176,7 @@ def test_workers_are_no_part_of_a_cell(data):
 
 
 def test_the_number_of_workers_reaches_the_data(data, monkeypatch, capsys):
+    from runners.cells import task_data
 
     asked = []
 
