@@ -3,13 +3,12 @@
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ablations.study import Cell
-from attention_zoo.dense import DenseModel
 from attention_zoo.hosts.pyramid import Pyramid
 from runners.cells.job import Run
 from runners.cells.models import (
@@ -35,6 +34,9 @@ from runners.measure.launches import count_launches
 from runners.measure.rounds import Work
 from runners.measure.speed import measure_speed
 
+if TYPE_CHECKING:
+    from attention_zoo.dense import DenseModel
+
 PROGRESS_S = 0.5
 """Time between two writes of the progress file."""
 SPEED_BUDGET_S = 12.0
@@ -45,6 +47,8 @@ Found = tuple[dict[str, Any], dict[str, Any]]
 
 
 def _flops(run: Run) -> Found:
+    from attention_zoo.dense import DenseModel  # a second of torchvision, which classification does without
+
     cell = run.job.cell
     ran, counted = build_model(cell), build_counted(cell)
     model, executed = (ran, None) if counted is None else (counted, ran)
@@ -65,7 +69,7 @@ def _flops(run: Run) -> Found:
     return values | more, {}
 
 
-def _parts(model: DenseModel, gmacs: float, height_px: int, width_px: int) -> dict[str, Any]:
+def _parts(model: "DenseModel", gmacs: float, height_px: int, width_px: int) -> dict[str, Any]:
     """MACs of backbone and head apart, and how many boxes and masks are in those of the head."""
     head = model.head_macs(height_px, width_px) / 1e9
     fixed = {name: getattr(model.head, name, None) for name in ("proposals", "masks")}

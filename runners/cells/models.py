@@ -3,14 +3,13 @@
 import functools
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ablations.study import Cell
 from attention_zoo import LAYOUTS, Attention, create_model, resolve
-from attention_zoo.dense import Features, create_dense, create_features
 from attention_zoo.hosts.pyramid import Pyramid
 from attention_zoo.layouts import STL
 from attention_zoo.published.models import PUBLISHED
@@ -19,6 +18,9 @@ from runners.cells.registered import unpack
 from runners.cells.source import code_of, code_of_cell
 from runners.cells.task_data import CLASSIFY
 from runners.cells.tasks import published_number
+
+if TYPE_CHECKING:
+    from attention_zoo.dense import Features
 
 ROUTED = tuple(name for name in PUBLISHED if name.startswith("biformer"))
 """Published models with a number of regions."""
@@ -41,6 +43,8 @@ def build_model(cell: Cell, num_classes: int | None = None, drop_path_rate: floa
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.seed)
         if cell.task != CLASSIFY:
+            from attention_zoo.dense import create_dense  # a second of torchvision, which classification does without
+
             return create_dense(
                 cell.task, cell.head, _backbone(cell, drop_path_rate), num_classes, **dict[str, Any](cell.head_settings)
             )
@@ -52,7 +56,9 @@ def build_model(cell: Cell, num_classes: int | None = None, drop_path_rate: floa
         )
 
 
-def _backbone(cell: Cell, drop_path_rate: float) -> Features:
+def _backbone(cell: Cell, drop_path_rate: float) -> "Features":
+    from attention_zoo.dense import create_features
+
     if cell.attn:
         settings: dict[str, Any] = dict(cell.settings)
         return create_features(cell.layout, attn=cell.attn, drop_path_rate=drop_path_rate, **settings)

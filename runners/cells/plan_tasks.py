@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from ablations.study import Axes, Cell
 from ablations.values import HEADS
-from attention_zoo.dense import head_fields
 from attention_zoo.registry import suggest
 from runners.cells.plan_training import Spelling
 from runners.cells.task_data import CLASSIFY
@@ -70,7 +69,11 @@ def tasks_of(axes: Axes, spell: Spelling) -> Iterable[TaskChoice]:
 
 def swept_fields(head: str) -> dict[str, Any]:
     """Fields of a head that hold one number, and their defaults: what a sweep can set."""
-    fields = head_fields(head) if head else {}
+    if not head:
+        return {}
+    from attention_zoo.dense import head_fields  # a second of torchvision, which classification does without
+
+    fields = head_fields(head)
     return {name: value for name, value in fields.items() if isinstance(value, int | float)}
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from ablations.study import Cell
-from attention_zoo.dense import HEADS
+from ablations.values import HEADS
 from runners.cells.plan import as_keyword
 from runners.cells.plan_training import Spelling
 from runners.cells.task_data import CLASSIFY

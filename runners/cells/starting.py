@@ -12,14 +12,13 @@ import hashlib
 import re
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ablations.study import Cell
-from attention_zoo.dense import DenseModel
 from attention_zoo.published.models import PUBLISHED, in_our_names
 from attention_zoo.published.weights import load_weights
 from runners.cells.models import build_model
@@ -28,6 +27,9 @@ from runners.cells.weights import State, read_checkpoint
 from runners.store.files import list_names
 from runners.store.store import Store
 from runners.train.freezing import classifier_names
+
+if TYPE_CHECKING:
+    from attention_zoo.dense import DenseModel
 
 BACKBONE = "backbone.model."
 """What the names of a backbone's weights begin with in a model of a dense task."""
@@ -98,8 +100,8 @@ def start_from(model: nn.Module, start: Start, *, reset_classes: bool = False, p
     Raises:
         ValueError: they are another model's, or of another number of classes.
     """
-    if isinstance(model, DenseModel):
-        _start_dense(model, start, published, reset_head=reset_classes)
+    if hasattr(model, "head_macs"):  # of a dense task
+        _start_dense(cast(Any, model), start, published, reset_head=reset_classes)
         return
     if any(name.startswith(BACKBONE) for name in start.state):
         raise ValueError(f"{start.path} holds weights of a model of a dense task, which a classifier cannot start from")
@@ -127,7 +129,7 @@ def start_from(model: nn.Module, start: Start, *, reset_classes: bool = False, p
         raise ValueError(f"{start.path} holds weights of another model: {error}") from error
 
 
-def _start_dense(model: DenseModel, start: Start, published: str, *, reset_head: bool) -> None:
+def _start_dense(model: "DenseModel", start: Start, published: str, *, reset_head: bool) -> None:
     """Load what an image classifier learned into a backbone, or the weights of a model of a dense task."""
     is_dense = any(name.startswith(BACKBONE) for name in start.state)
     # those of a dense task are our own

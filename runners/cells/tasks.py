@@ -3,8 +3,8 @@
 from typing import Any
 
 from attention_zoo.config import field_names
-from attention_zoo.dense.settings import REGIONS
 from attention_zoo.registry import resolve
+from runners.cells.task_data import CLASSIFY
 
 PUBLISHED_PX = 512
 """From this side on, bi-level routing has the regions that were published for a dense task."""
@@ -14,7 +14,11 @@ Fields = tuple[tuple[str, Any], ...]
 
 def published_number(task: str, height_px: int, width_px: int) -> int | None:
     """Regions per side that bi-level routing was published with, None where the layout says how many there are."""
-    return REGIONS.get(task) if min(height_px, width_px) >= PUBLISHED_PX else None
+    if task == CLASSIFY or min(height_px, width_px) < PUBLISHED_PX:
+        return None
+    from attention_zoo.dense.settings import REGIONS  # a second of torchvision, which classification does without
+
+    return REGIONS[task]
 
 
 def published_regions(attn: str, settings: Fields, task: str, height_px: int, width_px: int) -> Fields:
