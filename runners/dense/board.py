@@ -17,6 +17,8 @@ WIDTH_IN = 6.9
 """Of a figure: SIZES["page"] of the other figures."""
 GAP_IN, HEAD_IN, NOTE_IN, LINE_IN, EDGE_IN = 0.08, 0.2, 0.17, 0.125, 0.06
 """Between panels; above and below a row of them; a line of the key or the caption; around everything."""
+NAME_LETTERS_PER_INCH = 19
+"""Of a caption, fewer than of a sentence: names of cells have few narrow letters."""
 MOST_IN = 4.0
 """Height of a panel at most."""
 LABEL_PT, NOTE_PT = 5.5, 6.0
@@ -56,7 +58,7 @@ def board(
     heights = [across * height / width for across, height, width in sizes]
     per_line = max(1, int(WIDTH_IN * 16 / (max((len(entry.name) for entry in key), default=1) + 5)))
     key_lines = -(-len(key) // per_line)
-    lines = textwrap.wrap(caption, int(WIDTH_IN * 22), break_on_hyphens=False)
+    lines = textwrap.wrap(caption, int(WIDTH_IN * NAME_LETTERS_PER_INCH), break_on_hyphens=False)
     foot = 2 * EDGE_IN + LINE_IN * (key_lines + len(lines)) + (0.06 if key else 0)
     total = EDGE_IN + HEAD_IN + sum(heights) + NOTE_IN * len(heights) + GAP_IN * (len(heights) - 1) + foot
     figure = Figure(figsize=(WIDTH_IN, total))

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
-from runners.dense.board import ink_on, shortened
+from runners.dense.board import NAME_LETTERS_PER_INCH, ink_on, shortened
 from runners.dense.colours import class_colours
 from runners.figures.looks import LINES, ink
-from runners.figures.sheet import CAPTION_PT, LETTERS_PER_INCH, RC
+from runners.figures.sheet import CAPTION_PT, RC
 
 MOST_CLASSES = 30
 """Rows of a confusion matrix; all other classes become one."""
@@ -142,7 +142,7 @@ def draw_curves(curves: NDArray[np.float64], class_names: Sequence[str], caption
 
 
 def _wrapped(caption: str, width: float) -> list[str]:
-    return textwrap.wrap(caption, int(width * LETTERS_PER_INCH), break_on_hyphens=False)
+    return textwrap.wrap(caption, int(width * NAME_LETTERS_PER_INCH), break_on_hyphens=False)
 
 
 def _caption(figure: Figure, lines: Sequence[str]) -> None:
