@@ -49,7 +49,7 @@ SWEEPS = [
     for command in programs(*(name for name in DOCUMENTS if name != "results/README.md"))
     if re.match(r"python runners/sweep\.py (?!.*(--cluster slurm|--attn \S*:|--data (imagefolder|timm):))", command)
 ]
-LONG = ("--attn all", "--topk 1,4,8,16", "--region-size auto", "--precision fp32,amp-bf16")
+LONG = ("--attn all", "--topk 1,4,8,16", "--region-size auto", "--precision fp32,amp-bf16", "--tune-lr")
 """Of sweeps over many cells; `.ci/run` runs the main command as it is."""
 SHORTENED = {"--steps": "2", "--batch-size": "4", "--threads": "1", "--seeds": "0"}
 

@@ -143,6 +143,7 @@ def test_a_sweep_that_is_told_to_end_leaves_no_process(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_processes_do_not_outlive_what_started_them(tmp_path: Path, family: list[psutil.Process]) -> None:
     with start(tmp_path, *LONG) as running:
         first, _ = started(psutil.Process(running.pid), tmp_path, family)
