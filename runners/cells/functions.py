@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -47,19 +47,14 @@ Found = tuple[dict[str, Any], dict[str, Any]]
 
 
 def _flops(run: Run) -> Found:
-    from attention_zoo.dense import DenseModel  # a second of torchvision, which classification does without
-
     cell = run.job.cell
     ran, counted = build_model(cell), build_counted(cell)
     model, executed = (ran, None) if counted is None else (counted, ran)
     size = cell.height_px, cell.width_px
-    whole, ran_whole = (each.counted() if isinstance(each, DenseModel) else each for each in (model, executed))
-    assert whole is not None
-    values = complexity.count(whole, *size, executed=ran_whole)
-    network: nn.Module = model
-    if isinstance(model, DenseModel):
-        values |= _parts(model, values["gmacs"], *size)
-        network = model.backbone.model
+    if cell.task == CLASSIFY:
+        values, network = complexity.count(model, *size, executed=executed), model
+    else:
+        values, network = _dense_flops(cast(Any, model), cast(Any, executed), *size)
     if not isinstance(network, Pyramid):
         return values, {}
     more = {
@@ -69,11 +64,15 @@ def _flops(run: Run) -> Found:
     return values | more, {}
 
 
-def _parts(model: "DenseModel", gmacs: float, height_px: int, width_px: int) -> dict[str, Any]:
-    """MACs of backbone and head apart, and how many boxes and masks are in those of the head."""
-    head = model.head_macs(height_px, width_px) / 1e9
+def _dense_flops(
+    model: "DenseModel", executed: "DenseModel | None", height_px: int, width_px: int
+) -> tuple[dict[str, Any], nn.Module]:
+    """MACs of backbone and head apart, with how many boxes and masks are in the head's; and the backbone's network."""
+    size = height_px, width_px
+    values = complexity.count(model.counted(), *size, executed=None if executed is None else executed.counted())
+    head = model.head_macs(*size) / 1e9
     fixed = {name: getattr(model.head, name, None) for name in ("proposals", "masks")}
-    return {"backbone_gmacs": gmacs - head, "head_gmacs": head, **fixed}
+    return values | {"backbone_gmacs": values["gmacs"] - head, "head_gmacs": head, **fixed}, model.backbone.model
 
 
 def _work(run: Run) -> Work:
@@ -101,12 +100,7 @@ def _goal(cell: Cell) -> Goal:
     from runners.dense.losses import make_dense_criterion
 
     targets = functools.partial(example_targets, cell.task, num_classes=COST_CLASSES[cell.task])
-    return Goal(functools.partial(placed, targets), make_dense_criterion(cell.task))
-
-
-def placed(make: Callable[..., Any], batch: int, height_px: int, width_px: int, device: torch.device) -> Any:
-    """Make targets on a device."""
-    return make(batch, height_px, width_px, device=device)
+    return Goal(targets, make_dense_criterion(cell.task))
 
 
 def _throughput(run: Run) -> Found:

@@ -1,18 +1,22 @@
 """What a measured training step learns: its targets, and their loss."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from runners.train.criterion import LABELS, BatchLoss
 
-MakeTargets = Callable[[int, int, int, torch.device], Any]
-"""Targets of so many images of a height and a width in pixels, on a device: the same at every call."""
+
+class MakeTargets(Protocol):
+    """Makes the targets of so many images of a height and a width in pixels: the same at every call."""
+
+    def __call__(self, batch: int, height: int, width: int, *, device: torch.device) -> Any:
+        """Make them on a device."""
+        ...
 
 
-def same_class(batch: int, height_px: int, width_px: int, device: torch.device) -> torch.Tensor:
+def same_class(batch: int, height: int, width: int, *, device: torch.device) -> torch.Tensor:
     """Labels (batch,) of the first class."""
     return torch.zeros(batch, dtype=torch.int64, device=device)
 

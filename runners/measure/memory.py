@@ -126,7 +126,7 @@ def _load(request: _Request) -> Callable[[], object]:
     images = conditions.place_images(torch.randn(request.input_shape, device=device), device)
     if request.training:
         batch, _, height, width = request.input_shape
-        targets = request.goal.make_targets(batch, height, width, device)
+        targets = request.goal.make_targets(batch, height, width, device=device)
         optimizer = make_optimizer(model)
         scaler = conditions.scaler(device, init_scale=1.0)
         criterion = request.goal.criterion

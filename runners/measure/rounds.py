@@ -93,7 +93,7 @@ class Work:
     def targets(self, batch: int) -> Any:
         """Targets of so many images."""
         _, _, height, width = self.input_shape
-        return self.goal.make_targets(batch, height, width, torch.device(self.device))
+        return self.goal.make_targets(batch, height, width, device=torch.device(self.device))
 
     def contender(self, model: nn.Module, images: Tensor, targets: Any) -> "Contender":
         """A copy of a model, ready to run on a batch under these conditions."""
