@@ -14,8 +14,9 @@ from runners.machine.conditions import Conditions
 from runners.measures import QUALITY_OF
 from runners.train.criterion import BatchLoss
 from runners.train.distributed import Group
+from runners.train.evaluation import Quality
 from runners.train.objective import CLASSIFY as CLASSES
-from runners.train.objective import Objective, Quality
+from runners.train.objective import Objective
 from runners.train.recipe import Recipe
 from runners.train.recipes import make_recipe
 

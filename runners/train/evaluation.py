@@ -12,6 +12,9 @@ from runners.machine.conditions import Conditions
 from runners.train.distributed import ALONE, Group
 from runners.train.step import PLAIN
 
+Quality = dict[str, float | int | None]
+"""Columns of an evaluation: how good the model is, the loss if there is one, and what else was found."""
+
 
 def eval_batches(data: Data, group: Group) -> Iterator[tuple[Tensor, Tensor]]:
     """This process's part of the test images."""
@@ -23,7 +26,7 @@ def eval_batches(data: Data, group: Group) -> Iterator[tuple[Tensor, Tensor]]:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, data: Data, *, device: torch.device, conditions: Conditions = PLAIN, group: Group = ALONE
-) -> dict[str, float | int]:
+) -> Quality:
     """Measure `acc1`, `acc5` (percent), `val_loss` (mean cross-entropy) over the `n_eval` test images.
 
     Leaves the model in evaluation mode. With fewer than five classes, `acc5` is 100.

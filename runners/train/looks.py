@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-from runners.train.objective import Quality
+from runners.train.evaluation import Quality
 from runners.train.resume import Checkpoint, Evaluation, Training
 
 LOOKS = 20

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -11,11 +11,8 @@ from runners.data.datasets import Data
 from runners.machine.conditions import Conditions
 from runners.train.criterion import BatchLoss, make_criterion
 from runners.train.distributed import Group
-from runners.train.evaluation import evaluate
+from runners.train.evaluation import Quality, evaluate
 from runners.train.recipe import Recipe
-
-Quality = dict[str, float | int | None]
-"""Columns of an evaluation: the metric, the loss if there is one, and what else it found."""
 
 
 class Evaluate(Protocol):
@@ -43,10 +40,5 @@ class Objective:
     evaluate: Evaluate
 
 
-def _classify(model: nn.Module, data: Data, *, device: torch.device, conditions: Conditions, group: Group) -> Quality:
-    found: Any = evaluate(model, data, device=device, conditions=conditions, group=group)
-    return dict(found)
-
-
-CLASSIFY = Objective("acc1", make_criterion, _classify)
+CLASSIFY = Objective("acc1", make_criterion, evaluate)
 """Classes of images."""
