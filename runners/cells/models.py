@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -126,9 +126,21 @@ def describe(cell: Cell) -> Description:
     if cell.task == CLASSIFY:
         return _describe_network(cell)
     found = _describe_network(replace(cell, task=CLASSIFY, head="", head_settings=()))
+    head = _head_macs(cell.task, cell.head, cell.head_settings, cell.layout, cell.model, cell.height_px, cell.width_px)
+    return found._replace(training_macs=found.training_macs + 3 * head)
+
+
+@functools.cache
+def _head_macs(
+    task: str, head: str, head_settings: tuple[tuple[str, Any], ...], layout: str, model: str, height: int, width: int
+) -> int:
+    """Multiply-adds of a head; of a layout its maps are the same around any mechanism."""
+    attn = "" if model else "vanilla"
+    given = {"task": task, "head": head, "head_settings": head_settings, "layout": layout, "model": model}
     with torch.device("meta"):
-        model: Any = build_model(cell)
-    return found._replace(training_macs=found.training_macs + 3 * model.head_macs(cell.height_px, cell.width_px))
+        built: Any = build_model(Cell(**cast(Any, given), attn=attn, height_px=height, width_px=width))
+    macs: int = built.head_macs(height, width)
+    return macs
 
 
 def _describe_network(cell: Cell) -> Description:
