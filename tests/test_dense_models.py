@@ -12,6 +12,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
 
+from ablations.values import HEADS as SWEPT
 from attention_zoo import create_model, names
 from attention_zoo.dense import HEADS, create_dense, create_features, dense_settings, features_of, head_fields
 from attention_zoo.dense.boxes import Anchors, on_canvas, to_learn
@@ -314,3 +315,7 @@ def test_the_classifier_is_dropped():
     assert not [
         name for name, _ in features_of(model).named_parameters() if "model.head" in name or "model.norm" in name
     ]
+
+
+def test_sweeps_and_models_have_the_same_heads():
+    assert {task: heads for task, heads in SWEPT.items() if heads} == HEADS

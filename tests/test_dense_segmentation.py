@@ -14,12 +14,15 @@ from runners.dense.segmentation import (
     Segmented,
     confusion_matrix,
     count_pixels,
-    evaluate_segmentation,
     segmentation_scores,
 )
 from runners.train.distributed import Group
 
 CPU = torch.device("cpu")
+
+
+def evaluate_segmentation(*arguments, **more):
+    return count_pixels(*arguments, **more).columns()
 
 
 class Pictures:

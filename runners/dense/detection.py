@@ -109,28 +109,6 @@ class Detected:
         return coco
 
 
-def evaluate_detection(
-    model: nn.Module,
-    data: BoxData,
-    *,
-    device: torch.device,
-    conditions: Conditions = PLAIN,
-    group: Group = ALONE,
-    masks: bool = False,
-    score_threshold: float = SCORE_THRESHOLD,
-) -> Columns:
-    """Measure the columns of `Detected.columns` of a model; see `detect_all` for the arguments."""
-    return detect_all(
-        model,
-        data,
-        device=device,
-        conditions=conditions,
-        group=group,
-        masks=masks,
-        score_threshold=score_threshold,
-    ).columns()
-
-
 @torch.inference_mode()
 def detect_all(
     model: nn.Module,

@@ -170,7 +170,7 @@ def save_predictions(
     """Run a model on a few validation images and write a PNG of what it says beside what is true.
 
     Args:
-        model: as `evaluate_segmentation` or `evaluate_detection` take it; left in evaluation mode.
+        model: as `count_pixels` or `detect_all` take it; left in evaluation mode.
         data: its images.
         path: of the PNG, which appears whole or not at all.
         task: segment, detect or instance.

@@ -55,22 +55,6 @@ class Segmented:
         return {**found, "val_loss": math.fsum(self.losses) / pixels, "n_eval": len(self.losses)}
 
 
-def evaluate_segmentation(
-    model: nn.Module,
-    data: LabelData,
-    *,
-    device: torch.device,
-    conditions: Conditions = PLAIN,
-    group: Group = ALONE,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-) -> Columns:
-    """Measure the columns of `Segmented.columns` of a model; see `count_pixels` for the arguments."""
-    return count_pixels(
-        model, data, device=device, conditions=conditions, group=group, scales=scales, flip=flip
-    ).columns()
-
-
 @torch.inference_mode()
 def count_pixels(
     model: nn.Module,
