@@ -96,5 +96,6 @@ def _products(head: str, setting: list[tuple[str, tuple[str, ...]]], spell: Spel
                 typed[name] = kind(text)
             except ValueError as error:
                 shown = spell(f"{HEAD}.{name}", [text])
-                raise ValueError(f"{shown}: a number as its default {own[name]} is expected") from error
+                wanted = "an integer" if kind is int else "with or without a point"
+                raise ValueError(f"{shown}: a number as its default {own[name]} is expected, {wanted}") from error
         yield tuple(sorted((name, value) for name, value in typed.items() if value != own[name]))
