@@ -74,7 +74,7 @@ def test_names_of_cells_are_completed_by_what_their_records_say(folder):
 def test_committed_tables_load_with_the_names_of_today(path):
     before = pd.read_csv(path, dtype={"impl": "string"})
     rows = read_rows(path)
-    assert len(rows) == len(before) >= 5
+    assert len(rows) == len(before) > 0
     for attention, was, now in zip(rows["attention"], before["impl"], rows["impl"], strict=True):
         if pd.notna(was):
             known = {*resolve(attention).impls, "reference", "full"}
