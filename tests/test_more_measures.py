@@ -76,7 +76,7 @@ def test_launches_of_a_network_are_those_of_its_parts():
 # --- latency of one image
 
 
-def test_percentiles_need_ten_forwards_above_them():
+def test_higher_percentiles_need_ten_forwards_above_them():
     times = [float(i) for i in range(1, 1001)]
     assert latency.percentiles(times) == pytest.approx(
         {"infer_latency_ms_p50": 500.5, "infer_latency_ms_p90": 900.1, "infer_latency_ms_p99": 990.01}
@@ -84,7 +84,11 @@ def test_percentiles_need_ten_forwards_above_them():
     few = latency.percentiles(times[:999])
     assert few["infer_latency_ms_p99"] is None and few["infer_latency_ms_p90"] == pytest.approx(899.2)
     assert latency.percentiles(times[:99])["infer_latency_ms_p90"] is None
-    assert latency.percentiles(times[:19])["infer_latency_ms_p50"] is None
+    assert latency.percentiles(times[:6]) == {
+        "infer_latency_ms_p50": 3.5,
+        "infer_latency_ms_p90": None,
+        "infer_latency_ms_p99": None,
+    }
 
 
 def test_one_image_is_timed_whatever_the_batch(monkeypatch):
@@ -94,6 +98,13 @@ def test_one_image_is_timed_whatever_the_batch(monkeypatch):
     monkeypatch.setattr(rounds.Contender, "infer", lambda self: (shapes.append(self.images.shape[0]), infer(self))[1])
     found = latency._time(replace(WORK, input_shape=(1, 3, 8, 8)))
     assert len(found["ms"]) == 30 and min(found["ms"]) > 0 and set(shapes) == {1}
+
+
+def test_a_model_that_is_slower_than_the_budget_has_a_median(monkeypatch):
+    monkeypatch.setattr(latency, "BUDGET_S", 0.0)
+    monkeypatch.setattr(latency, "WARMUP_S", 0.0)
+    columns = latency.percentiles(latency._time(replace(WORK, input_shape=(1, 3, 8, 8)))["ms"])
+    assert columns["infer_latency_ms_p50"] > 0 and columns["infer_latency_ms_p90"] is None
 
 
 # --- the largest batch
