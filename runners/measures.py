@@ -133,6 +133,10 @@ LATENCY = Quantity(
     samples=("infer_ms",),
     processes="infer_process",
 )
+ONE_IMAGE_LATENCY = Quantity(
+    *("infer_latency_ms_p50", "latency", "latency of one image", "latency of one image, median", "ms"),
+    samples=("latency_ms",),
+)
 THROUGHPUT = Quantity(
     *("infer_samples_per_sec", "throughput", "throughput", "throughput of inference", "img/s"),
     higher_is_better=True,

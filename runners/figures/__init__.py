@@ -34,6 +34,7 @@ KINDS = {
     "region_size": Kind("sweeps", "draw_region_size", "accuracy and costs against the size of a region"),
     "batch": Kind("sweeps", "draw_batch", "images per second and peak memory against the batch"),
     "pareto": Kind("pareto", "draw_pareto", "accuracy against each cost, with the front and its ties"),
+    "costs": Kind("costs", "draw_costs", "each cost as a ranking, with and without the head of a dense task"),
     "roofline": Kind("roofline", "draw_roofline", "achieved GFLOP/s under the measured ceilings"),
 }
 """Kinds that are drawn from a table."""
