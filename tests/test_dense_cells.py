@@ -21,11 +21,13 @@ from runners.cells.job import Job, Run
 from runners.cells.models import build_model
 from runners.cells.plan import Plan, command_for
 from runners.cells.run import place
-from runners.cells.shares import check_shares
+from runners.cells.shares import check_shares, least_images
 from runners.cells.starting import read_start, start_from
 from runners.cells.weights import load_file, read_checkpoint, save_checkpoint
 from runners.cli.options import read_command
 from runners.jobs.options import RunOptions
+from runners.measure.goal import Goal
+from runners.measure.rounds import Work
 from runners.store.names import cell_name
 from runners.store.store import open_store
 from runners.sweep import make_sweep
@@ -335,6 +337,30 @@ def test_costs_of_a_tiny_cell(measure: str, task: str, tmp_path: Path) -> None:
         "throughput": ["infer_latency_ms", "train_step_ms", "vs_vanilla"],
     }[measure]
     assert all(row[name] > 0 and math.isfinite(row[name]) for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("measure", ["memory", pytest.param("throughput", marks=pytest.mark.exhaustive)])
+def test_one_image_of_upernet_is_measured_in_inference_alone(measure: str, tmp_path: Path) -> None:
+    upernet = "--task segment --head upernet --set head.width=8 --set head.auxiliary_width=8"
+    cell = one(f"--attn swin --layout small32 --resolution 64 {upernet} --batch-size 1 --threads 1")
+    row = measured(cell, measure, tmp_path, patience_s=0.0)
+    inference, training = {
+        "memory": ("peak_infer_mib", "peak_train_mib"),
+        "throughput": ("infer_latency_ms", "train_step_ms"),
+    }[measure]
+    assert row[inference] > 0 and row.get(training) is None
+
+
+@pytest.mark.parametrize(
+    ("head", "batch", "why"), [("upernet", 1, "2 images"), ("upernet", 2, ""), ("retinanet", 1, "")]
+)
+def test_a_step_is_measured_where_batch_norm_has_two_values(head: str, batch: int, why: str) -> None:
+    task = "segment" if head == "upernet" else "detect"
+    cell = one(f"--attn swin --layout small32 --task {task} --head {head} --resolution 64 --batch-size {batch}")
+    goal = Goal(least_images=least_images(cell))
+    work = Work(build=None, build_baseline=None, input_shape=(batch, 3, 64, 64), goal=goal)  # type: ignore[arg-type]
+    assert (why in work.why_untrained) if why else work.why_untrained is None  # type: ignore[operator]
 
 
 def norms(line: str, processes: int = 1) -> None:

@@ -21,6 +21,7 @@ from runners.cells.models import (
     keys_per_query,
 )
 from runners.cells.registered import is_registered_here, pack
+from runners.cells.shares import least_images
 from runners.cells.task_data import CLASSIFY
 from runners.cells.training import train
 from runners.machine.conditions import Conditions
@@ -100,7 +101,7 @@ def _goal(cell: Cell) -> Goal:
     from runners.dense.losses import make_dense_criterion
 
     targets = functools.partial(example_targets, cell.task, num_classes=COST_CLASSES[cell.task])
-    return Goal(targets, make_dense_criterion(cell.task))
+    return Goal(targets, make_dense_criterion(cell.task), least_images(cell))
 
 
 def _throughput(run: Run) -> Found:

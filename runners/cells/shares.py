@@ -48,9 +48,15 @@ def _check_norms(cell: Cell, processes: int, spell: Spelling) -> None:
                 f"allowed: {processes * parts} or more"
             )
         return
-    is_one_place = cell.head == POOLED or max(cell.height_px, cell.width_px) <= STRIDE_PX
-    if is_one_place and batch_size // parts < 2:
+    least = least_images(cell)
+    if batch_size // parts < least:
         raise ValueError(
             f"{given}: BatchNorm of {cell.head} must have two images to learn from in each of the {parts} parts of a "
-            f"step; allowed: {2 * parts} or more"
+            f"step; allowed: {least * parts} or more"
         )
+
+
+def least_images(cell: Cell) -> int:
+    """Images that one process must learn from at a time: two where BatchNorm has one value of each, else one."""
+    is_one_place = cell.head == POOLED or max(cell.height_px, cell.width_px) <= STRIDE_PX
+    return 2 if cell.head in NORMED and is_one_place else 1

@@ -50,7 +50,7 @@ def read_energy(work: Work) -> dict[str, Any]:
         idle_w, _ = _window(meter, lambda: time.sleep(0.1), machine.synchronize)
         infer_w, infer_s = _warm_window(meter, model.infer, machine.synchronize)
         training = None
-        if work.conditions.can_train:
+        if work.why_untrained is None:
             # a copy of its own: what a model caches in inference mode cannot be trained with
             model = work.contender(built, images, labels)
             train_w, train_s = _warm_window(meter, model.train, machine.synchronize)

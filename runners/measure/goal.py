@@ -23,10 +23,14 @@ def same_class(batch: int, height: int, width: int, *, device: torch.device) -> 
 
 @dataclass(frozen=True)
 class Goal:
-    """Targets and loss; pickled, so functions of modules."""
+    """Targets and loss; pickled, so functions of modules.
+
+    A batch of fewer than `least_images` cannot be learnt: BatchNorm has no variance of one value.
+    """
 
     make_targets: MakeTargets = same_class
     criterion: BatchLoss = LABELS
+    least_images: int = 1
 
 
 CLASSES = Goal()

@@ -1,6 +1,6 @@
 """Peak memory of inference and of training, each measured in a fresh process that dies with its parent.
 
-Protocol 1. A process first warms the libraries up with a tiny model, then builds the model and runs it
+Protocol 2. A process first warms the libraries up with a tiny model, then builds the model and runs it
 twice: two forwards (evaluation and inference mode) or two steps of training (AdamW, its state included). The second
 run counts, so what the first one caches is included and what only making it takes is not.
 - Allocated, CPU: the largest running total of the allocator's own events (torch.profiler) during the second run. The
@@ -76,7 +76,8 @@ def measure_memory(
         ChildFailed: a process failed otherwise; carries its traceback and its status.
     """
     given = (build, tuple(input_shape), str(device), conditions, threads, memory_limit_mib, goal)
-    requests = [_Request(*given, training=training) for training in (False, True)[: 1 + conditions.can_train]]
+    can_train = conditions.can_train and input_shape[0] >= goal.least_images
+    requests = [_Request(*given, training=training) for training in (False, True)[: 1 + can_train]]
     if device.type == "cpu":
         try:
             return _run(requests)

@@ -75,6 +75,15 @@ class Work:
     memory_limit_mib: int | None = None
     goal: Goal = CLASSES
 
+    @property
+    def why_untrained(self) -> str | None:
+        """Why no training step of this work can be measured; None if one can."""
+        if not self.conditions.can_train:
+            return f"precision {self.conditions.precision} cannot be trained"
+        if self.input_shape[0] < self.goal.least_images:
+            return f"a training step needs {self.goal.least_images} images"
+        return None
+
     @contextmanager
     def at_work(self) -> Iterator[torch.device]:
         """Threads, conditions, memory limit and seed hold within the block, whose device is given."""
@@ -136,8 +145,8 @@ def run_process(work: Work, budget_s: float, baseline_first: bool, with_bounds: 
         infer = _phase(Contender.infer, models, images, labels, work, budget_s * INFER_SHARE, watch)
         if infer.dropped:
             models.pop("vanilla")
-        train = Phase(0.0, dropped=f"precision {work.conditions.precision} cannot be trained")
-        if work.conditions.can_train:
+        train = Phase(0.0, dropped=work.why_untrained)
+        if work.why_untrained is None:
             train = _phase(Contender.train, models, images, labels, work, budget_s * (1 - INFER_SHARE), watch)
             train = replace(train, dropped=infer.dropped or train.dropped)
         drifts = [disturbance.drift(phase.vanilla or phase.totals) for phase in (infer, train)]
