@@ -27,8 +27,14 @@ FIELDS = [
 ]
 """Beside those of small300: crop, flip, RandAugment, erasing, Mixup and CutMix, smoothing, an evaluation each epoch."""
 
-LAUNCHES = {"one process": []}
-"""Ways to start the training of a cell, by the options of the sweep that ask for them."""
+DENSE_FIELDS = ["recipe.ema=0.9", "head.width=8", "head.box_width=16", "head.rois_per_image=8"]
+"""Beside those of dense_short: crop and flip. Proposals are drawn in the model."""
+
+SCORES = {
+    "classify": ["acc1", "acc5", "val_loss", "train_loss", "acc1_ema", "acc1_best", "best_step", "weights_best"],
+    "instance": ["ap", "ap50", "ap_mask", "train_loss", "ap_mask_ema"],
+}
+"""Tasks, and columns that each must have in common with a training that was not killed."""
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +47,19 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_classes(tmp_path_factory.mktemp("images"), {"train": 80, "val": 16}, mark)
 
 
-def command(images: Path, out: Path, launch: list[str]) -> list[str]:
-    fields = [word for field in FIELDS for word in ("--set", f"recipe.{field}")]
-    cell = ["--attn", "swin", "--layout", "small32", "--batch-size", "8", "--steps", str(STEPS), "--threads", "1"]
+def command(task: str, images: Path, out: Path) -> list[str]:
+    cell = ["--attn", "swin", "--layout", "small32", "--steps", str(STEPS), "--threads", "1", "--task", task]
     more = ["--measure", "accuracy", "--save-weights", "--checkpoint-every", "0", "--out", str(out)]
-    data = ["--data", f"imagefolder:{images}", "--recipe", "small300"]
-    return [sys.executable, "runners/sweep.py", *cell, *data, *fields, *more, *launch]
+    if task == "classify":
+        fields = [f"recipe.{field}" for field in FIELDS]
+        data = ["--data", f"imagefolder:{images}", "--recipe", "small300", "--batch-size", "8"]
+    else:
+        fields, data = DENSE_FIELDS, ["--data", "scenes", "--resolution", "32", "--batch-size", "2"]
+    return [sys.executable, "runners/sweep.py", *cell, *data, *more, *(w for field in fields for w in ("--set", field))]
 
 
-def sweep(images: Path, out: Path, launch: list[str]) -> None:
-    done = subprocess.run(command(images, out, launch), cwd=ROOT, capture_output=True, text=True, timeout=900)
+def sweep(task: str, images: Path, out: Path) -> None:
+    done = subprocess.run(command(task, images, out), cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -63,9 +72,9 @@ def saved_step(out: Path) -> int:
     return 0
 
 
-def kill_at(step: int, images: Path, out: Path, launch: list[str]) -> None:
+def kill_at(step: int, task: str, images: Path, out: Path) -> None:
     """Start a sweep, and end all of its processes with signal 9 once the state of a step is saved."""
-    process = subprocess.Popen(command(images, out, launch), cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(task, images, out), cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 600
     while saved_step(out) < step:
         assert process.poll() is None and time.monotonic() < deadline, "the sweep did not come so far"
@@ -87,22 +96,23 @@ def weights(out: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launch", LAUNCHES)
-def test_kill_9_at_a_random_step(launch: str, images: Path, tmp_path: Path) -> None:
-    straight, killed, draw = tmp_path / "straight", tmp_path / "killed", random.Random(launch)
-    sweep(images, straight, LAUNCHES[launch])
+@pytest.mark.parametrize("task", ["classify", pytest.param("instance", marks=pytest.mark.exhaustive)])
+def test_kill_9_at_a_random_step(task: str, images: Path, tmp_path: Path) -> None:
+    straight, killed, draw = tmp_path / "straight", tmp_path / "killed", random.Random("one process")
+    sweep(task, images, straight)
     first, second = draw.randint(1, STEPS // 2), draw.randint(STEPS // 2 + 1, STEPS - 2)
     for step in (first, second):
-        kill_at(step, images, killed, LAUNCHES[launch])
+        kill_at(step, task, images, killed)
         assert step <= saved_step(killed) < STEPS
-    sweep(images, killed, LAUNCHES[launch])
+    sweep(task, images, killed)
 
     (row,), (whole,) = (load(out).to_dict("records") for out in (killed, straight))
     assert (row["status"], row["resumed"], whole["resumed"]) == ("ok", 2, 0)
-    same = ["acc1", "acc5", "val_loss", "train_loss", "acc1_ema", "acc1_best", "best_step", "weights", "weights_best"]
+    same = [*SCORES[task], "weights"]
     pd.testing.assert_series_equal(*(pd.Series({name: each[name] for name in same}) for each in (row, whole)))
+    assert not pd.isna(row["train_loss"])
     found, expected = weights(killed), weights(straight)
-    assert len(expected) == 2 and found.keys() == expected.keys()
+    assert len(expected) == 1 + (task == "classify") and found.keys() == expected.keys()
     for name, tensors in expected.items():
         assert all(torch.equal(found[name][key], tensor) for key, tensor in tensors.items()), name
     assert not [path.name for path in killed.glob("cells/*/*") if "training" in path.name]
