@@ -17,12 +17,12 @@ from runners.data.image_specs import IMAGENET_MEAN, IMAGENET_STD
 from runners.data.images import BrokenImage, DataError
 from runners.data.probes import split_digits
 from runners.data.seeding import drawn_from
-from runners.dense.data import make_dense_data
-from runners.dense.opened import open_dense
-from runners.dense.scene import INK, draw_scene
-from runners.dense.sources import IGNORE, Objects
+from runners.dense.data.batches import make_dense_data
+from runners.dense.data.opened import open_dense
+from runners.dense.data.scene import INK, draw_scene
+from runners.dense.data.sources import IGNORE, Objects
+from runners.dense.data.transforms import DetectTransform, SegmentTransform, distorted
 from runners.dense.targets import Targets, pack, unpack
-from runners.dense.transforms import DetectTransform, SegmentTransform, distorted
 
 PLAIN = DenseAugmentation(hflip=0.0)
 
@@ -159,8 +159,8 @@ def test_colours_are_changed_as_mmseg_changes_them(monkeypatch):
         ((0, 1, 0, 1, 0), None),
     ):
         tosses = iter(coins)
-        monkeypatch.setattr("runners.dense.transforms._chance", lambda _, tosses=tosses: bool(next(tosses)))
-        monkeypatch.setattr("runners.dense.transforms._uniform", lambda low, high: low + 0.75 * (high - low))
+        monkeypatch.setattr("runners.dense.data.transforms._chance", lambda _, tosses=tosses: bool(next(tosses)))
+        monkeypatch.setattr("runners.dense.data.transforms._uniform", lambda low, high: low + 0.75 * (high - low))
         found = distorted(image.clone())
         if expected is None:
             # the largest channel stays, and saturation grows by a quarter where it can
@@ -346,7 +346,7 @@ def test_a_broken_image_is_left_out_counted_and_named(tmp_path, capsys):
 
 
 def test_labels_that_are_wrong_in_one_of_many_images_are_named_when_it_comes(tmp_path, monkeypatch):
-    monkeypatch.setattr("runners.dense.segfolder.CHECKED", 2)
+    monkeypatch.setattr("runners.dense.data.segfolder.CHECKED", 2)
     root = write_segfolder(tmp_path)
     Image.fromarray(np.full((HEIGHT, WIDTH), 7, dtype=np.uint8)).save(root / "annotations/train/train3.png")
     data = make_dense_data("segment", f"segfolder:{root}", 32, 32, 6, workers=0)

@@ -9,11 +9,28 @@ from PIL import Image
 from test_dense_detection import Oracle, Photos, ellipses, objects
 from test_dense_segmentation import Pictures, Pixelwise
 
-from runners.dense.board import ink_on
-from runners.dense.colours import _VISIONS, FIRST, _oklab, class_colours, occurring, paint_classes, paint_masks, rgb
 from runners.dense.losses import IGNORE
-from runners.dense.pictures import MOST_BOXES, BoxPicture, MapPicture, Objects, draw_boxes, draw_maps, save_predictions
-from runners.dense.score_figures import MOST_CLASSES, OTHERS, draw_confusion, draw_curves
+from runners.dense.pictures.board import ink_on
+from runners.dense.pictures.colours import (
+    _VISIONS,
+    FIRST,
+    _oklab,
+    class_colours,
+    occurring,
+    paint_classes,
+    paint_masks,
+    rgb,
+)
+from runners.dense.pictures.predictions import (
+    MOST_BOXES,
+    BoxPicture,
+    MapPicture,
+    Objects,
+    draw_boxes,
+    draw_maps,
+    save_predictions,
+)
+from runners.dense.pictures.score_figures import MOST_CLASSES, OTHERS, draw_confusion, draw_curves
 
 CPU = torch.device("cpu")
 GREY = np.full((60, 90, 3), 0.5)

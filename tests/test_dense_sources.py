@@ -20,11 +20,11 @@ from dense_files import (
 from image_files import encoded, picture, real, tar_of, write_tar
 from PIL import Image
 
-from runners.dense.masks import decode_segmentation
-from runners.dense.opened import open_dense
-from runners.dense.segfolder import read_values
-from runners.dense.sources import IGNORE
-from runners.dense.voc import parse_annotation
+from runners.dense.data.masks import decode_segmentation
+from runners.dense.data.opened import open_dense
+from runners.dense.data.segfolder import read_values
+from runners.dense.data.sources import IGNORE
+from runners.dense.data.voc import parse_annotation
 
 
 def in_tar(folder):

@@ -7,8 +7,8 @@ import pytest
 from dense_files import write_coco, write_segfolder
 
 from runners.data.dense_augment import DenseAugmentation, fitted, padded
-from runners.dense.opened import count_dense_classes, dense_steps_per_epoch
-from runners.dense.specs import (
+from runners.dense.data.opened import count_dense_classes, dense_steps_per_epoch
+from runners.dense.data.specs import (
     DenseSpec,
     check_dense_spec,
     check_name,
@@ -102,7 +102,7 @@ def test_classes_and_steps_are_counted(tmp_path):
 def test_specs_and_files_are_checked_without_torch(tmp_path):
     spec = f"segfolder:{write_segfolder(tmp_path)}"
     program = (
-        "import sys; from runners.dense.opened import count_dense_classes; "
+        "import sys; from runners.dense.data.opened import count_dense_classes; "
         f"print(count_dense_classes({spec!r}), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

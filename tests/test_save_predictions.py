@@ -18,7 +18,9 @@ from runners.cells import predictions
 from runners.cells.job import Job
 from runners.cells.objectives import Evaluated
 from runners.cells.run import run_job
-from runners.dense import detection, pictures, scenes, segmentation
+from runners.dense import detection, segmentation
+from runners.dense.data import scenes
+from runners.dense.pictures import predictions as pictures
 from runners.jobs.options import RunOptions
 from runners.jobs.submission import Request, Submission, check
 from runners.store.pictures import KINDS, MAX_BYTES, MOST_IMAGES, picture_path

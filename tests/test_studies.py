@@ -9,7 +9,7 @@ from ablations.mechanisms import bra, mechanism, swin, vanilla
 from ablations.study import cell_key
 from attention_zoo import names
 from runners.cells.plan import estimate_seconds, make_plan
-from runners.dense import opened
+from runners.dense.data import opened
 
 KEYS = {
     "attention": """

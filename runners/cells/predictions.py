@@ -32,7 +32,7 @@ def keep_pictures(run: Run, data: Data, evaluated: Evaluated) -> dict[str, Any]:
 
 
 def _draw_predictions(run: Run, data: Any, evaluated: Evaluated) -> Any:
-    from runners.dense.pictures import save_predictions  # seconds of import
+    from runners.dense.pictures.predictions import save_predictions  # seconds of import
 
     count = run.job.save_predictions
     images = evaluated.found.columns()["n_eval"]
@@ -54,7 +54,7 @@ def _draw_predictions(run: Run, data: Any, evaluated: Evaluated) -> Any:
 
 
 def _draw_scores(run: Run, data: Any, evaluated: Evaluated) -> Any:
-    from runners.dense.pictures import save_scores
+    from runners.dense.pictures.predictions import save_scores
 
     cell = run.job.cell
     path = picture_path(run.store, run.job.key, run.place.device_id, "scores")

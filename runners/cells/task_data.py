@@ -3,8 +3,8 @@
 from ablations.values import HEADS
 from runners.data.datasets import Data, check_data, count_classes, steps_per_epoch
 from runners.data.loading import make_data
-from runners.dense.opened import count_dense_classes, dense_steps_per_epoch
-from runners.dense.specs import check_dense_spec, is_dense_spec
+from runners.dense.data.opened import count_dense_classes, dense_steps_per_epoch
+from runners.dense.data.specs import check_dense_spec, is_dense_spec
 from runners.train.recipe import Recipe
 
 CLASSIFY = next(iter(HEADS))
@@ -66,6 +66,6 @@ def make_data_of(
         return make_data(
             spec, height_px, width_px, batch_size, recipe, smoothing=smoothing, workers=workers, strict=strict
         )
-    from runners.dense.data import make_dense_data  # seconds of import
+    from runners.dense.data.batches import make_dense_data  # seconds of import
 
     return make_dense_data(task, spec, height_px, width_px, batch_size, recipe, workers=workers, strict=strict)

@@ -15,7 +15,7 @@ import numpy as np
 
 from runners.data.decode import check_size
 from runners.data.listing import Files, Ints
-from runners.dense.sources import IGNORE, AnnotationError, Bytes, Tree, listed
+from runners.dense.data.sources import IGNORE, AnnotationError, Bytes, Tree, listed
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runners.dense.masks import check_segmentation
-from runners.dense.objects import ObjectImages, Record, check_image_size
-from runners.dense.sources import Tree, listed
-from runners.dense.specs import check_name
+from runners.dense.data.masks import check_segmentation
+from runners.dense.data.objects import ObjectImages, Record, check_image_size
+from runners.dense.data.sources import Tree, listed
+from runners.dense.data.specs import check_name
 
 MAX_JSON_BYTES = 1 << 31
 """Annotations of all images; COCO's have 470 MB."""

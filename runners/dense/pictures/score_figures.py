@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
-from runners.dense.board import NAME_LETTERS_PER_INCH, ink_on, shortened
-from runners.dense.colours import class_colours
+from runners.dense.pictures.board import NAME_LETTERS_PER_INCH, ink_on, shortened
+from runners.dense.pictures.colours import class_colours
 from runners.figures.looks import LINES, ink
 from runners.figures.sheet import CAPTION_PT, RC
 

@@ -9,10 +9,10 @@ from torch.utils.data import Dataset
 
 from runners.data.dense_augment import padded
 from runners.data.probes import TEST_STREAM, TRAIN_STREAM, Digits, divide_digits, split_digits
-from runners.dense.samples import Sample
-from runners.dense.scene import draw_scene
-from runners.dense.specs import DenseSpec
-from runners.dense.transforms import on_canvas
+from runners.dense.data.samples import Sample
+from runners.dense.data.scene import draw_scene
+from runners.dense.data.specs import DenseSpec
+from runners.dense.data.transforms import on_canvas
 
 TEST_SCENES = 256
 
@@ -53,7 +53,7 @@ class SceneSamples(Dataset[Sample]):
 
 
 class SceneParts(NamedTuple):
-    """Digits to draw training scenes with, and others for the test; implements `runners.dense.data.Parts`."""
+    """Digits to draw training scenes with, and others for the test; implements `runners.dense.data.batches.Parts`."""
 
     spec: DenseSpec
     task: str

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from runners.dense.sources import AnnotationError, Bytes
+from runners.dense.data.sources import AnnotationError, Bytes
 
 MAX_MASK_BYTES = 1 << 31
 """Masks of one image take that much at most, a byte for each pixel of each object."""

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from runners.data.listing import shown
-from runners.dense.sources import Ints, Source, listed, shared_images
-from runners.dense.specs import SCENES, TASKS_OF, DenseSpec, check_dense_spec, parse_dense_spec
+from runners.dense.data.sources import Ints, Source, listed, shared_images
+from runners.dense.data.specs import SCENES, TASKS_OF, DenseSpec, check_dense_spec, parse_dense_spec
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def open_dense(spec: str, task: str) -> Opened:
     """
     parsed = check_dense_spec(task, spec)
     if parsed.kind == SCENES:
-        from runners.dense.scene import class_names
+        from runners.dense.data.scene import class_names
 
         return Opened(parsed, class_names(task))
     try:
@@ -113,14 +113,14 @@ def _open(spec: DenseSpec, task: str) -> Sequence[Source]:
     if not path.exists():
         raise ValueError(f"{path} does not exist")
     if spec.kind == "coco":
-        from runners.dense.coco import open_coco
+        from runners.dense.data.coco import open_coco
 
         return open_coco(path, splits, spec.images, masks=task == "instance")
     if spec.kind == "voc":
-        from runners.dense.voc import open_voc
+        from runners.dense.data.voc import open_voc
 
         return open_voc(path, splits, spec.images)
-    from runners.dense.segfolder import open_segfolder
+    from runners.dense.data.segfolder import open_segfolder
 
     return open_segfolder(path, splits, spec.images, ade20k=spec.kind == "ade20k")
 

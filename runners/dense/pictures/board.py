@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import Bbox
 
-from runners.dense.colours import Floats
+from runners.dense.pictures.colours import Floats
 from runners.figures.looks import luminance
 from runners.figures.sheet import CAPTION_PT, KEY_PT
 

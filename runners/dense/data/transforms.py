@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from runners.data.dense_augment import LONG_PER_SHORT, DenseAugmentation, fitted, padded
 from runners.data.image_specs import IMAGENET_MEAN, IMAGENET_STD
-from runners.dense.sources import IGNORE, Bytes, Objects
+from runners.dense.data.sources import IGNORE, Bytes, Objects
 from runners.dense.targets import Target
 
 CROPS = 10

@@ -9,8 +9,8 @@ import numpy as np
 
 from runners.data.decode import check_size
 from runners.data.listing import Files, Member
-from runners.dense.masks import MAX_MASK_BYTES, decode_segmentation
-from runners.dense.sources import AnnotationError, Objects
+from runners.dense.data.masks import MAX_MASK_BYTES, decode_segmentation
+from runners.dense.data.sources import AnnotationError, Objects
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from runners.data.listing import shown
-from runners.dense.objects import ObjectImages, Record, check_image_size
-from runners.dense.segfolder import read_names
-from runners.dense.sources import Tree, listed
-from runners.dense.specs import check_name, nearest
+from runners.dense.data.objects import ObjectImages, Record, check_image_size
+from runners.dense.data.segfolder import read_names
+from runners.dense.data.sources import Tree, listed
+from runners.dense.data.specs import check_name, nearest
 
 FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Main")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")

@@ -8,15 +8,15 @@ import numpy as np
 
 from runners.data.dense_augment import DenseAugmentation, padded
 from runners.data.images import keys_of_steps
-from runners.dense.opened import Opened, steps_of
-from runners.dense.samples import Canvas, TestSamples, TrainKey, TrainSamples
-from runners.dense.sources import Ints, Source
-from runners.dense.transforms import DetectTransform, SegmentTransform
+from runners.dense.data.opened import Opened, steps_of
+from runners.dense.data.samples import Canvas, TestSamples, TrainKey, TrainSamples
+from runners.dense.data.sources import Ints, Source
+from runners.dense.data.transforms import DetectTransform, SegmentTransform
 
 
 @dataclass(frozen=True)
 class FileParts:
-    """Images to learn from and others for the test; implements `runners.dense.data.Parts`.
+    """Images to learn from and others for the test; implements `runners.dense.data.batches.Parts`.
 
     All images of a training batch lie on one canvas, the smallest that holds each of them as its annotation says its
     size. So the canvas does not depend on which process reads which image, and an image that stands in for a broken

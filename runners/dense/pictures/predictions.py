@@ -19,12 +19,12 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from runners.dense.board import KeyEntry, Name, board, show, write_names, write_note
-from runners.dense.colours import Floats, class_colours, occurring, paint_classes, paint_masks
 from runners.dense.detection import BOX, MASK, MASK_THRESHOLD, Detected
 from runners.dense.evaluating import EvalData
 from runners.dense.losses import IGNORE
-from runners.dense.score_figures import draw_confusion, draw_curves
+from runners.dense.pictures.board import KeyEntry, Name, board, show, write_names, write_note
+from runners.dense.pictures.colours import Floats, class_colours, occurring, paint_classes, paint_masks
+from runners.dense.pictures.score_figures import draw_confusion, draw_curves
 from runners.dense.segmentation import Segmented, confusion_matrix, segmentation_scores
 from runners.figures import DPI, render
 from runners.figures.sheet import RC

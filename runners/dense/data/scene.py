@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from runners.data.probes import GREY_LEVEL, Digits, Ints, Pixels, bilinear
-from runners.dense.sources import Bytes, Objects
+from runners.dense.data.sources import Bytes, Objects
 
 DIGITS = tuple(str(digit) for digit in range(10))
 INK = 0.4

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from runners.data.samples import SAMPLE, Key, first_readable
 from runners.data.seeding import drawn_from
-from runners.dense.sources import Ints, Source
+from runners.dense.data.sources import Ints, Source
 from runners.dense.targets import Targets, pack, unpack
 
 Canvas = tuple[int, int]

@@ -16,12 +16,12 @@ from runners.data.dense_augment import PUBLISHED, DenseAugmentation
 from runners.data.image_specs import IMAGENET_MEAN, IMAGENET_STD
 from runners.data.images import Batch, DataError, note_broken, read_ahead
 from runners.data.loading import spare_processors
-from runners.dense.file_parts import FileParts
-from runners.dense.opened import Opened, open_dense
-from runners.dense.samples import Labels, Samples, collate
-from runners.dense.scene import SCENE_MEAN, SCENE_STD
-from runners.dense.scenes import SceneParts
-from runners.dense.specs import check_dense_spec
+from runners.dense.data.file_parts import FileParts
+from runners.dense.data.opened import Opened, open_dense
+from runners.dense.data.samples import Labels, Samples, collate
+from runners.dense.data.scene import SCENE_MEAN, SCENE_STD
+from runners.dense.data.scenes import SceneParts
+from runners.dense.data.specs import check_dense_spec
 
 
 class Parts(Protocol):

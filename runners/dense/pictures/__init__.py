@@ -1,0 +1,1 @@
+"""Pictures of dense tasks: predictions beside truth, confusions, and precision over recall."""
