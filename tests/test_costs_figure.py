@@ -101,7 +101,28 @@ def test_two_largest_sizes_are_drawn_and_the_others_named():
     rows = [measured(name, size, gmacs=at) for size in SIZES for name, at in (("bra", 2.0), ("swin", 1.0))]
     figure = draw("costs", frame(rows))
     assert {title for _, title in panels(figure)} == {"800x1280 px", "512x2048 px"}
-    assert "left out: 64x64 px" in figure.subfigs[0].get_supxlabel()
+    assert "Not drawn: images of 64x64 px" in figure.subfigs[0].get_supxlabel()
+
+
+def test_a_size_of_one_mechanism_hides_no_other():
+    rows = [measured(name, "64x64", gmacs=at) for name, at in (("bra", 2.0), ("swin", 1.0))]
+    figure = draw("costs", frame([*rows, *(measured("swin", size, gmacs=9.0) for size in SIZES if size != "64x64")]))
+    assert [*panels(figure)] == [("MACs of the network, one image (GMAC)", "64x64 px")]
+    assert "Not drawn: images of 512x2048, 800x1280 px" in figure.subfigs[0].get_supxlabel()
+
+
+def test_a_head_is_disturbed_by_itself():
+    rows = [
+        measured(name, task="segment", head=head, batch_size=batch, disturbed=head == "upernet" and name == "bra",
+                 infer_latency_ms_p50=ms)
+        for name, head, batch, ms in (("bra", None, 1, 9.0), ("bra", "upernet", 8, 90.0), ("swin", None, 1, 8.0),
+                                      ("swin", "upernet", 8, 80.0))
+    ]  # fmt: skip
+    figure = draw("costs", frame(rows))
+    (ax,) = figure.findobj(matplotlib.axes.Axes)
+    hollow = [line for line in ax.lines if line.get_label() == "_disturbed"]
+    assert [float(line.get_xdata()[0]) for line in hollow] == [90.0]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["swin", "bra"]
 
 
 def test_other_precisions_are_other_lines_of_a_time_but_not_of_macs():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from dense_files import write_coco, write_segfolder, write_voc
 from PIL import Image
@@ -22,7 +23,7 @@ from runners.cells.models import build_model
 from runners.cells.plan import Plan, command_for
 from runners.cells.run import place
 from runners.cells.shares import check_shares, least_images
-from runners.cells.starting import read_start, start_from
+from runners.cells.starting import Start, read_start, start_from
 from runners.cells.weights import load_file, read_checkpoint, save_checkpoint
 from runners.cli.options import read_command
 from runners.jobs.options import RunOptions
@@ -137,7 +138,7 @@ def test_regions_of_published_models(px: int) -> None:
         "--attn bra --layout stl --task segment --resolution 512x1024 --head upernet --set head.auxiliary_width=0",
         "--attn bra --layout stl --task segment --resolution 512 --regions 4 --seeds 3",
         "--attn swin --task detect --data COCO,images=2 --batch-size 1 --recipe retinanet1x --epochs 2",
-        f"--attn swin {HEADS['instance']} --set recipe.lr=1e-4 --set recipe.zoom_min=1.2 --steps 7",
+        f"--attn swin {HEADS['instance']} --set recipe.lr=1e-4 --set recipe.clip_norm=2 --steps 7",
         pytest.param(
             "--model timm:resnet18 --task segment --data scenes:objects=2:noise=0.1 --resolution 64x96",
             marks=pytest.mark.slow,
@@ -186,6 +187,10 @@ REFUSED = {
     "--task segment --set recipe.smoothing=0.1": ["recipe.smoothing=0.1"],
     "--task classify --set recipe.zoom_min=0.5": ["recipe.zoom_min=0.5", "dense tasks"],
     "--task segment --set recipe.zoom_min=3": ["zoom_min must be above 0, at most zoom_max, got 3"],
+    "--task detect --set recipe.hflip=0": ["recipe.hflip=0", "changes nothing of data scenes"],
+    "--task segment --recipe fpn80k --set recipe.eval_labels=resized": ["recipe.eval_labels=resized changes nothing"],
+    "--task detect --data COCO --batch-size 2 --set recipe.zoom_min=0.5": ["recipe.zoom_min=0.5", "of task=detect"],
+    "--task segment --data SEG --batch-size 2 --set recipe.keep_empty=on": ["recipe.keep_empty=on", "task=segment"],
     "--task segment --set recipe.zoom_max=17": ["zoom_max", "17"],
     "--task segment --set recipe.distillation=soft --set recipe.teacher=biformer_tiny": ["has no teacher"],
     "--task segment --set recipe.token_labels=teacher": ["no token labels"],
@@ -251,9 +256,18 @@ def unlabelled(root: Path) -> None:
     (root / "annotations" / "train" / "train0.png").unlink()
 
 
+def crowds(root: Path) -> None:
+    path = annotation(root, "val2017")
+    content = json.loads(path.read_text())
+    for entry in content["annotations"]:
+        entry["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+
+
 SPOILT: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
     "annotations of another split": (of_another_split, "COCO", ["train2017"]),
     "annotations of images that are not there": (without_images, "COCO", ["train2017"]),
+    "a test of crowds alone": (crowds, "COCO", ["val2017", "counts"]),
     "labels above the number of classes": (many_labels, "SEG", ["train0.png", "7"]),
     "a mask of another size": (of_another_size, "SEG", ["train0.png", "40"]),
     "an image without annotation": (unlabelled, "SEG", ["train0"]),
@@ -389,9 +403,10 @@ def test_batch_norm_needs_two_values() -> None:
     Sweep(task="segment", head="upernet", attn="swin", batch_size=1, measures="flops").check(RunOptions())
 
 
-def test_a_range_of_zooms_is_judged_as_a_whole() -> None:
-    assert one("--task segment --set recipe.zoom_min=1.2").training == (("zoom_min", 1.2),)
-    assert one("--task segment --set recipe.zoom_max=0.9 --set recipe.zoom_min=0.8").steps == 400
+def test_a_range_of_zooms_is_judged_as_a_whole(data: dict[str, str]) -> None:
+    segment = filled("--task segment --data SEG --batch-size 2", data)
+    assert one(f"{segment} --set recipe.zoom_min=1.2").training == (("zoom_min", 1.2),)
+    assert one(f"{segment} --set recipe.zoom_max=0.9 --set recipe.zoom_min=0.8").steps == 400
     with pytest.raises(ValueError, match="zoom_min must be above 0, at most zoom_max"):
         make_recipe("dense_short", (("zoom_max", 0.7),))
 
@@ -453,3 +468,15 @@ def test_what_a_dense_model_starts_from(tmp_path: Path) -> None:
         started("other backbone", reset_classes=True)
     with pytest.raises(ValueError, match="a model of a dense task, which a classifier cannot start from"):
         start_from(build_model(one("--attn swin --layout small32"), 4), read_start(tmp_path / "same"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224", "twins_svt_small"])
+def test_a_backbone_of_timm_starts_from_its_classifier(name: str, tmp_path: Path) -> None:
+    classifier = timm.create_model(name, num_classes=7).eval()
+    model: Any = build_model(one(f"--model timm:{name} --task segment --set head.width=8"), 4).eval()
+    start_from(model, Start(classifier.state_dict(), tmp_path, ""))
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        last = classifier.forward_intermediates(images, intermediates_only=True)[-1]
+        torch.testing.assert_close(model.backbone.maps(images)[-1].permute(0, 3, 1, 2), last)

@@ -139,7 +139,7 @@ def test_the_best_hundred_of_an_image_count_over_all_classes():
 
 def test_areas_are_those_of_the_file_where_targets_know_its_size():
     """Of an image of half the height and a quarter of the width, an object of 25 x 25 px is one of 50 x 100 px."""
-    truth = objects([[0, 0, 25, 25]], original_size=torch.tensor([2 * SIDE, 4 * SIDE]))
+    truth = objects([[0, 0, 25, 25]], original_size=torch.tensor([2 * SIDE, 4 * SIDE]), area=torch.tensor([5000.0]))
     # the false alarm is one among medium objects, too, and the mask of the hit is as large as its box
     output = objects([[0, 0, 25, 25], [50, 50, 75, 75]], scores=[0.8, 0.9])
     masks = torch.zeros(2, SIDE, SIDE)
@@ -148,6 +148,14 @@ def test_areas_are_those_of_the_file_where_targets_know_its_size():
     for ending in ("", "_mask"):
         values = [found[f"ap_{area}{ending}"] for area in AREAS]
         assert values == [None, pytest.approx(50), None]
+
+
+def test_an_object_on_the_border_of_two_areas_is_of_both_as_in_coco():
+    """96 x 96 px of a file of 640 x 480 px that the model sees at 0.8 times its size."""
+    sizes = {"size": torch.tensor([384, 512]), "original_size": torch.tensor([480, 640])}
+    truth = objects([[0, 0, 76.8, 76.8]], **sizes, area=torch.tensor([9216.0]))
+    found = columns([truth], [objects([[0, 0, 76.8, 76.8]], scores=[0.9])])
+    assert [found[f"ap_{area}"] for area in AREAS] == [None, pytest.approx(100), pytest.approx(100)]
 
 
 def test_curves_are_those_of_each_class():

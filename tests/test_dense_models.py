@@ -251,7 +251,18 @@ def test_every_mechanism_is_a_backbone_at_any_size(attn, size):
     assert backbone.macs(*size).total > 0
 
 
-@pytest.mark.parametrize("name", slow_but("resnet18", of=["resnet18", "swin_tiny_patch4_window7_224", "convnext_atto"]))
+RIVALS = slow_but("resnet18", "convnext_atto", of=["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224"])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
+def test_sizes_are_those_of_the_maps_however_a_model_rounds(name):
+    backbone = create_features(f"timm:{name}")
+    sizes = [tuple(map_.shape[2:]) for map_ in backbone(torch.zeros(1, 3, 75, 107))]
+    assert backbone.sizes(75, 107) == sizes
+    assert (sizes[0] == (18, 26)) == (name == "convnext_atto")
+
+
+@pytest.mark.parametrize("name", RIVALS)
 def test_models_of_timm_are_backbones(name):
     backbone = create_features(f"timm:{name}")
     maps = backbone(torch.zeros(1, 3, 96, 160))

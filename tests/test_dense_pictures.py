@@ -26,6 +26,7 @@ from runners.dense.pictures.predictions import (
     BoxPicture,
     MapPicture,
     Objects,
+    _map_picture,
     draw_boxes,
     draw_maps,
     save_predictions,
@@ -86,6 +87,17 @@ def test_the_first_mask_is_on_top():
     masks = np.array([[[1, 0, 0]], [[1, 1, 0]]], dtype=bool)
     painted = paint_masks(np.zeros((1, 3, 3)), masks, ["#FF0000", "#0000FF"])
     assert painted[0, 0].tolist() == [0.45, 0, 0] and painted[0, 1].tolist() == [0, 0, 0.45] and not painted[0, 2].any()
+
+
+def test_a_map_has_the_pixels_of_its_labels():
+    """Published figures count in the pixels of the file, while the model sees a resized image."""
+    logits, labels = torch.zeros(3, 60, 90), torch.ones(30, 45, dtype=torch.int64)
+    logits[1, :, :45] = logits[2, :, 45:] = 1
+    half = _map_picture("street.png", GREY, labels, logits)
+    assert half.pixels.shape == (30, 45, 3) and half.predicted.shape == (30, 45) and np.ptp(half.pixels) < 1e-6
+    assert (half.predicted[:, :22] == 1).all() and (half.predicted[:, 23:] == 2).all()
+    whole = _map_picture("street.png", GREY, labels.new_ones(60, 90), logits)
+    assert (whole.pixels == GREY).all() and (whole.predicted[:, 45:] == 2).all()
 
 
 def test_maps_have_a_key_of_what_occurs_and_say_how_much_is_right():

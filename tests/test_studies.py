@@ -80,6 +80,7 @@ class ManyImages:
     """Stands for the files that some studies are of, which are not here: planning asks how many there are."""
 
     classes = ("one", "other")
+    counts = True
 
     def __len__(self) -> int:
         return 1000

@@ -5,7 +5,7 @@ reads it; the next stage reads the map itself (Swin: norm0 to norm3 of
 github.com/SwinTransformer/Swin-Transformer-Semantic-Segmentation; BiFormer: extra_norms of models_mm/biformer_mm.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,7 +48,11 @@ class Features(nn.Module):
 
     def sizes(self, height_px: int, width_px: int) -> list[Size]:
         """Height and width of each map for images of a size."""
-        return [(-(-height_px // stride), -(-width_px // stride)) for stride in self.strides]
+        raise NotImplementedError(f"{type(self).__name__} has no sizes")
+
+    def in_own_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of a classifier by the names that its backbone gives them; what it has no use for keeps its name."""
+        return dict(state)
 
     def train(self, mode: bool = True) -> "Features":
         """Set the mode, but for norms whose statistics stay."""
@@ -104,6 +108,20 @@ class RivalFeatures(Features):
         """What timm extracts, its channels last."""
         is_nhwc = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
         return [map_ if is_nhwc else map_.permute(0, 2, 3, 1) for map_ in self.model(images)]
+
+    def sizes(self, height_px: int, width_px: int) -> list[Size]:
+        """As the model rounds them, up or down: told by a forward without memory."""
+        states = {name: torch.empty_like(value, device="meta") for name, value in self.model.state_dict().items()}
+        images = torch.empty(1, 3, height_px, width_px, device="meta")
+        is_nhwc = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+        maps = torch.func.functional_call(self.model, states, (images,))
+        return [tuple(map_.shape[1:3] if is_nhwc else map_.shape[2:]) for map_ in maps]
+
+    def in_own_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of timm's classifier: its extractors call `stages.0` `stages_0`, or `model.stages.0`."""
+        own = self.model.state_dict().keys()
+        names = {name: (name, name.replace(".", "_", 1), f"model.{name}") for name in state}
+        return {next((new for new in news if new in own), name): state[name] for name, news in names.items()}
 
     def no_weight_decay(self) -> set[str]:
         """Tables of biases and positions, by the names that timm's models give them; extractors do not tell them."""

@@ -3,7 +3,7 @@
 Kirillov et al., "Panoptic Feature Pyramid Networks", CVPR 2019, arXiv:1901.02446, section 3.1, as mmseg's FPN and
 FPNHead in configs/_base_/models/fpn_r50.py: each map of the pyramid is brought to the finest one's size by convolutions
 and doublings, and their sum is classified.
-Departures from mmseg: BatchNorm instead of SyncBN. The paper has GroupNorm.
+Departures from mmseg: BatchNorm, which whoever trains several processes may synchronise. The paper has GroupNorm.
 """
 
 from collections.abc import Sequence

@@ -4,8 +4,8 @@ Xiao et al., "Unified Perceptual Parsing for Scene Understanding", ECCV 2018, ar
 UPerHead and FCNHead in configs/_base_/models/upernet_r50.py: the last map is pooled to several sizes and fused,
 laterals and a top-down path make a pyramid, and all its maps are fused and classified. While training, an auxiliary
 head classifies the third map; its loss has the weight 0.4 there.
-Departures from mmseg: BatchNorm instead of SyncBN, so training needs at least two images in a process, since the map
-pooled to one place has a value an image.
+Departures from mmseg: BatchNorm, which whoever trains several processes may synchronise. Training needs at least two
+images at a time, since the map pooled to one place has a value an image.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,6 @@ from attention_zoo.dense.layers import ConvNormReLU, Size, area, classifier, res
 
 AUXILIARY_LEVEL = 2
 """Map that the auxiliary head reads, counted from 0: of stride 16."""
-AUXILIARY_WEIGHT = 0.4
-"""Weight of its loss, as published."""
 
 
 class UPerNet(nn.Module):

@@ -246,11 +246,13 @@ def _check(cell: Cell) -> Description:
 
 def estimate_seconds(cell: Cell, measures: Iterable[str]) -> float:
     """Guess how long a cell takes; rough, since it assumes two CPU cores of 2023."""
-    macs = describe(cell).training_macs * cell.batch_size
-    step_s = 0.02 + macs / 15e9
+    image_s = describe(cell).training_macs / 15e9
+    step_s = 0.02 + image_s * cell.batch_size
     asked = [MEASURES[name] for name in measures]
     steps = sum(cell.steps if measure.training_steps is None else measure.training_steps for measure in asked)
-    return 4.0 + sum(measure.seconds for measure in asked) + steps * step_s
+    # a step is a forward and a backward of twice its work
+    forwards_s = sum(measure.forwards for measure in asked) * image_s / 3
+    return 4.0 + sum(measure.seconds for measure in asked) + steps * step_s + forwards_s
 
 
 def command_for(cell: Cell, measures: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from runners.data.augment import Augmentation, check_policy
 from runners.data.datasets import steps_per_epoch
 from runners.data.dense_augment import DenseAugmentation
 from runners.data.image_specs import is_image_spec
+from runners.dense.data.specs import SCENES, parse_dense_spec
 from runners.train.recipe import ALL_STAGES, Recipe
 from runners.train.recipes import CLASSIFICATION, DENSE, DENSE_SHORT, check_recipe, make_recipe, read_field
 
@@ -29,6 +30,11 @@ FOR_CLASSES = (
     "smoothing",
 )
 """Fields of a recipe that only classification knows."""
+
+OF_DETECTION = {"short_px", "long_px", "hflip", "keep_empty"}
+OF_SEGMENTATION = {*field_names(DenseAugmentation)} - {"keep_empty"}
+OF_SCENES = {"eval_scales"}
+"""Fields of a recipe that change the images of a dense task."""
 
 Spelling = Callable[[str, Sequence[str]], str]
 """Writes an argument and its values as whoever gave them would."""
@@ -101,6 +107,7 @@ def check_training(cell: Cell) -> None:
     if recipe.eval_every and steps_of_epoch(cell.task, cell.data, cell.batch_size, recipe) is None:
         raise ValueError(f"recipe.eval_every={recipe.eval_every}: {cell.data} is an endless stream without epochs")
     if cell.task != CLASSIFY:
+        _check_images(cell)
         steps_of_epoch(cell.task, cell.data, cell.batch_size, recipe)  # files that are there, and fill a batch
         return
     check_teaching(recipe, cell.data, cell.height_px, cell.width_px)
@@ -121,6 +128,17 @@ def check_training(cell: Cell) -> None:
         check_policy(recipe.auto_augment)
     if recipe.mixes and cell.batch_size % 2:
         raise ValueError(f"batch size {cell.batch_size}: Mixup and CutMix join pairs, give an even one")
+
+
+def _check_images(cell: Cell) -> None:
+    """Refuse fields that change no image of a dense task: a sweep over one would train the same cell twice."""
+    changing = OF_SEGMENTATION if cell.task == "segment" else OF_DETECTION
+    is_drawn = parse_dense_spec(cell.data).kind == SCENES
+    known = (changing & OF_SCENES) if is_drawn else changing
+    given = {name: value for name, value in cell.training if name in field_names(DenseAugmentation)}
+    if strange := [f"recipe.{name}={as_text(value)}" for name, value in given.items() if name not in known]:
+        why = f"data {cell.data}, whose images are drawn and not changed" if is_drawn else f"task={cell.task}"
+        raise ValueError(f"{', '.join(strange)} changes nothing of {why}; leave it out")
 
 
 def _check_task(cell: Cell, recipe: Recipe) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from ablations.study import Cell
 from ablations.values import HEADS
+from runners.cells.named import is_rival
 from runners.cells.plan import as_keyword
 from runners.cells.plan_training import Spelling
 from runners.cells.task_data import CLASSIFY
@@ -58,5 +59,7 @@ def _check_norms(cell: Cell, processes: int, spell: Spelling) -> None:
 
 def least_images(cell: Cell) -> int:
     """Images that one process must learn from at a time: two where BatchNorm has one value of each, else one."""
-    is_one_place = cell.head == POOLED or max(cell.height_px, cell.width_px) <= STRIDE_PX
+    # some models of timm round the sides of their maps down
+    two_places_px = 2 * STRIDE_PX if is_rival(cell.model) else STRIDE_PX + 1
+    is_one_place = cell.head == POOLED or max(cell.height_px, cell.width_px) < two_places_px
     return 2 if cell.head in NORMED and is_one_place else 1

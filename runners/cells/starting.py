@@ -133,7 +133,7 @@ def _start_dense(model: "DenseModel", start: Start, published: str, *, reset_hea
     """Load what an image classifier learned into a backbone, or the weights of a model of a dense task."""
     is_dense = any(name.startswith(BACKBONE) for name in start.state)
     # those of a dense task are our own
-    given = start.state if is_dense else _in_our_names(published, start)
+    given = start.state if is_dense else model.backbone.in_own_names(_in_our_names(published, start))
     subject: nn.Module = model if is_dense else model.backbone.model
     own = subject.state_dict()
     if is_dense:

@@ -181,7 +181,7 @@ def _truth(target: Mapping[str, Tensor], masks: bool) -> list[dict[str, Any]]:
     fields = {
         "category_id": target["labels"].tolist(),
         "bbox": _by_corner(target["boxes"].double().cpu() * _to_original(target)).tolist(),
-        "area": (target["area"].double().cpu() * _to_original(target)[:2].prod()).tolist(),
+        "area": target["area"].tolist(),
         "iscrowd": target["iscrowd"].int().tolist(),
     }
     if masks:

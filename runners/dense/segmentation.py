@@ -91,7 +91,7 @@ def count_pixels(
         with conditions.autocast(device):
             logits = model(images).float()
         if logits.shape[-2:] != labels.shape[-2:]:  # labels may have the size of their file
-            logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+            logits = resized(logits, labels.shape[-2:])
         counts[0] += confusion_matrix(logits.argmax(1), labels, data.num_classes).cpu()
         # float64 is not to be had on every device
         pixels = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none").cpu()
@@ -141,19 +141,24 @@ def _mean_shares(
             if scale == 1 and not mirrored:
                 seen = logits
             else:
-                given = _resized(images, scale)
+                given = _scaled(images, scale)
                 with conditions.autocast(images.device):
                     seen = model(given.flip(-1) if mirrored else given).float()
                 seen = seen.flip(-1) if mirrored else seen
-                seen = F.interpolate(seen, size=logits.shape[-2:], mode="bilinear", align_corners=False)
+                seen = resized(seen, logits.shape[-2:])
             total += seen.softmax(1)
             count += 1
     return total / count
 
 
-def _resized(images: Tensor, scale: float) -> Tensor:
+def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (B, C, H, W) at another height and width, as mmseg resizes logits."""
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _scaled(images: Tensor, scale: float) -> Tensor:
     """Images larger or smaller by a factor, their sides rounded to what any model takes."""
     if scale == 1:
         return images
     sides = [max(MULTIPLE_PX, round(side * scale / MULTIPLE_PX) * MULTIPLE_PX) for side in images.shape[-2:]]
-    return F.interpolate(images, size=sides, mode="bilinear", align_corners=False)
+    return resized(images, sides)

@@ -5,7 +5,7 @@ A target is a dict of tensors, for an image with N objects on a canvas of H x W 
 - `boxes` float32 (N, 4): left, top, right, bottom in px of the image as the model sees it;
 - `labels` int64 (N,), from 1: 0 is the background;
 - `iscrowd` bool (N,): a group of objects; a detection in it counts neither for nor against (VOC: a difficult object);
-- `area` float32 (N,): of the object in px of the image as the model sees it;
+- `area` float32 (N,): of the object in px of its file, by which COCO tells small ones from large ones;
 - `masks` uint8 (N, H, W): of instance segmentation only;
 - `image_id` int64 (), `size` int64 (2,): height and width of the image on its canvas, and `original_size`, of its file.
 """

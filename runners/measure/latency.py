@@ -2,8 +2,8 @@
 
 Protocol 1. A fresh process runs the model on one image again and again: 20 forwards or 1 s of warm-up, then up to 2000
 forwards within 20 s, and 6 in any case. The 90th and the 99th percentile are given only if at least 10 forwards lie
-above them, that is from 100 and from 1000 on. The median is always given: the range of 6 forwards holds it with a
-probability of 97 %.
+above them, that is from 100 and from 1000 on. The median is always given: if forwards are independent, the true median
+lies between the fastest and the slowest of 6 with a probability of 97 %.
 """
 
 import time

@@ -74,9 +74,14 @@ class Looks:
 
 
 def score_of(quality: Quality, metric: str) -> float:
-    """The metric among the columns of an evaluation."""
+    """The metric among the columns of an evaluation.
+
+    Raises:
+        ValueError: the test has nothing that it is of.
+    """
     score = quality[metric]
-    assert score is not None
+    if score is None:
+        raise ValueError(f"the test has nothing that counts, so there is no {metric}")
     return score
 
 

@@ -42,6 +42,7 @@ class ObjectImages:
         self.files = Files(path, [record.member for record in records])
         self._sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
         self._ids = np.array([record.image_id for record in records], dtype=np.int64)
+        self.counts = any(not row[5] for record in records for row in record.rows)
         learnt = [any(_is_learnt(row) for row in record.rows) for record in records]
         self._empty = ~np.array(learnt, dtype=bool) | (self._sizes.min(axis=1, initial=1 << 30) < MIN_TRAIN_SIDE_PX)
         if not any(record.rows for record in records):

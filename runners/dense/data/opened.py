@@ -83,6 +83,8 @@ def open_dense(spec: str, task: str) -> Opened:
         opened = Opened(parsed, train.classes, train, val, _warnings(parsed, train, val))
         if not len(opened.train_indices()):
             raise ValueError(f"no image of split {parsed.train_split!r} has an object that can be learnt")
+        if not val.counts:
+            raise ValueError(f"no image of split {parsed.val_split!r} has an object that counts: all are crowds")
         return opened
     except ValueError as error:
         raise ValueError(f"data {spec!r}: {error}") from error

@@ -37,6 +37,8 @@ class Classes(NamedTuple):
 class SegFolder:
     """Images of one split with their labels."""
 
+    counts = True
+
     def __init__(self, tree: Tree, split: str, classes: Classes, images: int = 0) -> None:
         """List a split, the first `images` of it, and check some of its annotations.
 

@@ -52,6 +52,8 @@ class Source(Protocol):
 
     files: Files
     classes: tuple[str, ...]
+    counts: bool
+    """Whether something in the images counts in a test; labels of pixels are believed to until they are read."""
 
     def __len__(self) -> int:
         """Number of images."""

@@ -158,7 +158,7 @@ class DetectTransform:
             "boxes": tv_tensors.BoundingBoxes(boxes.reshape(-1, 4), format="XYXY", canvas_size=size),
             "labels": torch.from_numpy(objects.labels),
             "iscrowd": torch.from_numpy(objects.iscrowd),
-            "area": torch.from_numpy((objects.area * ratio.prod()).astype(np.float32)),
+            "area": torch.from_numpy(objects.area.astype(np.float32)),
         }
         if objects.masks is not None:
             target["masks"] = _scaled_masks(objects.masks, size)

@@ -25,7 +25,7 @@ from runners.dense.losses import IGNORE
 from runners.dense.pictures.board import KeyEntry, Name, board, show, write_names, write_note
 from runners.dense.pictures.colours import Floats, class_colours, occurring, paint_classes, paint_masks
 from runners.dense.pictures.score_figures import draw_confusion, draw_curves
-from runners.dense.segmentation import Segmented, confusion_matrix, segmentation_scores
+from runners.dense.segmentation import Segmented, confusion_matrix, resized, segmentation_scores
 from runners.figures import DPI, render
 from runners.figures.sheet import RC
 from runners.machine.conditions import Conditions
@@ -258,7 +258,13 @@ def _images(data: EvalData[Any], every: int) -> Iterator[tuple[Tensor, Any]]:
 
 
 def _map_picture(name: str, pixels: Floats, labels: Tensor, logits: Tensor) -> MapPicture:
-    return MapPicture(name, pixels, labels.cpu().numpy(), logits.float().argmax(0).cpu().numpy())
+    """A picture in the pixels of the labels, which may have the size of their file."""
+    size, planes = tuple(labels.shape), torch.from_numpy(pixels).permute(2, 0, 1)
+    logits, planes = (
+        image if tuple(image.shape[-2:]) == size else resized(image[None], size)[0]
+        for image in (logits.float().cpu(), planes)
+    )
+    return MapPicture(name, planes.permute(1, 2, 0).numpy(), labels.cpu().numpy(), logits.argmax(0).numpy())
 
 
 def _box_picture(name: str, pixels: Floats, target: Mapping[str, Tensor], output: Mapping[str, Tensor]) -> BoxPicture:
