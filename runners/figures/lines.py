@@ -55,7 +55,9 @@ def name_lines(
         # of several, beside the middle one of those that go farthest
         farthest = [line for line in drawn if ends[line][0] == max(ends[other][0] for other in drawn)]
         middle = sorted(farthest, key=lambda line: ends[line][1])[len(farthest) // 2]
-        text = sheet.name(name) if len(lines) == 1 else f"{sheet.name(name)}, {len(lines)} settings"
+        text = sheet.name(drawn[0] if len(lines) > 1 else name)
+        if len(drawn) > 1:
+            text = f"{sheet.name(name)}, {len(drawn)} settings"
         # a leader from the left half would cross the lines of others
         if _share(ax, ends[middle][0]) < 0.5:
             sheet.tag(Tag(ax, (text,), [ends[middle]], styles[lines[0]].ink))
