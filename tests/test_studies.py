@@ -16,7 +16,7 @@ KEYS = {
         6291a8d1e348325c ef9e1a90435db156 70013866d672da58
     """,
     "bccd": """
-        42bd9c42840fe837 65a670b3127ac0b0 a825ca8bcdaba0f7
+        ab7d4f17d41a8218 04fb0abfae1278eb bc0bd54f32cf301e
     """,
     "camvid": """
         73db6191faffc12d fb19efebd776b7e5 46a978dafe6ee404 d3dcd9e0557b92c3 3df3bf519c2b6848 ee0d433492afad75
