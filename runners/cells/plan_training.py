@@ -1,7 +1,7 @@
 """What a sweep says of training: recipes and their fields, how long, and what does not fit, before any work starts."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ablations.study import Axes, Cell
@@ -119,9 +119,11 @@ def check_training(cell: Cell) -> None:
         except ValueError as error:
             raise ValueError(f"tune_lr={cell.tune_lr} trains on nine tenths of the images: {error}") from error
     if not is_image_spec(cell.data):
-        if changed := [name for name in field_names(Augmentation) if getattr(recipe, name) != AS_DRAWN[name]]:
-            listed = ", ".join(f"{name}={as_text(getattr(recipe, name))}" for name in changed)
-            raise ValueError(f"data {cell.data}: its images are drawn and not augmented; the recipe has {listed}")
+        asked = {name: getattr(recipe, name) for name in AS_DRAWN}
+        if changed := {name: value for name, value in asked.items() if value != AS_DRAWN[name]}:
+            raise ValueError(
+                f"data {cell.data}: its images are drawn and not augmented; the recipe has {_listed(changed)}"
+            )
         return
     steps_per_epoch(cell.data, cell.batch_size, recipe.repeats)
     if recipe.auto_augment:
@@ -135,10 +137,10 @@ def _check_images(cell: Cell) -> None:
     changing = OF_SEGMENTATION if cell.task == "segment" else OF_DETECTION
     is_drawn = parse_dense_spec(cell.data).kind == SCENES
     known = (changing & OF_SCENES) if is_drawn else changing
-    given = {name: value for name, value in cell.training if name in field_names(DenseAugmentation)}
-    if strange := [f"recipe.{name}={as_text(value)}" for name, value in given.items() if name not in known]:
-        why = f"data {cell.data}, whose images are drawn and not changed" if is_drawn else f"task={cell.task}"
-        raise ValueError(f"{', '.join(strange)} changes nothing of {why}; leave it out")
+    strange = {*field_names(DenseAugmentation)} - known
+    if given := {name: value for name, value in cell.training if name in strange}:
+        what = f"data {cell.data}, whose images are drawn and not changed" if is_drawn else f"task={cell.task}"
+        raise ValueError(f"{_listed(given)} changes nothing of {what}; leave it out")
 
 
 def _check_task(cell: Cell, recipe: Recipe) -> None:
@@ -146,15 +148,17 @@ def _check_task(cell: Cell, recipe: Recipe) -> None:
     if cell.task == CLASSIFY:
         foreign = [name for name in field_names(DenseAugmentation) if name not in field_names(Augmentation)]
         if given := {name: value for name, value in cell.training if name in foreign}:
-            listed = ", ".join(f"recipe.{name}={as_text(value)}" for name, value in given.items())
-            raise ValueError(f"task={cell.task} does not know {listed}, which is for dense tasks")
+            raise ValueError(f"task={cell.task} does not know {_listed(given)}, which is for dense tasks")
         return
     if recipe.has_teacher or recipe.has_label_maps:
         raise ValueError(f"task={cell.task} learns from its annotations alone; it has no teacher and no token labels")
     own = {name: getattr(recipe, name) for name in FOR_CLASSES if getattr(recipe, name) != getattr(DENSE_SHORT, name)}
     if own:
-        listed = ", ".join(f"recipe.{name}={as_text(value)}" for name, value in own.items())
-        raise ValueError(f"task={cell.task} does not know {listed}, which is for classes of images")
+        raise ValueError(f"task={cell.task} does not know {_listed(own)}, which is for classes of images")
     for name in ("tune_lr", "freeze"):
         if getattr(cell, name):
             raise ValueError(f"{name} is for classify, and not for task={cell.task}")
+
+
+def _listed(fields: Mapping[str, Any]) -> str:
+    return ", ".join(f"{RECIPE}.{name}={as_text(value)}" for name, value in fields.items())
