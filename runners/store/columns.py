@@ -202,7 +202,9 @@ COLUMNS = {
     "temperature_c": Column("Float64", "degrees Celsius", "of the device just after timing"),
     "mig": Column("boolean", "", "the device is divided into partitions (MIG)"),
     "other_processes": Column("Int64", "", "other processes that computed on the device just after timing"),
-    "infer_latency_ms_p50": Column("Float64", "ms", "one forward of one image, median; measure latency"),
+    "infer_latency_ms_p50": Column(
+        "Float64", "ms", "one forward of one image, median of 6 forwards or more; measure latency"
+    ),
     "infer_latency_ms_p90": Column("Float64", "ms", "its 90th percentile, of 100 forwards or more"),
     "infer_latency_ms_p99": Column("Float64", "ms", "its 99th percentile, of 1000 forwards or more"),
     "latency_samples": Column("Int64", "", "forwards behind the percentiles"),
