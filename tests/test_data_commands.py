@@ -54,7 +54,7 @@ BAD = {
     "imagefolder:good,norm=none": "norm=none must be imagenet or data",
     "imagefoldr:/good": "unknown data 'imagefoldr'",
     "imagefoldr:good": "it cannot be imported: ModuleNotFoundError",
-    "timm:tfds/good": "what works: timm:hfds/NAME, timm:torch/NAME, timm:wds/NAME",
+    "timm:hfids/good": "what works: timm:hfds/NAME, timm:tfds/NAME, timm:torch/NAME, timm:wds/NAME",
     "timm:wds/x,root=good": "good has no shards x-train-*.tar or train-*.tar",
     "timm:torch/cifar10,root=good": "nothing is downloaded without download=on",
     "good": "unknown data 'good'",

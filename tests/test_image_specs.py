@@ -54,12 +54,11 @@ WRONG = {
     "imagefolder:/a,download=on": "'download=on' is not one of",
     "timm:": "must name a data set",
     "timm:torch/cifar10,download=yes": "download=yes must be on or off",
-    "timm:tfds/x": "tfds/ is a stream, which a training cannot go on from in its middle; what works: timm:hfds/NAME,",
     "timm:hfids/lab/X": "hfids/ is a stream, which a training cannot go on from in its middle; timm:hfds/lab/X reads",
     "timm:wds/x": "wds/ needs root=PATH",
     "timm:WDS/x,root=/a,download=on": "leave out download=on",
     "timm:imagenet,root=/a": "a folder or a tar is imagefolder:PATH",
-    "timm:torch/mnist,root=/a,input_key=img": "input_key and target_key are of hfds/ and wds/",
+    "timm:torch/mnist,root=/a,input_key=img": "input_key and target_key are of hfds/, tfds/ and wds/",
     "lab:Mine,split=0.1": "'split=0.1' is not one of norm=, mean=, std=",
 }
 

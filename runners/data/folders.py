@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from runners.data.image_specs import FOLDER, ImageSpec, is_shards, parse_image_spec
+from runners.data.image_specs import FOLDER, ImageSpec, is_shards, is_tfds, parse_image_spec
 from runners.data.listing import Images, Ints, Listing, shown
 from runners.data.shards import open_shards
 
@@ -64,7 +64,11 @@ def open_folders(spec: str) -> Folders:
             return _open_folders(parsed)
         if is_shards(parsed):
             return _together(*open_shards(parsed))
-        # torchvision's and timm's data sets take a second to import
+        # the libraries of data sets take a second to import
+        if is_tfds(parsed):
+            from runners.data.tfds import open_tfds
+
+            return _together(open_tfds(parsed, parsed.train_split), open_tfds(parsed, parsed.val_split))
         from runners.data.python_images import open_dataset
 
         return _together(open_dataset(parsed, "train"), open_dataset(parsed, "val"))

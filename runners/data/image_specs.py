@@ -10,7 +10,7 @@ from typing import Any
 
 FOLDER, TIMM, OWN = "imagefolder", "timm", "own"
 KINDS = (FOLDER, TIMM)
-READ = ("hfds", "torch", "wds")
+READ = ("hfds", "tfds", "torch", "wds")
 """Of timm's data sets those that are read by index."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NORMS = ("imagenet", "data")
@@ -32,8 +32,8 @@ class ImageSpec:
         split: share of each class that is kept for the test, where there is one folder.
         train_split: what timm's data set calls its training images; of wds/ a pattern of their shards, too.
         val_split: what it calls its test images.
-        input_key: column of the images, of hfds/; endings of image files with `;` between them, of wds/.
-        target_key: column of the labels, of hfds/; field of KEY.json, of wds/.
+        input_key: column of the images, of hfds/ and tfds/; endings of image files with `;` between them, of wds/.
+        target_key: column of the labels, of hfds/ and tfds/; field of KEY.json, of wds/.
         download: whether timm's data set may be downloaded.
         norm: `imagenet`, or `data` for the mean and standard deviation of the training images.
         mean: of the values of each channel, in [0, 1].
@@ -86,6 +86,11 @@ def is_shards(spec: ImageSpec) -> bool:
     return spec.kind == TIMM and spec.name.lower().startswith("wds/")
 
 
+def is_tfds(spec: ImageSpec) -> bool:
+    """Whether images are of a data set of TensorFlow Datasets."""
+    return spec.kind == TIMM and spec.name.lower().startswith("tfds/")
+
+
 def own_class(spec: str) -> str | None:
     """`package.module:Class` that a spec names; importing it can run any code."""
     return spec.partition(",")[0] if kind_of(spec) == OWN else None
@@ -132,12 +137,12 @@ def _check_named(spec: str, found: ImageSpec, name: str) -> ImageSpec:
     prefix = prefix.lower()
     if found.kind == TIMM and prefix not in READ:
         stream = f"{prefix}/ is a stream, which a training cannot go on from in its middle"
-        why = {"hfids": f"{stream}; timm:hfds/{rest} reads the same data by index", "tfds": stream}.get(
+        why = {"hfids": f"{stream}; timm:hfds/{rest} reads the same data by index"}.get(
             prefix, f"it is none of {', '.join(f'{known}/' for known in READ)}; a folder or a tar is imagefolder:PATH"
         )
         raise ValueError(f"data {spec!r}: {why}; what works: {', '.join(f'timm:{known}/NAME' for known in READ)}")
-    if found.input_key + found.target_key and prefix not in ("hfds", "wds"):
-        raise ValueError(f"data {spec!r}: input_key and target_key are of hfds/ and wds/")
+    if found.input_key + found.target_key and prefix not in ("hfds", "tfds", "wds"):
+        raise ValueError(f"data {spec!r}: input_key and target_key are of hfds/, tfds/ and wds/")
     if prefix == "wds" and not found.root:
         raise ValueError(f"data {spec!r}: wds/ needs root=PATH, the folder of the shards")
     if prefix == "wds" and found.download:
