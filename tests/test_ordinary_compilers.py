@@ -50,11 +50,10 @@ def test_stem_and_position_take_one_size_after_the_other():
             torch.testing.assert_close(compiled(images(size=size)), start(images(size=size)))
 
 
-@pytest.mark.slow  # with gradients from two to ten minutes; every mechanism alone is compiled above
-@pytest.mark.parametrize("name", [pytest.param("bra", marks=pytest.mark.exhaustive), "vanilla"])
-@pytest.mark.parametrize(
-    "training", [pytest.param(True, marks=pytest.mark.exhaustive), False], ids=["training", "inference"]
-)
+@pytest.mark.slow
+@pytest.mark.exhaustive  # with gradients from two to ten minutes; every mechanism alone is compiled above
+@pytest.mark.parametrize("name", ["bra", "vanilla"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 def test_a_compiled_model_takes_one_size_after_the_other(name, training):
     model = make_model(name)
     compiled = torch.compile(model, backend="aot_eager")
