@@ -163,6 +163,27 @@ def test_a_description_imports_nothing_of_its_own(library, tmp_path, key):
         open_folders(spec(tmp_path / "bad"))
 
 
+def test_a_description_with_two_names_is_judged_by_both(library, tmp_path):
+    folder = tmp_path / "marks" / "1.0.0"
+    folder.mkdir(parents=True)
+    described = {
+        "pythonClassName": "tensorflow_datasets.core.features.image_feature.Image",
+        "type": "somebody.code.Label",
+    }
+    (folder / "features.json").write_text(json.dumps({"featuresDict": {"features": {"image": described}}}))
+    library.builder = None
+    with pytest.raises(ValueError, match=r"names the class somebody\.code\.Label"):
+        open_folders(spec(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["Marks", "somebody:marks", "marks/version=1.0.0", "../marks", "marks/a/b"])
+def test_a_name_whose_folder_would_not_be_looked_into_is_refused(library, tmp_path, name):
+    library.builder = None
+    with pytest.raises(ValueError, match="NAME in small letters") as caught:
+        open_folders(f"timm:tfds/{name},root={tmp_path}")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ValueError, match="pip install tensorflow-datasets"):

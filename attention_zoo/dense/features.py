@@ -106,16 +106,18 @@ class RivalFeatures(Features):
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """What timm extracts, its channels last."""
+        return self._channels_last(self.model(images))
+
+    def _channels_last(self, maps: Sequence[Tensor]) -> list[Tensor]:
         is_nhwc = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
-        return [map_ if is_nhwc else map_.permute(0, 2, 3, 1) for map_ in self.model(images)]
+        return [map_ if is_nhwc else map_.permute(0, 2, 3, 1) for map_ in maps]
 
     def sizes(self, height_px: int, width_px: int) -> list[Size]:
         """As the model rounds them, up or down: told by a forward without memory."""
         states = {name: torch.empty_like(value, device="meta") for name, value in self.model.state_dict().items()}
         images = torch.empty(1, 3, height_px, width_px, device="meta")
-        is_nhwc = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
-        maps = torch.func.functional_call(self.model, states, (images,))
-        return [tuple(map_.shape[1:3] if is_nhwc else map_.shape[2:]) for map_ in maps]
+        maps = self._channels_last(torch.func.functional_call(self.model, states, (images,)))
+        return [(map_.shape[1], map_.shape[2]) for map_ in maps]
 
     def in_own_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of timm's classifier: its extractors call `stages.0` `stages_0`, or `model.stages.0`."""

@@ -7,6 +7,7 @@ Those in TFRecord, which was the usual format, can only be read from their begin
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from runners.data.python_images import DatasetImages
 FORMAT = "array_record"
 FEATURES = "features.json"
 MAX_FEATURES_BYTES = 1 << 22
+NAME = re.compile(r"([a-z][a-z0-9_]*)(/[^/:=]+)?(:[0-9.*]+)?")
+"""Of a data set, as its folder is called, its configuration and its version."""
 
 
 class TfdsImages(DatasetImages):
@@ -58,7 +61,12 @@ def open_tfds(spec: ImageSpec, split: str) -> TfdsImages:
 
 def _open(spec: ImageSpec, split: str, where: str) -> TfdsImages:
     name, root = spec.name.partition("/")[2], spec.root or None
-    _check_description(Path(root or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser(), name)
+    parts = NAME.fullmatch(name)
+    if parts is None:
+        raise ValueError(
+            f"{name!r} is not NAME, NAME/CONFIGURATION or one of these with :VERSION, NAME in small letters"
+        )
+    _check_description(Path(root or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser() / parts[1])
 
     import tensorflow_datasets as tfds
 
@@ -88,13 +96,13 @@ def _open(spec: ImageSpec, split: str, where: str) -> TfdsImages:
     return TfdsImages(where, source, keys, tuple(features[keys[1]].names), builder.info.full_name)
 
 
-def _check_description(root: Path, name: str) -> None:
+def _check_description(folder: Path) -> None:
     """Refuse a description of features whose classes are not the library's own: it would import what they name.
 
     Raises:
         ValueError: it names others, or cannot be read.
     """
-    for path in sorted((root / name.partition(":")[0]).glob(f"**/{FEATURES}")):
+    for path in sorted(folder.glob(f"**/{FEATURES}")):
         try:
             with path.open("rb") as file:
                 described = json.loads(file.read(MAX_FEATURES_BYTES))
@@ -111,8 +119,8 @@ def _classes_named(described: Any) -> Iterator[str]:
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
-            if (named := value.get("pythonClassName", value.get("type"))) and isinstance(named, str):
-                yield named
+            # the library takes the older `type` where both are there
+            yield from (named for key in ("pythonClassName", "type") if isinstance(named := value.get(key), str))
             waiting += value.values()
         elif isinstance(value, list):
             waiting += value
