@@ -93,15 +93,19 @@ class Detected:
         from faster_coco_eval import COCO
 
         annotations: list[dict[str, Any]] = []
-        for image in self.images:
+        # ids of images are numbers of their files, which may be below 0: here their places
+        for place, image in enumerate(self.images):
             for annotation in image[part]:
                 area = annotation["mask_area"] if kind == MASK and "mask_area" in annotation else annotation["area"]
                 # numbers begin with 1: to the evaluation 0 is "matches nothing"
-                own = {"id": len(annotations) + 1, "image_id": image["id"], "area": area}
+                own = {"id": len(annotations) + 1, "image_id": place, "area": area}
                 annotations.append(annotation | own)
         coco = COCO()
         coco.dataset = {
-            "images": [{name: image[name] for name in ("id", "height", "width")} for image in self.images],
+            "images": [
+                {"id": place, "height": image["height"], "width": image["width"]}
+                for place, image in enumerate(self.images)
+            ],
             "annotations": annotations,
             "categories": [{"id": number, "name": str(number)} for number in range(1, self.num_classes + 1)],
         }
@@ -133,7 +137,7 @@ def detect_all(
         score_threshold: detections of lower scores are left out.
 
     Raises:
-        ValueError: an object of a class that is none, or two images of one number.
+        ValueError: no images, an object of a class that is none, or two images of one number.
     """
     model.eval()
     images = []
@@ -142,6 +146,8 @@ def detect_all(
             outputs = model(conditions.place_images(batch, device))
         images += _of_batch(outputs, targets, data.num_classes, masks, score_threshold)
     everything = [image for part in group.gather(images) for image in part]
+    if not everything:
+        raise ValueError("there are no test images, or none of them can be read")
     # the same list from any number of processes
     everything.sort(key=lambda image: int(image["id"]))
     for image, following in pairwise(everything):
