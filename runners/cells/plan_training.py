@@ -107,7 +107,7 @@ def check_training(cell: Cell) -> None:
     if recipe.eval_every and steps_of_epoch(cell.task, cell.data, cell.batch_size, recipe) is None:
         raise ValueError(f"recipe.eval_every={recipe.eval_every}: {cell.data} is an endless stream without epochs")
     if cell.task != CLASSIFY:
-        _check_images(cell)
+        _check_images(cell, recipe)
         steps_of_epoch(cell.task, cell.data, cell.batch_size, recipe)  # files that are there, and fill a batch
         return
     check_teaching(recipe, cell.data, cell.height_px, cell.width_px)
@@ -132,7 +132,7 @@ def check_training(cell: Cell) -> None:
         raise ValueError(f"batch size {cell.batch_size}: Mixup and CutMix join pairs, give an even one")
 
 
-def _check_images(cell: Cell) -> None:
+def _check_images(cell: Cell, recipe: Recipe) -> None:
     """Refuse fields that change no image of a dense task: a sweep over one would train the same cell twice."""
     changing = OF_SEGMENTATION if cell.task == "segment" else OF_DETECTION
     is_drawn = parse_dense_spec(cell.data).kind == SCENES
@@ -141,6 +141,11 @@ def _check_images(cell: Cell) -> None:
     if given := {name: value for name, value in cell.training if name in strange}:
         what = f"data {cell.data}, whose images are drawn and not changed" if is_drawn else f"task={cell.task}"
         raise ValueError(f"{_listed(given)} changes nothing of {what}; leave it out")
+    short_px = recipe.short_px or min(cell.height_px, cell.width_px)
+    if 0 < recipe.long_px < short_px:
+        raise ValueError(
+            f"recipe.long_px={recipe.long_px} must be at least the short side, which is {short_px} px here"
+        )
 
 
 def _check_task(cell: Cell, recipe: Recipe) -> None:

@@ -5,6 +5,8 @@ from typing import Literal
 
 MULTIPLE = 32
 """Of which the sides of every canvas of detection are."""
+MOST_PX = 16384
+"""Of a side, as of the resolution."""
 LONG_PER_SHORT = 4
 """Segmentation's long side at most, in short sides: 2048 for 512."""
 
@@ -50,10 +52,13 @@ class DenseAugmentation:
             ValueError: one is out of its range.
         """
         allowed = {
-            "short_px": (self.short_px >= 0, "0 or more px"),
-            "long_px": (self.long_px == 0 or self.long_px >= self.short_px, "0, or at least short_px"),
+            "short_px": (0 <= self.short_px <= MOST_PX, f"0 to {MOST_PX} px"),
+            "long_px": (
+                self.long_px == 0 or self.short_px <= self.long_px <= MOST_PX,
+                f"0, or from short_px to {MOST_PX} px",
+            ),
+            "zoom_max": (0 < self.zoom_max <= 16, "above 0, at most 16"),
             "zoom_min": (0 < self.zoom_min <= self.zoom_max, "above 0, at most zoom_max"),
-            "zoom_max": (self.zoom_max <= 16, "at most 16"),
             "cat_max_ratio": (0 < self.cat_max_ratio <= 1, "a share above 0, at most 1"),
             "hflip": (0 <= self.hflip <= 1, "a probability"),
             "eval_multiple": (1 <= self.eval_multiple <= 1024, "1 to 1024 px"),
