@@ -346,7 +346,7 @@ def test_a_broken_image_is_left_out_counted_and_named(tmp_path, capsys):
 
 
 def test_labels_that_are_wrong_in_one_of_many_images_are_named_when_it_comes(tmp_path, monkeypatch):
-    monkeypatch.setattr("runners.dense.data.segfolder.CHECKED", 2)
+    monkeypatch.setattr("runners.dense.data.checking.CHECKED", 2)
     root = write_segfolder(tmp_path)
     Image.fromarray(np.full((HEIGHT, WIDTH), 7, dtype=np.uint8)).save(root / "annotations/train/train3.png")
     data = make_dense_data("segment", f"segfolder:{root}", 32, 32, 6, workers=0)
@@ -378,7 +378,10 @@ def test_tuning_tests_on_training_images_that_it_does_not_learn(tmp_path):
     ("arguments", "message"),
     [
         (("detect", "coco:{}", 40, 16, 2), "sides of at least 32 px"),
-        (("detect", "coco:{}", 40, 40, 3), "batch size must be 1 to 2, the training images, got 3"),
+        (
+            ("detect", "coco:{}", 40, 40, 3),
+            "batch size must be 1 to 2, the training images with an object, of 3, got 3",
+        ),
         (("detect", "coco:{}", 40, 40, 0), "batch size must be at least 1, got 0"),
         (("segment", "coco:{}", 40, 40, 2), "no annotations for task 'segment'"),
     ],

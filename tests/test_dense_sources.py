@@ -135,9 +135,10 @@ def test_a_json_that_is_no_coco_is_one_message(tmp_path, content):
         ({"size": [36, 40], "counts": "zzzz"}, "no packed string"),
         ({"size": [36, 40], "counts": "o" * 10_000}, "no packed string"),
         ({"size": [36, 40], "counts": "T"}, "are cut off"),
-        ([[1, 1, 1e7, 1, 1e7, 9]], "far outside of its image"),
-        ([[1, 1, float("nan"), 1, 5, 9]], "far outside of its image"),
-        ([["a", 1, 2, 1, 5, 9]], "far outside of its image"),
+        ([[1, 1, 1e7, 1, 1e7, 9]], "in or near its image of 40 x 36 px, got 10000000.0"),
+        ([[1, 1, float("nan"), 1, 5, 9]], "got nan"),
+        ([["a", 1, 2, 1, 5, 9]], "got a"),
+        ([[10**400, 1, 2, 1, 5, 9]], "got 1000"),
     ],
 )
 def test_a_mask_that_cannot_be_is_a_broken_image(tmp_path, segmentation, message):

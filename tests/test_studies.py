@@ -88,6 +88,9 @@ class ManyImages:
     def is_empty(self, index: int) -> bool:
         return False
 
+    def notes(self, *, learnt: bool) -> list[str]:
+        return []
+
     def identity(self) -> tuple[bytes, ...]:
         return ()
 

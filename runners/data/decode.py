@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,12 +17,26 @@ MAX_ASPECT = 500
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """What a file may hold, whatever its name; of others Pillow would call programs, Ghostscript for EPS."""
 
+ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)
+"""Entry of EXIF that says how an image is turned, and its values that exchange the sides."""
+
 
 def decode(file: "IO[bytes] | str | Path") -> "Image":
     """Read an image whole, the first of several frames, turned as its camera says, in RGB.
 
     Raises:
         ValueError: no image of FORMATS, damaged, cut off, or of more than MAX_PIXELS or MAX_ASPECT.
+        FileNotFoundError: no such file.
+    """
+    with _opened(file) as image:
+        return finish(image)
+
+
+@contextlib.contextmanager
+def _opened(file: "IO[bytes] | str | Path") -> "Iterator[Image]":
+    """Open an image; errors of Pillow, also of what is done with it meanwhile, become ValueErrors.
+
+    Raises:
         FileNotFoundError: no such file.
     """
     from PIL import Image, UnidentifiedImageError
@@ -33,13 +48,27 @@ def decode(file: "IO[bytes] | str | Path") -> "Image":
             warnings.catch_warnings(action="ignore"),
             Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image,
         ):
-            return finish(image)
+            yield image
     except UnidentifiedImageError as error:
         raise ValueError("no image that Pillow can read") from error
     except FileNotFoundError:
         raise
     except Exception as error:  # decoders raise whatever they stumble over
         raise ValueError(getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
+
+
+def upright_size(file: "IO[bytes]") -> tuple[int, int]:
+    """Width and height that `decode` would give, px; of the file only what stands before its pixels is read.
+
+    Raises:
+        ValueError: no image of FORMATS, or of more than MAX_PIXELS or MAX_ASPECT.
+    """
+    with _opened(file) as image:
+        check_size(image.width, image.height)
+        orientation = None
+        with contextlib.suppress(Exception):  # as in `_turn_upright`
+            orientation = image.getexif().get(ORIENTATION)
+        return image.size[::-1] if orientation in ON_ITS_SIDE else image.size
 
 
 def finish(image: "Image") -> "Image":

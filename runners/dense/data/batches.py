@@ -169,7 +169,7 @@ class DenseData:
             for group in found.groups:
                 count += len(group.images)
                 yield group.unpacked
-        if not count and world_size == 1:
+        if not count and world_size == 1:  # of several processes one may have none; who joins them counts
             raise DataError(f"none of the {len(every)} test images can be read")
 
     def for_tuning(self) -> "DenseData":
@@ -213,4 +213,6 @@ def make_dense_data(
     )
     for warning in opened.warnings:
         print(f"warning: {warning}", flush=True)
+    for note in opened.notes:
+        print(f"note: {note}", flush=True)
     return data

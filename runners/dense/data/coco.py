@@ -5,13 +5,14 @@ without area, images without boxes, and both kinds of masks are as in https://co
 """
 
 import importlib.util
-import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from runners.data.listing import shown
 from runners.dense.data.masks import check_segmentation
-from runners.dense.data.objects import ObjectImages, Record, check_image_size
+from runners.dense.data.objects import WITHOUT_MASK, ObjectImages, Record, check_image_size
 from runners.dense.data.sources import Tree, listed
 from runners.dense.data.specs import check_name
 
@@ -41,6 +42,8 @@ def open_coco(path: Path, splits: Sequence[str], images: int, *, masks: bool) ->
             numbers = {number: place for place, number in enumerate(categories, 1)}
             records = _records(content, numbers, tree, split, images, masks)
             opened.append(ObjectImages(path, tuple(categories.values()), records, masks=masks))
+            if len(opened) > 1 and (count := opened[-1].left_out[WITHOUT_MASK]):
+                raise ValueError(f"{count} objects of the test have an empty segmentation; --task detect needs none")
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     return opened
@@ -83,6 +86,9 @@ def _records(content: Any, numbers: dict[int, int], tree: Tree, split: str, imag
         except ValueError as error:
             raise ValueError(f"image {number}: {error}") from error
         names[number] = f"{split}/{name}"
+    if len({*names.values()}) < len(names):
+        twice = Counter(names.values()).most_common(1)[0][0]
+        raise ValueError(f"two images have the file_name of {shown(twice)}")
     missing = [name for name in names.values() if name not in tree.members]
     if missing:
         raise ValueError(
@@ -94,6 +100,11 @@ def _records(content: Any, numbers: dict[int, int], tree: Tree, split: str, imag
             _add(rows, entry, sizes, numbers, masks)
         except ValueError as error:
             raise ValueError(f"annotation {entry.get('id', place)!r:.40}: {error}") from error
+    ends = [row[2:4] for own in rows.values() for row in own]
+    if ends and max(map(max, ends)) <= 1:
+        raise ValueError(
+            "all boxes end within the first pixel; they are wanted in px, and look like shares of the image"
+        )
     taken = list(names)[: images or None]
     return [Record(tree.members[names[number]], number, *sizes[number], rows[number]) for number in taken]
 
@@ -125,5 +136,5 @@ def _add(
 
 
 def _is_number(value: object) -> bool:
-    # larger numbers, NaN too, are not exact in what they are turned to
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e6**2  # type: ignore[arg-type]
+    # larger numbers are not exact in what they are turned to; NaN is not below anything
+    return type(value) in (int, float) and abs(value) < 1e6**2  # type: ignore[arg-type]

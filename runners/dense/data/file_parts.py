@@ -57,7 +57,7 @@ class FileParts:
         Raises:
             ValueError: the batch is larger than the training set.
         """
-        return steps_of(len(self.train_indices), batch_size)
+        return steps_of(len(self.train_indices), batch_size, of=len(self.train))
 
     def train_samples(self, seed: int) -> TrainSamples:
         """Changed images by their keys."""

@@ -1,6 +1,5 @@
 """Masks of COCO: polygons, and run lengths that count the pixels down the columns, as a list or packed in a string."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -73,7 +72,10 @@ def _of_polygons(polygons: list[list[float]], height: int, width: int) -> Bytes:
     # a side takes memory for each pixel that it crosses
     low, high = -max(height, width), 2 * max(height, width)
     for polygon in polygons:
-        if not all(type(x) in (int, float) and math.isfinite(x) and low <= x <= high for x in polygon):
-            raise AnnotationError(f"a corner of a polygon lies far outside of its image of {width} x {height} px")
+        if strange := [x for x in polygon if type(x) not in (int, float) or not low <= x <= high]:
+            raise AnnotationError(
+                f"corners of a polygon must be numbers in or near its image of {width} x {height} px, got "
+                f"{str(strange[0])[:40]}"
+            )
     joined: Bytes = mask.decode(mask.merge(mask.frPyObjects([[float(x) for x in p] for p in polygons], height, width)))
     return joined

@@ -1,14 +1,16 @@
 """Images with objects whose annotations are read before work begins, and kept packed: what COCO and VOC share."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from runners.data.decode import check_size
+from runners.data.decode import check_size, upright_size
 from runners.data.listing import Files, Member
+from runners.dense.data.checking import check_some
 from runners.dense.data.masks import MAX_MASK_BYTES, decode_segmentation
 from runners.dense.data.sources import AnnotationError, Objects
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 MIN_TRAIN_SIDE_PX = 32
 """Smaller images are not learnt from, as in mmdet's configurations."""
+
+CROWD, WITHOUT_MASK = "crowds", "without a mask"
+"""Why objects are not learnt."""
 
 
 class Record(NamedTuple):
@@ -36,20 +41,25 @@ class ObjectImages:
         """Pack what is known of the images.
 
         Raises:
-            ValueError: there are none, or none of them has an object.
+            ValueError: there are none, none of them has an object, or some that are looked at have another size than
+                their annotation says.
         """
         self.classes, self._masks = classes, masks
         self.files = Files(path, [record.member for record in records])
         self._sizes = np.array([(record.height, record.width) for record in records], dtype=np.int64).reshape(-1, 2)
         self._ids = np.array([record.image_id for record in records], dtype=np.int64)
         self.counts = any(not row[5] for record in records for row in record.rows)
-        learnt = [any(_is_learnt(row) for row in record.rows) for record in records]
-        self._empty = ~np.array(learnt, dtype=bool) | (self._sizes.min(axis=1, initial=1 << 30) < MIN_TRAIN_SIDE_PX)
         if not any(record.rows for record in records):
             raise ValueError(f"none of {len(records)} images has an annotation")
+        why_not = [[_why_not(row, record, masks) for row in record.rows] for record in records]
+        self._objects = sum(map(len, why_not))
+        self.left_out = Counter(reason for reasons in why_not for reason in reasons if reason)
+        learnt = [not all(reasons) for reasons in why_not]
+        self._empty = ~np.array(learnt, dtype=bool) | (self._sizes.min(axis=1, initial=1 << 30) < MIN_TRAIN_SIDE_PX)
         # not lists: a process that only looks at an object of Python copies the memory around it
         rows = [json.dumps(record.rows).encode() for record in records]
         self._rows, self._ends = b"".join(rows), np.cumsum([len(row) for row in rows], dtype=np.int64)
+        check_some(len(self), self._check, self.name)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -75,11 +85,7 @@ class ObjectImages:
             ValueError: it cannot be read, or it or a mask has another size than its annotation says.
         """
         image = self.files.decode(index)
-        height, width = self._sizes[index].tolist()
-        if image.size != (width, height):
-            raise AnnotationError(
-                f"it has {image.width} x {image.height} pixels, its annotation says {width} x {height}"
-            )
+        height, width = self._fitting(index, image.size)
         start = int(self._ends[index - 1]) if index else 0
         rows: list[list[Any]] = json.loads(self._rows[start : int(self._ends[index])])
         table = np.array([row[:7] for row in rows], dtype=np.float64).reshape(-1, 7)
@@ -92,6 +98,21 @@ class ObjectImages:
             masks=self._decoded(rows, height, width) if self._masks else None,
         )
 
+    def notes(self, *, learnt: bool) -> list[str]:
+        """Objects and images that are not learnt from."""
+        if not learnt:
+            return []
+        lines = []
+        if self.left_out:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out.most_common())
+            lines.append(f"of {self._objects} objects {self.left_out.total()} are not learnt: {reasons}")
+        if empty := int(self._empty.sum()):
+            lines.append(
+                f"{empty} of {len(self)} images have no object to learn, or are smaller than {MIN_TRAIN_SIDE_PX} px; "
+                "left out unless recipe.keep_empty=on"
+            )
+        return lines
+
     def identity(self) -> Iterable[bytes]:
         """Names, sizes and annotations."""
         return (
@@ -103,6 +124,18 @@ class ObjectImages:
             "\0".join(self.classes).encode(errors="replace"),
         )
 
+    def _check(self, index: int) -> None:
+        with self.files.open(index) as file:
+            size = upright_size(file)
+        self._fitting(index, size)
+
+    def _fitting(self, index: int, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width that the annotation of an image of (width, height) says, which are its own."""
+        height, width = self._sizes[index].tolist()
+        if size != (width, height):
+            raise AnnotationError(f"it has {size[0]} x {size[1]} pixels, its annotation says {width} x {height}")
+        return height, width
+
     def _decoded(self, rows: list[list[Any]], height: int, width: int) -> Any:
         if len(rows) * height * width > MAX_MASK_BYTES:
             raise AnnotationError(
@@ -112,9 +145,14 @@ class ObjectImages:
         return np.stack(masks) if masks else np.zeros((0, height, width), dtype=np.uint8)
 
 
-def _is_learnt(row: list[Any]) -> bool:
-    """Whether an object is no crowd and its box has an area."""
-    return not row[5] and row[2] > row[0] and row[3] > row[1]
+def _why_not(row: list[Any], record: Record, masks: bool) -> str:
+    """Why an object is not learnt, empty if it is."""
+    if row[5]:
+        return CROWD
+    left, top, right, bottom = row[:4]
+    if min(right, record.width) <= max(left, 0) or min(bottom, record.height) <= max(top, 0):
+        return "without area in their image"
+    return WITHOUT_MASK if masks and row[7] == [] else ""
 
 
 def check_image_size(height: object, width: object) -> tuple[int, int]:

@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from runners.data.decode import check_size
+from runners.data.decode import check_size, upright_size
 from runners.data.listing import Files, Ints
+from runners.dense.data.checking import check_some
 from runners.dense.data.sources import IGNORE, AnnotationError, Bytes, Tree, listed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 ADE_CLASSES = 150
-CHECKED = 64
-"""Annotations of a split that are read before work begins."""
 FORMATS = ("PNG", "BMP", "TIFF", "GIF")
 """Of annotations: what keeps each value as it is."""
+SPREAD = {"L;2": 85, "L;4": 17}
+"""What Pillow multiplies greys of fewer than 8 bits by, so that the largest becomes 255."""
 
 
 class Classes(NamedTuple):
@@ -55,16 +56,14 @@ class SegFolder:
                 if pictures
                 else f"images/{split}/ holds no images"
             )
+        self._alone = annotations.keys() - pictures.keys()
         names = sorted(pictures)[: images or None]
         self.files = Files(tree.path, [pictures[name] for name in names])
         self._annotations = Files(tree.path, [annotations[name] for name in names])
-        for index in np.unique(np.linspace(0, len(self) - 1, CHECKED).astype(int)).tolist():
-            try:
-                self._check(index)
-            except AnnotationError as error:
-                raise ValueError(f"{self._annotations.name(index)}: {error}") from error
-            except (OSError, ValueError):
-                continue  # a broken image is counted when its turn comes
+        self._has_class = False
+        check_some(len(self), self._check, self._annotations.name)
+        if not self._has_class:
+            raise ValueError(f"no pixel of the annotations of annotations/{split}/ that were looked at has a class")
 
     def __len__(self) -> int:
         """Number of images."""
@@ -91,6 +90,12 @@ class SegFolder:
         image = self.files.decode(index)
         return image, self._labels(index, image.size)
 
+    def notes(self, *, learnt: bool) -> list[str]:
+        """Annotations without an image, which are left out."""
+        if not self._alone:
+            return []
+        return [f"{len(self._alone)} annotations have no image of their name ({listed(self._alone)}); left out"]
+
     def identity(self) -> Iterable[bytes]:
         """Names of files and classes, and how labels are read."""
         return (
@@ -101,23 +106,24 @@ class SegFolder:
         )
 
     def _check(self, index: int) -> None:
-        from PIL import Image
-
-        with warnings.catch_warnings(action="ignore"), self.files.open(index) as file, Image.open(file) as image:
-            size = image.size
-            if image.getexif().get(0x0112, 1) > 4:  # lies on its side
-                size = size[::-1]
-        self._labels(index, size)
+        with self.files.open(index) as file:
+            size = upright_size(file)
+        self._has_class = bool((self._labels(index, size) != IGNORE).any()) or self._has_class
 
     def _labels(self, index: int, size: tuple[int, int]) -> Bytes:
         """Class of each pixel of an image of (width, height)."""
-        with self._annotations.open(index) as file:
-            values = read_values(file.read())
+        try:
+            with self._annotations.open(index) as file:
+                values = read_values(file.read())
+        except OSError as error:
+            raise ValueError(f"{self._annotations.name(index)} cannot be read: {error.strerror or error}") from error
         if values.shape != size[::-1]:
             raise AnnotationError(
                 f"the annotation has {values.shape[1]} x {values.shape[0]} pixels and its image {size[0]} x {size[1]}"
             )
-        found = self._of_label[values] if values.max() < len(self._of_label) else np.full(1, -1)
+        # a negative number would count from the end
+        fits = values.min() >= 0 and values.max() < len(self._of_label)
+        found = self._of_label[values] if fits else np.full(1, -1)
         if found.min() < 0:
             allowed = np.flatnonzero(self._of_label >= 0)
             wrong = np.setdiff1d(np.unique(values), allowed)
@@ -133,7 +139,7 @@ def read_values(content: bytes) -> Any:
     Raises:
         ValueError: it cannot be read, or has more than one channel.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with (
@@ -143,13 +149,24 @@ def read_values(content: bytes) -> Any:
             check_size(image.width, image.height)
             if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
                 raise AnnotationError(f"the annotation has colours ({image.mode}), and numbers of classes are wanted")
+            factor = SPREAD.get(_stored_as(image), 1)
             # those of one byte stay as they are, which is faster
             values = np.asarray(image)
+            if factor > 1:
+                return values // factor
             return values.astype(np.uint8) if image.mode == "1" else values
     except AnnotationError:
         raise
+    except UnidentifiedImageError as error:
+        raise ValueError("its annotation cannot be read: it is no PNG, BMP, TIFF or GIF") from error
     except Exception as error:  # decoders raise whatever they stumble over
         raise ValueError(f"its annotation cannot be read: {str(error) or type(error).__name__}") from error
+
+
+def _stored_as(image: Any) -> str:
+    """How the pixels of an image that was opened, and not yet read, lie in its file: L;2 for greys of two bits."""
+    how = image.tile[0].args if image.tile else ""
+    return str(how[0] if isinstance(how, tuple) else how)[: len("L;2")]
 
 
 def _range(labels: Ints) -> str:

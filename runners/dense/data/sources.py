@@ -71,6 +71,10 @@ class Source(Protocol):
         """Whether no object of an image can be learnt from."""
         ...
 
+    def notes(self, *, learnt: bool) -> list[str]:
+        """What is left out, a line for each kind; `learnt` tells whether it is learnt from or the test."""
+        ...
+
     def read(self, index: int) -> "tuple[Image, Annotation]":
         """Read an image, upright and in RGB, and its annotation.
 
@@ -120,13 +124,21 @@ class Tree:
         self.members = {os.fsdecode(member.name): member for member in found}
 
     def images(self, folder: str) -> dict[str, Member]:
-        """Images below a folder, by their names there without the ending."""
+        """Images below a folder, by their names there without the ending.
+
+        Raises:
+            ValueError: two differ in the ending alone.
+        """
         start = f"{folder}/"
-        return {
-            name[len(start) :].rpartition(".")[0]: member
-            for name, member in self.members.items()
-            if name.startswith(start) and is_image(member.name)
-        }
+        found: dict[str, Member] = {}
+        for name, member in self.members.items():
+            if name.startswith(start) and is_image(member.name):
+                stem = name[len(start) :].rpartition(".")[0]
+                if stem in found:
+                    both = shown(f"{os.fsdecode(found[stem].name)} and {name}")
+                    raise ValueError(f"{both} have one name, and which is meant is not known; leave one of them there")
+                found[stem] = member
+        return found
 
     def read(self, name: str, limit: int = MAX_SMALL_BYTES) -> bytes:
         """Read a file whole.

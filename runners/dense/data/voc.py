@@ -6,7 +6,7 @@ those that the training images name, sorted, or the names in a classes.json besi
 """
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from runners.dense.data.sources import Tree, listed
 from runners.dense.data.specs import check_name, nearest
 
 FOLDERS = ("JPEGImages", "Annotations", "ImageSets/Main")
+FLAGS = ("-1", "0", "1")
+"""Whether an image has an object of a class: no, a difficult one, yes."""
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -33,7 +35,10 @@ def open_voc(path: Path, splits: Sequence[str], images: int) -> list[ObjectImage
     for name, record in parsed[1]:
         for row in record.rows:
             if row[4] not in numbers:
-                raise ValueError(_unknown(name, row[4], classes))
+                where = (
+                    "" if "classes.json" in tree.members else "; without a classes.json, classes are those of training"
+                )
+                raise ValueError(_unknown(name, row[4], classes) + where)
     for _, record in (*parsed[0], *parsed[1]):
         for row in record.rows:
             row[4] = numbers[row[4]]
@@ -58,11 +63,11 @@ def _unknown(name: str, unknown: str, classes: tuple[str, ...]) -> str:
 def _split(tree: Tree, split: str, images: int) -> list[tuple[str, Record]]:
     """Records of a split, with names of classes, and the files that they are from."""
     listing = f"ImageSets/Main/{split}.txt"
-    lines = tree.read(listing).decode(errors="replace").splitlines()
-    names = [check_name(line.split()[0], f"{listing}: image") for line in lines if line.strip()]
+    pictures = tree.images("JPEGImages")
+    lines = tree.read(listing).decode("utf-8-sig", errors="replace").splitlines()
+    names = [check_name(_name(line.strip(), pictures), f"{listing}: image") for line in lines if line.strip()]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{listing} names {'an image twice' if names else 'no images'}")
-    pictures = tree.images("JPEGImages")
     for folder, missing in (
         ("JPEGImages", [name for name in names if name not in pictures]),
         ("Annotations", [name for name in names if f"Annotations/{name}.xml" not in tree.members]),
@@ -80,6 +85,12 @@ def _split(tree: Tree, split: str, images: int) -> list[tuple[str, Record]]:
             raise ValueError(f"{shown(xml)}: {error}") from error
         found.append((shown(xml), Record(pictures[name], number, height, width, rows)))
     return found
+
+
+def _name(line: str, pictures: Container[str]) -> str:
+    """Image that a line names, which may have spaces; behind it lists of one class have a flag."""
+    name, _, flag = line.rpartition(" ")
+    return name.strip() if line not in pictures and flag in FLAGS and name else line
 
 
 def parse_annotation(content: bytes) -> tuple[int, int, list[list[Any]]]:

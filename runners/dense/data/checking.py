@@ -1,0 +1,29 @@
+"""What is looked at of the annotated images of a split before work begins: some of its files."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from runners.dense.data.sources import AnnotationError
+
+CHECKED = 64
+"""Images of a split that are looked at, evenly over it."""
+
+
+def check_some(count: int, check: Callable[[int], None], name: Callable[[int], str]) -> None:
+    """Check some images of a split, by their numbers. One that cannot be read is counted when its turn comes.
+
+    Raises:
+        ValueError: an annotation does not fit, or none of the images can be read.
+    """
+    chosen = np.unique(np.linspace(0, count - 1, CHECKED).astype(int)).tolist()
+    unread = []
+    for index in chosen:
+        try:
+            check(index)
+        except AnnotationError as error:
+            raise ValueError(f"{name(index)}: {error}") from error
+        except (OSError, ValueError) as error:
+            unread.append(f"{name(index)}: {getattr(error, 'strerror', None) or error}")
+    if len(unread) == len(chosen):
+        raise ValueError(f"none of the {len(chosen)} images that were looked at can be read ({unread[0]})")
