@@ -91,7 +91,10 @@ def check_start(cell: Cell, store: Store | None = None) -> None:
         return
     with torch.device("meta"):
         model = build_model(cell, count_classes_of(cell.task, cell.data))
-    start_from(model, read_start(path), reset_classes=cell.reset_classes, published=cell.model)
+    try:
+        start_from(model, read_start(path), reset_classes=cell.reset_classes, published=cell.model)
+    except ValueError as error:
+        raise ValueError(f"init_from={cell.init_from}: {error}") from error
 
 
 def start_from(model: nn.Module, start: Start, *, reset_classes: bool = False, published: str = "") -> None:
