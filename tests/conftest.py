@@ -162,7 +162,7 @@ def settings_of(name: str) -> list[dict[str, Any]]:
     return SETTINGS.get(name) or [{}, *(example.config for example in attention_zoo.resolve(name).examples)]
 
 
-SHARE = 6
+SHARE = 8
 """Of the slow variants of one test, `.ci/run` takes about one in this many."""
 FEW = 8
 """A test with at most so many slow variants keeps them all, but for those that carry the mark themselves."""

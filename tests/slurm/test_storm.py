@@ -17,7 +17,7 @@ LEARNED = [name for name in MEASURED if name not in ("gmacs", "params_m")]
 MOST_RETRIES = 8
 
 
-@pytest.mark.parametrize("cells", [20, pytest.param(60, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("cells", [15, pytest.param(60, marks=pytest.mark.exhaustive)])
 def test_cells_come_through_a_storm(
     cells: int,
     cluster: Cluster,
