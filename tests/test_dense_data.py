@@ -380,7 +380,7 @@ def test_tuning_tests_on_training_images_that_it_does_not_learn(tmp_path):
         (("detect", "coco:{}", 40, 16, 2), "sides of at least 32 px"),
         (
             ("detect", "coco:{}", 40, 40, 3),
-            "batch size must be 1 to 2, the training images with an object, of 3, got 3",
+            "batch size must be 1 to 2, the images that are learnt from, of 3 in the split, got 3",
         ),
         (("detect", "coco:{}", 40, 40, 0), "batch size must be at least 1, got 0"),
         (("segment", "coco:{}", 40, 40, 2), "no annotations for task 'segment'"),

@@ -15,10 +15,10 @@ from image_files import picture
 from PIL import Image
 
 from runners.data.decode import upright_size
+from runners.data.dense_augment import DenseAugmentation
 from runners.dense.data.batches import make_dense_data
 from runners.dense.data.opened import open_dense
 from runners.dense.data.segfolder import read_values
-from runners.dense.data.sources import IGNORE
 from runners.dense.detection import detect_all
 
 
@@ -44,7 +44,10 @@ def test_objects_without_polygons_are_no_training_set_of_masks(tmp_path):
     message = refusal(f"coco:{root}", "instance")
     assert "no image of split 'train2017' has an object that can be learnt" in message
     # of five one is a crowd, one has no area
-    assert "of 5 objects 5 are not learnt: 3 without a mask, 1 crowds, 1 without area in their image" in message
+    assert (
+        "of 5 objects these are not learnt: 3 without a mask, 1 crowd or difficult, 1 without area in its image"
+        in message
+    )
     assert len(open_dense(f"coco:{root}", "detect").train_indices()) == 2
 
 
@@ -63,15 +66,15 @@ def test_objects_of_the_test_without_polygons_are_refused_where_masks_are_compar
 def test_boxes_beyond_their_images_are_not_learnt(tmp_path):
     root = write_coco(tmp_path, each_annotation("bbox", [1000, 1000, 10, 10]))
     message = refusal(f"coco:{root}", "detect")
-    assert "4 without area in their image, 1 crowds" in message and "3 of 3 images have no object to learn" in message
+    assert "4 without area in its image, 1 crowd or difficult" in message
+    assert "of 3 images these are not learnt: 3 without an object to learn, 0 smaller than 32 px" in message
 
 
 def test_what_is_left_out_is_told(tmp_path, capsys):
     make_dense_data("detect", f"coco:{write_coco(tmp_path / 'coco')}", 40, 64, 2, workers=0)
     assert capsys.readouterr().out.splitlines() == [
-        "note: split train2017: of 5 objects 2 are not learnt: 1 crowds, 1 without area in their image",
-        "note: split train2017: 1 of 3 images have no object to learn, or are smaller than 32 px; left out unless "
-        "recipe.keep_empty=on",
+        "note: split train2017: of 5 objects these are not learnt: 1 crowd or difficult, 1 without area in its image",
+        "note: split train2017: of 3 images these are not learnt: 1 without an object to learn, 0 smaller than 32 px",
     ]
     root = write_segfolder(tmp_path / "labels")
     (root / "images/val/val1.png").unlink()
@@ -144,20 +147,61 @@ def test_labels_that_are_all_ignored_are_found_before_work(tmp_path, split):
     root = write_segfolder(tmp_path)
     for path in (root / f"annotations/{split}").iterdir():
         Image.fromarray(np.full((HEIGHT, WIDTH), 9, dtype=np.uint8)).save(path)
-    assert f"no pixel of the annotations of annotations/{split}/" in refusal(f"segfolder:{root}", "segment")
+    assert f"annotations of annotations/{split}/ has a class" in refusal(f"segfolder:{root}", "segment")
 
 
-@pytest.mark.parametrize("orientation", ["6", 6, 3, 1])
-def test_what_a_camera_wrote_may_be_anything(tmp_path, orientation):
+def test_labels_in_images_that_were_not_looked_at_are_enough(tmp_path, monkeypatch):
+    monkeypatch.setattr("runners.dense.data.checking.CHECKED", 2)
+    root = write_segfolder(tmp_path)
+    for number in (0, 5):
+        Image.fromarray(np.full((HEIGHT, WIDTH), 9, dtype=np.uint8)).save(root / f"annotations/train/train{number}.png")
+    assert len(open_dense(f"segfolder:{root}", "segment").train) == 6
+
+
+def test_images_that_cannot_be_read_are_named_and_not_their_annotations(tmp_path):
+    root = write_segfolder(tmp_path)
+    for path in (root / "images/val").iterdir():
+        path.write_bytes(b"no image")
+    message = refusal(f"segfolder:{root}", "segment")
+    assert (
+        "of the 3 images that were looked at can be read (images/val/val0.png: no image that Pillow can read)"
+        in message
+    )
+
+
+def test_polygons_that_are_shares_of_the_image_are_refused(tmp_path):
+    shares = [[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]]
+    root = write_coco(tmp_path, each_annotation("segmentation", shares))
+    assert "of 3 masks that were looked at none can be read and has a pixel; are polygons in px?" in refusal(
+        f"coco:{root}", "instance"
+    )
+
+
+def test_boxes_that_were_left_empty_are_no_shares(tmp_path):
+    root = write_coco(tmp_path, each_annotation("bbox", [0, 0, 0, 0]))
+    assert "4 without area in its image" in refusal(f"coco:{root}", "detect")
+
+
+def test_images_without_an_object_that_are_learnt_from_are_not_told_as_left_out(tmp_path, capsys):
+    data = make_dense_data(
+        "detect", f"coco:{write_coco(tmp_path)}", 40, 64, 3, DenseAugmentation(keep_empty=True), workers=0
+    )
+    assert data.n_train == 3 and "of 3 images" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("orientation", "ending"), [("6", "jpg"), (6, "jpg"), (3, "jpg"), (1, "jpg"), (6, "tif"), (3, "tif"), (8, "png")]
+)
+def test_what_a_camera_wrote_may_be_anything(tmp_path, orientation, ending):
     """A text in the place of a number turns nothing, neither here nor where the image is read."""
     root = write_segfolder(tmp_path)
-    turned = picture(0, (HEIGHT, WIDTH) if orientation == 6 else (WIDTH, HEIGHT))
+    turned = picture(0, (HEIGHT, WIDTH) if orientation in (6, 8) else (WIDTH, HEIGHT))
     value = orientation.encode() + b"\0" if isinstance(orientation, str) else struct.pack("<H", orientation)
     entry = struct.pack("<HHI4s", 0x0112, *((2, 2) if isinstance(orientation, str) else (3, 1)), value)
-    path = root / "images/train/train0.jpg"
+    (root / "images/train/train0.png").unlink()
+    path = root / f"images/train/train0.{ending}"
     # one entry, a text or a number of 16 bits
     turned.save(path, exif=b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4))
-    (root / "images/train/train0.png").unlink()
     with path.open("rb") as file:
         assert upright_size(file) == (WIDTH, HEIGHT)
     image, labels = open_dense(f"segfolder:{root}", "segment").train.read(0)
@@ -245,7 +289,7 @@ def test_names_of_voc_may_have_spaces_and_a_byte_order_mark(tmp_path):
     for old, new in (("a", "img 1"), ("b", "img 2")):
         (root / f"JPEGImages/{old}.png").rename(root / f"JPEGImages/{new}.png")
         (root / f"Annotations/{old}.xml").rename(root / f"Annotations/{new}.xml")
-    (root / "ImageSets/Main/train.txt").write_text("\ufeffimg 1\nimg 2\nc  -1\n")
+    (root / "ImageSets/Main/train.txt").write_text("\ufeffimg 1\nimg 2\t1\nc  -1\n")
     train = open_dense(f"voc:{root}", "detect").train
     assert [train.name(index) for index in range(3)] == [
         "JPEGImages/img 1.png",
@@ -258,11 +302,3 @@ def test_a_class_of_the_test_alone_tells_where_classes_come_from(tmp_path):
     root = write_voc(tmp_path, a="<annotation><size><width>40</width><height>36</height></size></annotation>")
     message = refusal(f"voc:{root}", "detect")
     assert "class 'cat' is not known" in message and "without a classes.json, classes are those of training" in message
-
-
-def test_no_label_is_read_as_ignored_by_accident(tmp_path):
-    """Labels of an image as it was written, by the numbers that the list of classes gives them."""
-    root = write_segfolder(tmp_path)
-    _, labels = open_dense(f"segfolder:{root}", "segment").train.read(1)
-    expected = np.where(labels_of(1) == 9, IGNORE, labels_of(1))
-    assert np.array_equal(labels, expected)

@@ -95,7 +95,9 @@ def test_classes_and_steps_are_counted(tmp_path):
     assert dense_steps_per_epoch(coco, "detect", 2) == 1
     assert dense_steps_per_epoch(labels, "segment", 4) == 1
     assert dense_steps_per_epoch("scenes", "segment", 4) is None
-    with pytest.raises(ValueError, match="batch size must be 1 to 2, the training images with an object, of 3, got 3"):
+    with pytest.raises(
+        ValueError, match="batch size must be 1 to 2, the images that are learnt from, of 3 in the split, got 3"
+    ):
         dense_steps_per_epoch(coco, "detect", 3)
 
 

@@ -88,7 +88,7 @@ class ManyImages:
     def is_empty(self, index: int) -> bool:
         return False
 
-    def notes(self, *, learnt: bool) -> list[str]:
+    def notes(self, *, learnt: bool, keep_empty: bool = False) -> list[str]:
         return []
 
     def identity(self) -> tuple[bytes, ...]:

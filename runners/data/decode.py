@@ -58,7 +58,7 @@ def _opened(file: "IO[bytes] | str | Path") -> "Iterator[Image]":
 
 
 def upright_size(file: "IO[bytes]") -> tuple[int, int]:
-    """Width and height that `decode` would give, px; of the file only what stands before its pixels is read.
+    """Width and height that `decode` would give, px, of an image that need not be whole.
 
     Raises:
         ValueError: no image of FORMATS, or of more than MAX_PIXELS or MAX_ASPECT.
@@ -68,7 +68,8 @@ def upright_size(file: "IO[bytes]") -> tuple[int, int]:
         orientation = None
         with contextlib.suppress(Exception):  # as in `_turn_upright`
             orientation = image.getexif().get(ORIENTATION)
-        return image.size[::-1] if orientation in ON_ITS_SIDE else image.size
+        # of a TIFF, Pillow tells the size of the image as it is turned
+        return image.size[::-1] if orientation in ON_ITS_SIDE and image.format != "TIFF" else image.size
 
 
 def finish(image: "Image") -> "Image":

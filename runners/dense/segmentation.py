@@ -43,8 +43,10 @@ class Segmented:
         """Return `miou`, `macc`, `aacc` (percent), `val_loss` (nats), `n_eval`; those of `augmented` end in `_ms`.
 
         Raises:
-            ValueError: no pixel has a label.
+            ValueError: no pixel has a label, or there are no images.
         """
+        if not self.losses:
+            raise ValueError("there are no test images, or none of them can be read")
         pixels = int(self.plain.sum())
         if not pixels:
             raise ValueError(f"no pixel of {len(self.losses)} validation images has a label: all are {IGNORE}")

@@ -213,6 +213,6 @@ def make_dense_data(
     )
     for warning in opened.warnings:
         print(f"warning: {warning}", flush=True)
-    for note in opened.notes:
+    for note in opened.notes(keep_empty=recipe_fields is not None and recipe_fields.keep_empty):
         print(f"note: {note}", flush=True)
     return data

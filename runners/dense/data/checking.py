@@ -10,8 +10,12 @@ CHECKED = 64
 """Images of a split that are looked at, evenly over it."""
 
 
-def check_some(count: int, check: Callable[[int], None], name: Callable[[int], str]) -> None:
-    """Check some images of a split, by their numbers. One that cannot be read is counted when its turn comes.
+def check_some(
+    count: int, check: Callable[[int], None], image: Callable[[int], str], annotation: Callable[[int], str]
+) -> None:
+    """Check some images of a split, by their numbers; `image` and `annotation` name the files of one.
+
+    An image that cannot be read is counted when its turn comes.
 
     Raises:
         ValueError: an annotation does not fit, or none of the images can be read.
@@ -22,8 +26,8 @@ def check_some(count: int, check: Callable[[int], None], name: Callable[[int], s
         try:
             check(index)
         except AnnotationError as error:
-            raise ValueError(f"{name(index)}: {error}") from error
+            raise ValueError(f"{annotation(index)}: {error}") from error
         except (OSError, ValueError) as error:
-            unread.append(f"{name(index)}: {getattr(error, 'strerror', None) or error}")
+            unread.append(f"{image(index)}: {getattr(error, 'strerror', None) or error}")
     if len(unread) == len(chosen):
         raise ValueError(f"none of the {len(chosen)} images that were looked at can be read ({unread[0]})")

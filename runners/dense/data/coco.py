@@ -6,7 +6,7 @@ without area, images without boxes, and both kinds of masks are as in https://co
 
 import importlib.util
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +100,23 @@ def _records(content: Any, numbers: dict[int, int], tree: Tree, split: str, imag
             _add(rows, entry, sizes, numbers, masks)
         except ValueError as error:
             raise ValueError(f"annotation {entry.get('id', place)!r:.40}: {error}") from error
-    ends = [row[2:4] for own in rows.values() for row in own]
-    if ends and max(map(max, ends)) <= 1:
+    if _are_shares(rows.values()):
         raise ValueError(
             "all boxes end within the first pixel; they are wanted in px, and look like shares of the image"
         )
     taken = list(names)[: images or None]
     return [Record(tree.members[names[number]], number, *sizes[number], rows[number]) for number in taken]
+
+
+def _are_shares(rows: Iterable[list[list[Any]]]) -> bool:
+    """Whether boxes reach from 0 to 1, and so are no pixels; looks no further than the first proper box."""
+    furthest = 0.0
+    for own in rows:
+        for row in own:
+            furthest = max(furthest, row[2], row[3])
+            if furthest > 1:
+                return False
+    return furthest > 0
 
 
 def _add(

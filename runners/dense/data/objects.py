@@ -1,5 +1,6 @@
 """Images with objects whose annotations are read before work begins, and kept packed: what COCO and VOC share."""
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 MIN_TRAIN_SIDE_PX = 32
 """Smaller images are not learnt from, as in mmdet's configurations."""
 
-CROWD, WITHOUT_MASK = "crowds", "without a mask"
+CROWD, WITHOUT_MASK = "crowd or difficult", "without a mask"
 """Why objects are not learnt."""
 
 
@@ -51,15 +52,23 @@ class ObjectImages:
         self.counts = any(not row[5] for record in records for row in record.rows)
         if not any(record.rows for record in records):
             raise ValueError(f"none of {len(records)} images has an annotation")
-        why_not = [[_why_not(row, record, masks) for row in record.rows] for record in records]
+        why_not = [
+            [_why_not(row, record.height, record.width, masks=masks) for row in record.rows] for record in records
+        ]
         self._objects = sum(map(len, why_not))
         self.left_out = Counter(reason for reasons in why_not for reason in reasons if reason)
         learnt = [not all(reasons) for reasons in why_not]
-        self._empty = ~np.array(learnt, dtype=bool) | (self._sizes.min(axis=1, initial=1 << 30) < MIN_TRAIN_SIDE_PX)
+        self._is_small = self._sizes.min(axis=1) < MIN_TRAIN_SIDE_PX
+        self._empty = ~np.array(learnt, dtype=bool) | self._is_small
         # not lists: a process that only looks at an object of Python copies the memory around it
         rows = [json.dumps(record.rows).encode() for record in records]
         self._rows, self._ends = b"".join(rows), np.cumsum([len(row) for row in rows], dtype=np.int64)
-        check_some(len(self), self._check, self.name)
+        self._looked_at = self._drawn = 0
+        check_some(len(self), self._check, self.name, self.name)
+        if self._looked_at and not self._drawn:
+            raise ValueError(
+                f"of {self._looked_at} masks that were looked at none can be read and has a pixel; are polygons in px?"
+            )
 
     def __len__(self) -> int:
         """Number of images."""
@@ -86,8 +95,7 @@ class ObjectImages:
         """
         image = self.files.decode(index)
         height, width = self._fitting(index, image.size)
-        start = int(self._ends[index - 1]) if index else 0
-        rows: list[list[Any]] = json.loads(self._rows[start : int(self._ends[index])])
+        rows = self._rows_of(index)
         table = np.array([row[:7] for row in rows], dtype=np.float64).reshape(-1, 7)
         return image, Objects(
             boxes=table[:, :4],
@@ -98,18 +106,19 @@ class ObjectImages:
             masks=self._decoded(rows, height, width) if self._masks else None,
         )
 
-    def notes(self, *, learnt: bool) -> list[str]:
+    def notes(self, *, learnt: bool, keep_empty: bool = False) -> list[str]:
         """Objects and images that are not learnt from."""
         if not learnt:
             return []
         lines = []
         if self.left_out:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out.most_common())
-            lines.append(f"of {self._objects} objects {self.left_out.total()} are not learnt: {reasons}")
-        if empty := int(self._empty.sum()):
+            lines.append(f"of {self._objects} objects these are not learnt: {reasons}")
+        if self._empty.any() and not keep_empty:
+            small = int(self._is_small.sum())
             lines.append(
-                f"{empty} of {len(self)} images have no object to learn, or are smaller than {MIN_TRAIN_SIDE_PX} px; "
-                "left out unless recipe.keep_empty=on"
+                f"of {len(self)} images these are not learnt: {int(self._empty.sum()) - small} without an object to "
+                f"learn, {small} smaller than {MIN_TRAIN_SIDE_PX} px"
             )
         return lines
 
@@ -127,7 +136,12 @@ class ObjectImages:
     def _check(self, index: int) -> None:
         with self.files.open(index) as file:
             size = upright_size(file)
-        self._fitting(index, size)
+        height, width = self._fitting(index, size)
+        for row in self._rows_of(index) if self._masks else ():
+            if not _why_not(row, height, width, masks=True):
+                self._looked_at += 1
+                with contextlib.suppress(AnnotationError):  # it is counted when its turn comes
+                    self._drawn += bool(decode_segmentation(row[7], height, width).any())
 
     def _fitting(self, index: int, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width that the annotation of an image of (width, height) says, which are its own."""
@@ -135,6 +149,11 @@ class ObjectImages:
         if size != (width, height):
             raise AnnotationError(f"it has {size[0]} x {size[1]} pixels, its annotation says {width} x {height}")
         return height, width
+
+    def _rows_of(self, index: int) -> list[list[Any]]:
+        start = int(self._ends[index - 1]) if index else 0
+        rows: list[list[Any]] = json.loads(self._rows[start : int(self._ends[index])])
+        return rows
 
     def _decoded(self, rows: list[list[Any]], height: int, width: int) -> Any:
         if len(rows) * height * width > MAX_MASK_BYTES:
@@ -145,13 +164,13 @@ class ObjectImages:
         return np.stack(masks) if masks else np.zeros((0, height, width), dtype=np.uint8)
 
 
-def _why_not(row: list[Any], record: Record, masks: bool) -> str:
+def _why_not(row: list[Any], height: int, width: int, *, masks: bool) -> str:
     """Why an object is not learnt, empty if it is."""
     if row[5]:
         return CROWD
     left, top, right, bottom = row[:4]
-    if min(right, record.width) <= max(left, 0) or min(bottom, record.height) <= max(top, 0):
-        return "without area in their image"
+    if min(right, width) <= max(left, 0) or min(bottom, height) <= max(top, 0):
+        return "without area in its image"
     return WITHOUT_MASK if masks and row[7] == [] else ""
 
 

@@ -22,7 +22,6 @@ class Opened:
         train: images to learn from; None for scenes.
         val: images of the test.
         warnings: a line for each thing that is allowed but seldom meant.
-        notes: a line for each kind of thing that is left out.
     """
 
     spec: DenseSpec
@@ -30,7 +29,6 @@ class Opened:
     train: Source | None = None
     val: Source | None = None
     warnings: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
 
     def train_indices(self, *, keep_empty: bool = False) -> Ints:
         """Images that are learnt from: those with an object, or all."""
@@ -48,6 +46,15 @@ class Opened:
             return None
         return steps_of(len(self.train_indices(keep_empty=keep_empty)), batch_size, of=len(self.train))
 
+    def notes(self, *, keep_empty: bool = False) -> list[str]:
+        """Tell what is left out, a line for each kind."""
+        if self.train is None or self.val is None:
+            return []
+        of_train = self.train.notes(learnt=True, keep_empty=keep_empty)
+        of_val = self.val.notes(learnt=False)
+        splits = ((self.spec.train_split, of_train), (self.spec.val_split, of_val))
+        return [f"split {split}: {note}" for split, notes in splits for note in notes]
+
     def fingerprint(self, code: str = "") -> str:
         """Hash of names and annotations of all images, and of the code that reads them: 16 hex digits."""
         digest = hashlib.sha256(f"{code}\n{self.spec.kind} {self.spec.objects} {self.spec.noise}".encode())
@@ -64,7 +71,7 @@ def steps_of(images: int, batch_size: int, *, of: int) -> int:
         ValueError: the batch is larger than the training set.
     """
     if not 1 <= batch_size <= images:
-        which = "the training images" if images == of else f"the training images with an object, of {of}"
+        which = "the training images" if images == of else f"the images that are learnt from, of {of} in the split"
         raise ValueError(f"batch size must be 1 to {images}, {which}, got {batch_size}")
     return images // batch_size
 
@@ -83,11 +90,10 @@ def open_dense(spec: str, task: str) -> Opened:
         return Opened(parsed, class_names(task))
     try:
         train, val = _open(parsed, task)
-        opened = Opened(parsed, train.classes, train, val, _warnings(parsed, train, val), _notes(parsed, train, val))
+        opened = Opened(parsed, train.classes, train, val, _warnings(parsed, train, val))
         if not len(opened.train_indices()):
-            raise ValueError(
-                f"no image of split {parsed.train_split!r} has an object that can be learnt ({'; '.join(opened.notes)})"
-            )
+            why = "; ".join(opened.notes())
+            raise ValueError(f"no image of split {parsed.train_split!r} has an object that can be learnt ({why})")
         if not val.counts:
             raise ValueError(f"no image of split {parsed.val_split!r} has an object that counts: all are crowds")
         return opened
@@ -130,11 +136,6 @@ def _open(spec: DenseSpec, task: str) -> Sequence[Source]:
     from runners.dense.data.segfolder import open_segfolder
 
     return open_segfolder(path, splits, spec.images, ade20k=spec.kind == "ade20k")
-
-
-def _notes(spec: DenseSpec, train: Source, val: Source) -> tuple[str, ...]:
-    of_train = [f"split {spec.train_split}: {note}" for note in train.notes(learnt=True)]
-    return *of_train, *(f"split {spec.val_split}: {note}" for note in val.notes(learnt=False))
 
 
 def _warnings(spec: DenseSpec, train: Source, val: Source) -> tuple[str, ...]:

@@ -56,14 +56,17 @@ class SegFolder:
                 if pictures
                 else f"images/{split}/ holds no images"
             )
-        self._alone = annotations.keys() - pictures.keys()
+        alone = annotations.keys() - pictures.keys()
+        self._note = (
+            f"{len(alone)} annotations have no image of their name ({listed(alone)}); left out" if alone else ""
+        )
         names = sorted(pictures)[: images or None]
         self.files = Files(tree.path, [pictures[name] for name in names])
         self._annotations = Files(tree.path, [annotations[name] for name in names])
         self._has_class = False
-        check_some(len(self), self._check, self._annotations.name)
-        if not self._has_class:
-            raise ValueError(f"no pixel of the annotations of annotations/{split}/ that were looked at has a class")
+        check_some(len(self), self._check, self.name, self._annotations.name)
+        if not self._has_class and not any(map(self._classified, range(len(self)))):
+            raise ValueError(f"no pixel of the {len(self)} annotations of annotations/{split}/ has a class")
 
     def __len__(self) -> int:
         """Number of images."""
@@ -90,11 +93,9 @@ class SegFolder:
         image = self.files.decode(index)
         return image, self._labels(index, image.size)
 
-    def notes(self, *, learnt: bool) -> list[str]:
+    def notes(self, *, learnt: bool, keep_empty: bool = False) -> list[str]:
         """Annotations without an image, which are left out."""
-        if not self._alone:
-            return []
-        return [f"{len(self._alone)} annotations have no image of their name ({listed(self._alone)}); left out"]
+        return [self._note] if self._note else []
 
     def identity(self) -> Iterable[bytes]:
         """Names of files and classes, and how labels are read."""
@@ -109,6 +110,13 @@ class SegFolder:
         with self.files.open(index) as file:
             size = upright_size(file)
         self._has_class = bool((self._labels(index, size) != IGNORE).any()) or self._has_class
+
+    def _classified(self, index: int) -> bool:
+        """Whether a pixel of an image has a class; of one that cannot be read none has."""
+        try:
+            return bool((self.read(index)[1] != IGNORE).any())
+        except ValueError:
+            return False
 
     def _labels(self, index: int, size: tuple[int, int]) -> Bytes:
         """Class of each pixel of an image of (width, height)."""

@@ -71,8 +71,11 @@ class Source(Protocol):
         """Whether no object of an image can be learnt from."""
         ...
 
-    def notes(self, *, learnt: bool) -> list[str]:
-        """What is left out, a line for each kind; `learnt` tells whether it is learnt from or the test."""
+    def notes(self, *, learnt: bool, keep_empty: bool = False) -> list[str]:
+        """What is left out, a line for each kind.
+
+        `learnt` says whether the images are learnt from or tested, `keep_empty` whether also those without an object.
+        """
         ...
 
     def read(self, index: int) -> "tuple[Image, Annotation]":

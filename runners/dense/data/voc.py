@@ -88,9 +88,14 @@ def _split(tree: Tree, split: str, images: int) -> list[tuple[str, Record]]:
 
 
 def _name(line: str, pictures: Container[str]) -> str:
-    """Image that a line names, which may have spaces; behind it lists of one class have a flag."""
-    name, _, flag = line.rpartition(" ")
-    return name.strip() if line not in pictures and flag in FLAGS and name else line
+    """Image that a line names, which may have spaces; behind it may be a flag, as in lists of one class, and more."""
+    if line in pictures:
+        return line
+    *parts, last = line.rsplit(None, 1)
+    if parts and last in FLAGS:
+        return parts[0]
+    first = line.split()[0]
+    return first if first in pictures else line
 
 
 def parse_annotation(content: bytes) -> tuple[int, int, list[list[Any]]]:
