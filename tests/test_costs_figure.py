@@ -138,3 +138,8 @@ def test_other_precisions_are_other_lines_of_a_time_but_not_of_macs():
 def test_one_mechanism_alone_is_no_ranking():
     with pytest.raises(ValueError, match="no row has a cost beside that of another"):
         draw("costs", frame([measured("swin", size, gmacs=1.0) for size in SIZES]))
+
+
+def test_a_training_that_no_cost_depends_on_is_not_told():
+    figure = draw("costs", frame([measured(name, gmacs=at, steps=400) for name, at in (("bra", 2.0), ("swin", 1.0))]))
+    assert "400 steps" not in figure.subfigs[0].get_supxlabel()

@@ -80,7 +80,8 @@ def draw_costs(sheet: Sheet, rows: DataFrame) -> None:
         notes.append(crowd_note(sheet, drawn["line"]))
     if any(disturbed(panel.rows, panel.quantity).any() for panel in panels):
         notes.append(DISTURBED)
-    sheet.caption(drawn, notes)
+    # a cost is that of no training: rows of costs alone tell the defaults of one
+    sheet.caption(drawn.assign(**dict.fromkeys(TRAINED)), notes)
 
 
 def _panels(rows: DataFrame, quantity: Quantity) -> list[Panel]:
