@@ -119,20 +119,22 @@ def test_an_unknown_precision_is_refused():
         Conditions(precision="fp16")
 
 
-TOLERANCE = {"amp-bf16": 0.15, "amp-fp16": 0.02, "bf16-weights": 0.15, "fp16-weights": 0.02}
-"""Of the logits; a route or two may flip."""
+TOLERANCE = {"amp-bf16": 0.03, "amp-fp16": 0.005, "bf16-weights": 0.03, "fp16-weights": 0.005}
+"""Of the logits."""
+ALL_REGIONS = {"bra": {"topk": 16}}
+"""Where fewer were read, rounding would choose others on one processor and not on another, and logits differ by 0.1."""
 
 
 @pytest.mark.parametrize("name", attention_zoo.names())
 def test_every_mechanism_computes_in_every_precision(name):
     torch.manual_seed(0)
-    model = attention_zoo.create_model("small", attn=name).eval()
+    model = attention_zoo.create_model("small", attn=name, **ALL_REGIONS.get(name, {})).eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         exact = model(images)
         for precision, tolerance in TOLERANCE.items():
             given = Conditions(precision=precision)
-            other = attention_zoo.create_model("small", attn=name).eval()
+            other = attention_zoo.create_model("small", attn=name, **ALL_REGIONS.get(name, {})).eval()
             other.load_state_dict(model.state_dict())
             with given.autocast(CPU):
                 found = given.place(other, CPU)(given.place_images(images, CPU))
