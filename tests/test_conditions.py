@@ -142,6 +142,16 @@ def test_every_mechanism_computes_in_every_precision(name):
             assert (found.float() - exact).norm() < tolerance * exact.norm(), precision
 
 
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_routing_computes_in_every_precision(precision):
+    """Rounding may choose other regions, so that only what must hold whichever are chosen is asked."""
+    given = Conditions(precision=precision)
+    model = given.place(attention_zoo.create_model("small", attn="bra").eval(), CPU)
+    with torch.inference_mode(), given.autocast(CPU):
+        found = model(given.place_images(torch.randn(1, 3, 64, 64), CPU))
+    assert found.dtype == given.dtype and found.isfinite().all() and found.std() > 0
+
+
 def test_channels_last_is_the_same_computation_on_images_and_weights_of_that_layout():
     model = attention_zoo.create_model("small", attn="swin").eval()
     images = torch.randn(2, 3, 64, 64)

@@ -17,8 +17,8 @@ MAX_ASPECT = 500
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """What a file may hold, whatever its name; of others Pillow would call programs, Ghostscript for EPS."""
 
-ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)
-"""Entry of EXIF that says how an image is turned, and its values that exchange the sides."""
+ON_ITS_SIDE = (5, 6, 7, 8)
+"""Orientations of EXIF that exchange the sides."""
 
 
 def decode(file: "IO[bytes] | str | Path") -> "Image":
@@ -63,11 +63,13 @@ def upright_size(file: "IO[bytes]") -> tuple[int, int]:
     Raises:
         ValueError: no image of FORMATS, or of more than MAX_PIXELS or MAX_ASPECT.
     """
+    from PIL.ExifTags import Base
+
     with _opened(file) as image:
         check_size(image.width, image.height)
         orientation = None
         with contextlib.suppress(Exception):  # as in `_turn_upright`
-            orientation = image.getexif().get(ORIENTATION)
+            orientation = image.getexif().get(Base.Orientation)
         # of a TIFF, Pillow tells the size of the image as it is turned
         return image.size[::-1] if orientation in ON_ITS_SIDE and image.format != "TIFF" else image.size
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ablations.values import MAX_PX
+
 MULTIPLE = 32
 """Of which the sides of every canvas of detection are."""
-MOST_PX = 16384
-"""Of a side, as of the resolution."""
 LONG_PER_SHORT = 4
 """Segmentation's long side at most, in short sides: 2048 for 512."""
 
@@ -52,10 +52,10 @@ class DenseAugmentation:
             ValueError: one is out of its range.
         """
         allowed = {
-            "short_px": (0 <= self.short_px <= MOST_PX, f"0 to {MOST_PX} px"),
+            "short_px": (0 <= self.short_px <= MAX_PX, f"0 to {MAX_PX} px"),
             "long_px": (
-                self.long_px == 0 or self.short_px <= self.long_px <= MOST_PX,
-                f"0, or from short_px to {MOST_PX} px",
+                self.long_px == 0 or self.short_px <= self.long_px <= MAX_PX,
+                f"0, or from short_px to {MAX_PX} px",
             ),
             "zoom_max": (0 < self.zoom_max <= 16, "above 0, at most 16"),
             "zoom_min": (0 < self.zoom_min <= self.zoom_max, "above 0, at most zoom_max"),

@@ -10,6 +10,12 @@ CHECKED = 64
 """Images of a split that are looked at, evenly over it."""
 
 
+def sampled(count: int) -> list[int]:
+    """Numbers of the images that are looked at, of so many."""
+    numbers: list[int] = np.unique(np.linspace(0, count - 1, CHECKED).astype(int)).tolist()
+    return numbers
+
+
 def check_some(
     count: int, check: Callable[[int], None], image: Callable[[int], str], annotation: Callable[[int], str]
 ) -> None:
@@ -20,7 +26,7 @@ def check_some(
     Raises:
         ValueError: an annotation does not fit, or none of the images can be read.
     """
-    chosen = np.unique(np.linspace(0, count - 1, CHECKED).astype(int)).tolist()
+    chosen = sampled(count)
     unread = []
     for index in chosen:
         try:

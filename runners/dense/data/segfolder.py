@@ -63,9 +63,8 @@ class SegFolder:
         names = sorted(pictures)[: images or None]
         self.files = Files(tree.path, [pictures[name] for name in names])
         self._annotations = Files(tree.path, [annotations[name] for name in names])
-        self._has_class = False
         check_some(len(self), self._check, self.name, self._annotations.name)
-        if not self._has_class and not any(map(self._classified, range(len(self)))):
+        if not any(map(self._classified, range(len(self)))):  # the first one nearly always is
             raise ValueError(f"no pixel of the {len(self)} annotations of annotations/{split}/ has a class")
 
     def __len__(self) -> int:
@@ -109,7 +108,7 @@ class SegFolder:
     def _check(self, index: int) -> None:
         with self.files.open(index) as file:
             size = upright_size(file)
-        self._has_class = bool((self._labels(index, size) != IGNORE).any()) or self._has_class
+        self._labels(index, size)
 
     def _classified(self, index: int) -> bool:
         """Whether a pixel of an image has a class; of one that cannot be read none has."""

@@ -32,13 +32,11 @@ def open_voc(path: Path, splits: Sequence[str], images: int) -> list[ObjectImage
     parsed = [_split(tree, split, images) for split in splits]
     classes = _classes(tree, parsed[0])
     numbers = {name: number for number, name in enumerate(classes, 1)}
+    origin = "" if "classes.json" in tree.members else "; without a classes.json, classes are those of training"
     for name, record in parsed[1]:
         for row in record.rows:
             if row[4] not in numbers:
-                where = (
-                    "" if "classes.json" in tree.members else "; without a classes.json, classes are those of training"
-                )
-                raise ValueError(_unknown(name, row[4], classes) + where)
+                raise ValueError(_unknown(name, row[4], classes) + origin)
     for _, record in (*parsed[0], *parsed[1]):
         for row in record.rows:
             row[4] = numbers[row[4]]
