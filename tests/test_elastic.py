@@ -20,7 +20,8 @@ from runners.store.lease import holder
 from runners.store.store import open_store
 from runners.table import load
 
-CELL: dict[str, Any] = {"attn": "bra", "topk": 1, "resolution": 32, "batch_size": 16, "threads": 1, "steps": 24}
+# as many steps as take seconds: progress, from which a test sees where a training is, is written twice a second
+CELL: dict[str, Any] = {"attn": "bra", "topk": 1, "resolution": 32, "batch_size": 16, "threads": 1, "steps": 96}
 FLAGS = [word for name, value in CELL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
@@ -92,7 +93,7 @@ def test_killed_processes_start_again_and_end_bit_for_bit_as_if_nothing_had_been
         (saved,) = wait_for(lambda: list(tmp_path.rglob("training.*")) or None, 600)
         step = json.loads(saved.read_bytes().splitlines()[0])["step"]
         first.wait(60)
-        (_, second) = wait_for(lambda: ranks(tmp_path, step=step + 1 + os.getpid() % 8), 600)
+        (_, second) = wait_for(lambda: ranks(tmp_path, step=step + 1 + os.getpid() % 16), 600)
         second.kill()
 
     killer = in_background(kill)
