@@ -1,7 +1,6 @@
 """The report in a real chromium: it opens from a file, sorts, filters, tells cells, and asks nobody for anything."""
 
 import shutil
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +20,6 @@ pytestmark = [
 ]
 
 MANY = 10_000
-BUILD_S, OPEN_S, FILTER_S = 20, 1, 1
 
 # time from the event to the next frame, by the page's own clock
 FILTER = """async (text) => {
@@ -227,20 +225,22 @@ def many(tmp_path_factory) -> Path:
     return folder / "many.csv"
 
 
-def test_ten_thousand_rows_are_built_opened_and_filtered_in_time(many, chromium, tmp_path):
-    start = time.monotonic()
-    text = to_html(selection.read_rows(many), "many.csv")
-    built = time.monotonic() - start
+def test_ten_thousand_rows_are_found_in_a_page_that_holds_fifty(many, chromium, tmp_path):
     path = tmp_path / "report.html"
-    path.write_text(text)
+    path.write_text(to_html(selection.read_rows(many), "many.csv"))
+    table = pd.read_csv(many)
+    is_swin = table["attention"] == "swin"
     page = chromium.new_page(viewport={"width": 1440, "height": 900})
     page.goto(path.as_uri())
     opened = page.evaluate(READY)
-    filtered = max(page.evaluate(FILTER, text) for text in ("swin", "vanilla", "seeds 2 steps 77", ""))
-    shown = page.locator("#shown").text_content()
-    print(f"\nbuilt in {built:.1f} s, {len(text) / 1e6:.1f} MB; open in {opened:.2f} s, filtered in {filtered:.2f} s")
+    shown = page.locator("#shown")
+    assert shown.text_content() == "1–50 of 10,000"  # noqa: RUF001
+    assert page.locator("#rows tbody tr.row").count() == 50
+    found = {"swin": is_swin, "swin steps 405": is_swin & table["command"].str.contains("--steps 405")}
+    seconds = []
+    for text, rows in found.items():
+        seconds.append(page.evaluate(FILTER, text))
+        shows = f"1–{min(50, rows.sum())} of {rows.sum():,}, filtered from 10,000"  # noqa: RUF001
+        assert shown.text_content() == shows
     page.close()
-    assert shown == "1–50 of 10,000"  # noqa: RUF001
-    assert built < BUILD_S
-    assert opened < OPEN_S
-    assert filtered < FILTER_S
+    print(f"\n{path.stat().st_size / 1e6:.1f} MB; open in {opened:.2f} s, filtered in {max(seconds):.2f} s")
