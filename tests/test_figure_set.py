@@ -13,10 +13,11 @@ from figure_rows import frame, growing, settings, trained
 from matplotlib.colors import to_rgb
 from matplotlib.text import Annotation, Text
 
-from runners.figures import KINDS, draw, save
+from runners.figures import FIGURES, KINDS, draw, save, sheet
 from runners.figures.__main__ import main
-from runners.figures.choices import FORMATS, SIZES
+from runners.figures.choices import FORMATS, SIZES, Crowded
 from runners.figures.looks import COLOURS, OTHERS, colour_and_marker, ink, looks, luminance, short_names
+from runners.reporting.page import drawn_figures
 from runners.rows.selection import read_rows
 
 ROOT = Path(__file__).parents[1]
@@ -322,6 +323,21 @@ def test_a_bad_choice_names_its_flag_and_what_is_allowed(tmp_path, capsys, argum
     assert code == 2 and message.count("\n") == 1
     assert all(word in message for word in words), message
     assert [*tmp_path.iterdir()] == [table]
+
+
+def test_more_panels_than_a_figure_holds_are_refused_by_their_number(monkeypatch):
+    rows = read_rows(SAMPLE)
+    panels = len(draw("pareto", rows).axes)
+    monkeypatch.setattr(sheet, "MOST_PANELS", panels)
+    assert len(draw("pareto", rows).axes) == panels > 1
+    monkeypatch.setattr(sheet, "MOST_PANELS", panels - 1)
+    with pytest.raises(Crowded, match=rf"^{panels} panels .*\({panels - 1}\)"):
+        draw("pareto", rows)
+    drawn, reasons = drawn_figures(rows)
+    assert [one["help"] for one in drawn] == [FIGURES["batch"], FIGURES["roofline"]], "they have few panels"
+    assert (
+        f"No figure pareto: {panels} panels are more than one figure holds ({panels - 1}); draw fewer rows." in reasons
+    )
 
 
 def test_a_bad_argument_from_python_is_a_value_error(tmp_path):

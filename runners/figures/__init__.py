@@ -94,7 +94,7 @@ def draw(
     Raises:
         ValueError: an unknown kind or size; published accuracies of another kind than `pareto`; a mechanism that is not
             there, or one name for two; a column is missing; no row, or one alone; several devices without `by_device`;
-            nothing that this kind shows.
+            nothing that this kind shows; more panels than a figure holds.
     """
     if kind not in FIGURES:
         raise ValueError(f"unknown figure {kind!r}; known: {', '.join(FIGURES)}")

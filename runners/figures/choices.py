@@ -44,3 +44,7 @@ def accuracy_file(text: str) -> Path | None:
 
 class Refused(ValueError):
     """A choice that does not go with the rows; its text begins with the name of the argument."""
+
+
+class Crowded(ValueError):
+    """More panels than one figure holds."""

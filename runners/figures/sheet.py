@@ -12,7 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Annotation
 from pandas import DataFrame
 
-from runners.figures.choices import Refused, Size
+from runners.figures.choices import Crowded, Refused, Size
 from runners.figures.looks import mechanism
 from runners.figures.mechanisms import legend
 from runners.figures.placing import Tag, name_end, place, spread
@@ -54,6 +54,9 @@ CAPTION_PT, LETTERS_PER_INCH = 6.0, 22
 KEY_PT = 6.5
 TITLE_LETTERS, NAME_LETTERS = 48, 19
 
+MOST_PANELS = 100
+"""Of a sheet; its layout takes four times as long for twice as many, and a minute for 160."""
+
 
 @dataclass
 class Sheet:
@@ -78,7 +81,13 @@ class Sheet:
     ends: dict[Axes, list[Annotation]] = field(default_factory=dict)
 
     def panels(self, count: int, height: float, *, wide: bool = True) -> list[Axes]:
-        """Axes in rows as wide as the sheet, `height` inches each; one alone fills its row unless not `wide`."""
+        """Axes in rows as wide as the sheet, `height` inches each; one alone fills its row unless not `wide`.
+
+        Raises:
+            Crowded: more than `MOST_PANELS`.
+        """
+        if count > MOST_PANELS:
+            raise Crowded(f"{count:,} panels are more than one figure holds ({MOST_PANELS}); draw fewer rows")
         columns = min(count, self.size.columns) if wide else self.size.columns
         rows = -(-count // columns)
         self.inches += rows * height

@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from runners import figures
-from runners.figures.choices import SIZES
+from runners.figures.choices import SIZES, Crowded
 from runners.measures import MARGIN, NOT_FAILED
 from runners.reporting import payload
 from runners.reporting.predictions import Predictions
@@ -162,6 +162,9 @@ def drawn_figures(rows: pd.DataFrame, published: pd.DataFrame | None = None) -> 
             images: dict[str, Figure] = {
                 size: figures.draw(kind, rows, by_device=True, size=size, published=accuracies) for size in SIZES
             }
+        except Crowded as error:
+            unread.append(f"No figure {kind}: {error}.")
+            continue
         except ValueError as error:
             # these rows have nothing that this kind shows; of what was asked for, the reader is told
             unread += [f"No figure of published accuracies: {error}."] if accuracies is not None else []
