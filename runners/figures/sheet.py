@@ -55,7 +55,7 @@ KEY_PT = 6.5
 TITLE_LETTERS, NAME_LETTERS = 48, 19
 
 MOST_PANELS = 100
-"""Of a sheet; its layout takes four times as long for twice as many, and a minute for 160."""
+"""Of a figure; its layout takes four times as long for twice as many, and a minute for 160."""
 
 
 @dataclass
@@ -84,10 +84,11 @@ class Sheet:
         """Axes in rows as wide as the sheet, `height` inches each; one alone fills its row unless not `wide`.
 
         Raises:
-            Crowded: more than `MOST_PANELS`.
+            Crowded: more than `MOST_PANELS`, with those of the sheets before.
         """
-        if count > MOST_PANELS:
-            raise Crowded(f"{count:,} panels are more than one figure holds ({MOST_PANELS}); draw fewer rows")
+        panels = len(self.figure.figure.axes) + count
+        if panels > MOST_PANELS:
+            raise Crowded(f"{panels:,} panels are more than one figure holds ({MOST_PANELS}); draw fewer rows")
         columns = min(count, self.size.columns) if wide else self.size.columns
         rows = -(-count // columns)
         self.inches += rows * height
