@@ -1,7 +1,6 @@
-"""Cells of dense tasks: the plan and every error before any work, rows of costs, and files of weights."""
+"""Cells of dense tasks: the plan, and every error before any work."""
 
 import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,48 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
+from dense_cells import HEADS, measured, one, plan
 from dense_files import write_coco, write_segfolder, write_voc
 from PIL import Image
 
 from ablations.study import Cell, cell_key
-from attention_zoo.dense import DenseModel
 from runners import Sweep
-from runners.cells.functions import FUNCTIONS
-from runners.cells.job import Job, Run
 from runners.cells.models import build_model
-from runners.cells.plan import Plan, command_for
-from runners.cells.run import place
-from runners.cells.shares import check_shares, least_images
-from runners.cells.starting import Start, read_start, start_from
-from runners.cells.weights import load_file, read_checkpoint, save_checkpoint
+from runners.cells.plan import command_for
+from runners.cells.shares import check_shares
 from runners.cli.options import read_command
 from runners.jobs.options import RunOptions
-from runners.measure.goal import Goal
-from runners.measure.rounds import Work
 from runners.store.names import cell_name
-from runners.store.store import open_store
 from runners.sweep import make_sweep
-from runners.train.distributed import ALONE
 from runners.train.recipes import make_recipe
-
-TINY = ["width=16", "box_width=32", "rois_per_image=16", "proposals=50", "masks=10"]
-HEADS = {
-    "segment": "--task segment --set head.width=16 --set head.fpn_width=16",
-    "detect": "--task detect --set head.width=16",
-    "instance": f"--task instance {' '.join(f'--set head.{field}' for field in TINY)}",
-}
-"""A narrow head of each task, as a laptop trains it."""
-
-
-def plan(line: str) -> Plan:
-    return make_sweep(read_command(line.split())).plan
-
-
-def one(line: str) -> Cell:
-    (cell,) = plan(line).cells
-    return cell
 
 
 @pytest.fixture(scope="module")
@@ -292,94 +264,6 @@ def test_files_that_do_not_fit_are_one_clear_error_of_the_plan_or_of_the_trainin
         assert part in str(error.value)
 
 
-def measured(cell: Cell, measure: str, out: Path, **options: Any) -> dict[str, Any]:
-    """Columns of a measure of a cell, by the function that a job runs."""
-    device = torch.device("cpu")
-    store = open_store(out, create=True)
-    key = store.add_cell(cell, measures=[measure])
-    job = Job(out=out, key=key, cell=cell, attempts={measure: 1}, device="cpu", workers=0, **options)
-    return FUNCTIONS[measure](Run(store, job, device, place(device, 1), ALONE))[0]
-
-
-SMALL = "--attn swin --layout small32 --resolution 32"
-EXHAUSTIVE = [pytest.mark.slow, pytest.mark.exhaustive]
-COUNTED = [
-    (SMALL, "segment"),
-    *(pytest.param(SMALL, task, marks=pytest.mark.slow) for task in ("detect", "instance")),
-    pytest.param("--model swin_tiny", "segment", marks=pytest.mark.slow),
-    pytest.param("--model timm:resnet18", "segment", marks=pytest.mark.slow),
-    pytest.param("--model timm:convnext_atto", "instance", marks=pytest.mark.slow),
-    *(
-        pytest.param(*pair, marks=EXHAUSTIVE)
-        for pair in (
-            ("--model swin_tiny", "detect"),
-            ("--model swin_tiny", "instance"),
-            ("--model biformer_tiny", "detect"),
-            ("--model timm:resnet18", "detect"),
-            ("--model timm:resnet18", "instance"),
-            ("--model timm:swin_tiny_patch4_window7_224", "segment"),
-        )
-    ),
-]
-
-
-@pytest.mark.parametrize(("subject", "task"), COUNTED)
-def test_macs_of_backbone_and_head(subject: str, task: str, tmp_path: Path) -> None:
-    size = "" if "resolution" in subject else " --resolution 64x96"
-    cell = one(f"{subject}{size} {HEADS[task]}")
-    row = measured(cell, "flops", tmp_path)
-    with torch.device("meta"):
-        model: Any = build_model(cell)
-    assert isinstance(model, DenseModel)
-    head = model.head_macs(cell.height_px, cell.width_px)
-    assert row["head_gmacs"] == head / 1e9
-    assert row["gmacs"] == pytest.approx(row["backbone_gmacs"] + row["head_gmacs"]) and row["backbone_gmacs"] > 0
-    if "timm" not in subject:
-        assert row["gmacs"] == model.macs(cell.height_px, cell.width_px).total / 1e9
-        assert 0 < row["attention_gmacs"] < row["backbone_gmacs"]
-    fixed = (50, 10) if task == "instance" else (None, None)
-    assert (row["proposals"], row["masks"]) == fixed
-    assert row["params_m"] == sum(parameter.numel() for parameter in model.parameters()) / 1e6
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("task", HEADS)
-@pytest.mark.parametrize("measure", ["launches", "memory", pytest.param("throughput", marks=pytest.mark.exhaustive)])
-def test_costs_of_a_tiny_cell(measure: str, task: str, tmp_path: Path) -> None:
-    cell = one(f"--attn swin --layout small32 --resolution 32 {HEADS[task]} --batch-size 2 --threads 1")
-    row = measured(cell, measure, tmp_path, patience_s=0.0)
-    names = {
-        "launches": ["kernel_launches"],
-        "memory": ["peak_infer_mib", "peak_train_mib"],
-        "throughput": ["infer_latency_ms", "train_step_ms", "vs_vanilla"],
-    }[measure]
-    assert all(row[name] > 0 and math.isfinite(row[name]) for name in names)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("measure", ["memory", pytest.param("throughput", marks=pytest.mark.exhaustive)])
-def test_one_image_of_upernet_is_measured_in_inference_alone(measure: str, tmp_path: Path) -> None:
-    upernet = "--task segment --head upernet --set head.width=8 --set head.auxiliary_width=8"
-    cell = one(f"--attn swin --layout small32 --resolution 64 {upernet} --batch-size 1 --threads 1")
-    row = measured(cell, measure, tmp_path, patience_s=0.0)
-    inference, training = {
-        "memory": ("peak_infer_mib", "peak_train_mib"),
-        "throughput": ("infer_latency_ms", "train_step_ms"),
-    }[measure]
-    assert row[inference] > 0 and row.get(training) is None
-
-
-@pytest.mark.parametrize(
-    ("head", "batch", "why"), [("upernet", 1, "2 images"), ("upernet", 2, ""), ("retinanet", 1, "")]
-)
-def test_a_step_is_measured_where_batch_norm_has_two_values(head: str, batch: int, why: str) -> None:
-    task = "segment" if head == "upernet" else "detect"
-    cell = one(f"--attn swin --layout small32 --task {task} --head {head} --resolution 64 --batch-size {batch}")
-    goal = Goal(least_images=least_images(cell))
-    work = Work(build=None, build_baseline=None, input_shape=(batch, 3, 64, 64), goal=goal)  # type: ignore[arg-type]
-    assert (why in work.why_untrained) if why else work.why_untrained is None  # type: ignore[operator]
-
-
 def norms(line: str, processes: int = 1) -> None:
     check_shares(plan(line).cells, processes)
 
@@ -412,74 +296,3 @@ def test_a_range_of_zooms_is_judged_as_a_whole(data: dict[str, str]) -> None:
     assert one(f"{segment} --set recipe.zoom_max=0.9 --set recipe.zoom_min=0.8").steps == 400
     with pytest.raises(ValueError, match="zoom_min must be above 0, at most zoom_max"):
         make_recipe("dense_short", (("zoom_max", 0.7),))
-
-
-def saved(line: str, path: Path, dense: tuple[str, str] | None) -> Cell:
-    cell = one(line)
-    save_checkpoint(path, build_model(cell, 4), cell.layout, attn=cell.attn, dense=dense)
-    return cell
-
-
-def test_a_file_of_a_dense_model_says_what_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    saved("--attn swin --layout small32 --task segment --set head.width=8", path, ("segment", "semantic_fpn"))
-    assert str(read_checkpoint(path)[1]) == "small32, swin, semantic_fpn for task segment"
-    with pytest.raises(ValueError, match="semantic_fpn for task segment; models of images as a whole alone") as error:
-        load_file(path)
-    assert "\n" not in str(error.value)
-    plain = tmp_path / "plain.pth"
-    saved("--attn swin --layout small32", plain, None)
-    assert load_file(plain)[1].task == "classify"
-
-
-@pytest.mark.slow
-def test_what_a_dense_model_starts_from(tmp_path: Path) -> None:
-    segment = "--attn swin --layout small32 --task segment --set head.width=8"
-    files = {
-        "classifier": "--attn swin --layout small32 --seeds 1",
-        "same": f"{segment} --seeds 1",
-        "other head": "--attn swin --layout small32 --task detect --set head.width=8 --seeds 1",
-        "other backbone": "--attn vanilla --layout small32 --task segment --set head.width=8 --seeds 1",
-    }
-    for name, line in files.items():
-        saved(line, tmp_path / name, None if name == "classifier" else (one(line).task, one(line).head))
-
-    def started(name: str, **options: Any) -> dict[str, torch.Tensor]:
-        model = build_model(one(segment), 4)
-        start_from(model, read_start(tmp_path / name), **options)
-        return model.state_dict()
-
-    fresh = build_model(one(segment), 4).state_dict()
-    for name, options, is_whole in (
-        ("classifier", {}, False),
-        ("same", {}, True),
-        ("same", {"reset_classes": True}, False),
-    ):
-        given, found = read_start(tmp_path / name).state, started(name, **options)
-        for key in fresh:
-            inner = key.removeprefix("backbone.model.") if name == "classifier" else key
-            from_file = inner in given and (is_whole or not key.startswith("head."))
-            assert torch.equal(found[key], given[inner] if from_file else fresh[key]), key
-    assert any(key.startswith("head.") for key in fresh)
-    with pytest.raises(ValueError, match="another head or for other classes; give --reset-classes"):
-        started("other head")
-    found, given = started("other head", reset_classes=True), read_start(tmp_path / "other head").state
-    assert all(
-        torch.equal(found[key], given[key] if key in given and key[:5] != "head." else fresh[key]) for key in found
-    )
-    with pytest.raises(ValueError, match="weights of another model: it lacks"):
-        started("other backbone", reset_classes=True)
-    with pytest.raises(ValueError, match="a model of a dense task, which a classifier cannot start from"):
-        start_from(build_model(one("--attn swin --layout small32"), 4), read_start(tmp_path / "same"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224", "twins_svt_small"])
-def test_a_backbone_of_timm_starts_from_its_classifier(name: str, tmp_path: Path) -> None:
-    classifier = timm.create_model(name, num_classes=7).eval()
-    model: Any = build_model(one(f"--model timm:{name} --task segment --set head.width=8"), 4).eval()
-    start_from(model, Start(classifier.state_dict(), tmp_path, ""))
-    images = torch.randn(1, 3, 224, 224)
-    with torch.no_grad():
-        last = classifier.forward_intermediates(images, intermediates_only=True)[-1]
-        torch.testing.assert_close(model.backbone.maps(images)[-1].permute(0, 3, 1, 2), last)
