@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from image_files import picture
 from PIL import Image
 
@@ -118,3 +119,12 @@ def write_segfolder(root: Path, train: int = 6, val: int = 3) -> Path:
             Image.fromarray(labels_of(number)).save(root / "annotations" / split / f"{split}{number}.png")
     (root / "classes.json").write_text(json.dumps({"names": ["sky", "road", "tree"], "ignore_index": 9}))
     return root
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two batches hold the same bits."""
+    if isinstance(left, torch.Tensor):
+        return left.dtype == right.dtype and torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[name], right[name]) for name in left)
+    return len(left) == len(right) and all(same(*pair) for pair in zip(left, right, strict=True))

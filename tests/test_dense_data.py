@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from dense_files import HEIGHT, WIDTH, labels_of, write_coco, write_segfolder, write_voc
+from dense_files import HEIGHT, WIDTH, labels_of, same, write_coco, write_segfolder, write_voc
 from image_files import picture, real
 from PIL import Image
 from torchvision import tv_tensors
@@ -14,10 +14,8 @@ from torchvision import tv_tensors
 from runners.data.dense_augment import DenseAugmentation
 from runners.data.image_specs import IMAGENET_MEAN, IMAGENET_STD
 from runners.data.images import BrokenImage, DataError
-from runners.data.probes import split_digits
 from runners.dense.data.batches import make_dense_data
 from runners.dense.data.opened import open_dense
-from runners.dense.data.scene import INK, draw_scene
 from runners.dense.data.sources import IGNORE
 from runners.dense.targets import Targets, pack, unpack
 
@@ -46,15 +44,6 @@ def target(count, number=0, masks=True):
         "original_size": torch.tensor([10, 12]),
     }
     return found | ({"masks": torch.ones(count, 5, 6, dtype=torch.uint8)} if masks else {})
-
-
-def same(left, right):
-    """Whether two batches hold the same bits."""
-    if isinstance(left, torch.Tensor):
-        return left.dtype == right.dtype and torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[name], right[name]) for name in left)
-    return len(left) == len(right) and all(same(*pair) for pair in zip(left, right, strict=True))
 
 
 def test_targets_are_moved_and_split_as_a_tensor_is():
@@ -237,53 +226,6 @@ def test_what_does_not_fit_is_one_message(tmp_path, arguments, message):
     task, spec, *rest = arguments
     with pytest.raises(ValueError, match=message):
         make_dense_data(task, spec.format(write_coco(tmp_path)), *rest, workers=0)
-
-
-def test_a_scene_is_one_draw_for_all_tasks():
-    batches = {
-        task: make_dense_data(task, "scenes", 64, 96, 8, workers=0).batch(3, 7)
-        for task in ("segment", "detect", "instance")
-    }
-    images, labels = batches["segment"]
-    assert same(images, batches["detect"][0]) and same(images, batches["instance"][0])
-    assert images.shape == (8, 3, 64, 96) and labels.dtype == torch.int64
-    for semantic, plain, entry in zip(labels, batches["detect"][1], batches["instance"][1], strict=True):
-        assert "masks" not in plain and all(same(plain[name], entry[name]) for name in plain)
-        assert 1 <= len(entry["labels"]) <= 4
-        # each pixel has one owner, and is of its class
-        assert entry["masks"].sum(0).max() == 1
-        assert torch.equal((entry["masks"] * entry["labels"][:, None, None]).sum(0), semantic)
-        for mask, box, area in zip(entry["masks"], entry["boxes"], entry["area"], strict=True):
-            rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
-            assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] and area == mask.sum()
-
-
-def test_scenes_show_training_digits_alone_and_are_padded_for_detection():
-    data = make_dense_data("detect", "scenes", 50, 70, 4, workers=0)
-    images, targets = data.batch(0, 0)
-    assert images.shape == (4, 3, 64, 96) and (images[:, :, 50:] == 0).all() and (images[..., 70:] == 0).all()
-    assert all(entry["size"].tolist() == entry["original_size"].tolist() == [50, 70] for entry in targets)
-    assert (data.num_classes, data.steps_per_epoch, data.class_names[3]) == (10, None, "3")
-    assert sum(len(batch) for batch, _ in data.eval_batches()) == 256
-    segment = make_dense_data("segment", "scenes", 50, 70, 4, workers=0)
-    assert segment.num_classes == 11 and segment.class_names[:2] == ("background", "0")
-
-
-def test_a_digit_is_where_its_ink_is():
-    digits, _ = split_digits()
-    scene = draw_scene(np.random.default_rng(4), digits, 64, 64, objects=1, noise=0.0, number=9)
-    grey = scene.image / 2 + 0.4
-    assert scene.objects.image_id == 9 and len(scene.objects.labels) == 1
-    ink = scene.labels > 0
-    assert np.array_equal(ink, scene.objects.masks[0] > 0)
-    # light on grey: at least INK of the way to the colour
-    lowest = 0.5 + INK * (grey.max((1, 2), keepdims=True) - 0.5)
-    assert (grey[:, ink] >= lowest[:, 0] - 1e-6).all() and (grey[:, ~ink] < grey[:, ink].max(1, keepdims=True)).all()
-    classes = [
-        draw_scene(np.random.default_rng(i), digits, 40, 40, objects=1, noise=0, number=0).objects.labels[0]
-        for i in range(200)
-    ]
-    assert set(classes) == set(range(1, 11))
 
 
 @pytest.mark.parametrize(
