@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import slow_but
 from dense_files import write_coco, write_segfolder
-from test_distributed import assert_one_run, processes, spread  # noqa: F401  (fixtures)
 from test_elastic import losses, ranks, weights
 from test_processes import in_background
 from test_sweep import wait_for
 from test_train import without_times
+from training_ranks import assert_one_run, processes, spread  # noqa: F401  (fixtures)
 
 from ablations.study import Cell
 from attention_zoo.dense.retinanet import P6P7

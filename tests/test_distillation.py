@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-from test_distributed import assert_one_run, processes, spread  # noqa: F401  (fixtures)
 from test_train import CPU, Stripes, make_model, without_times
 from torch import nn
 from torch.nn import functional as F
+from training_ranks import assert_one_run, processes, spread  # noqa: F401  (fixtures)
 
 from ablations.study import Axes
 from attention_zoo import create_model

@@ -10,9 +10,9 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from test_distributed import processes, run, spread  # noqa: F401  (fixtures)
 from test_processes import in_background
 from test_sweep import start, wait_for
+from training_ranks import processes, run, spread  # noqa: F401  (fixtures)
 
 from ablations.study import Cell
 from runners import Sweep

@@ -8,9 +8,9 @@ import pytest
 import timm
 import torch
 from test_distillation import logits, plan, softmax
-from test_distributed import assert_one_run, processes, spread  # noqa: F401  (fixtures)
 from test_train import CPU, Stripes, without_times
 from torch import nn
+from training_ranks import assert_one_run, processes, spread  # noqa: F401  (fixtures)
 
 from attention_zoo import LAYOUTS, create_model
 from runners.cells.weights import save_checkpoint
