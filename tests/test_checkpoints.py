@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from image_files import write_classes
+from resume_cells import CPU, STEPS, Cut, assert_same, cut, cut_at, fresh, make_model, run, saved_step
 from slurm.killer import can_mount, full_folder
-from test_resume import CPU, STEPS, Cut, assert_same, cut, cut_at, fresh, make_model, run, saved_step
 from test_train import Stripes
 from torch import nn
 

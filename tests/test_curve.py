@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import Cut, cut_at, make_model
+from resume_cells import Cut, cut_at, make_model
 from test_train import Stripes
 
 from runners.rows.curves import read_curve
