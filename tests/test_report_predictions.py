@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from figure_rows import frame, trained
 from PIL import Image
+from report_pages import Elements
 from sample_results import HOSTILE
 from test_learning import Held, axes_of, lines_of
-from test_report import Elements
 
 from ablations.study import Cell
 from runners.figures import draw
