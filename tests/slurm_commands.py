@@ -25,3 +25,20 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **says: str) -> Pa
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     return calls
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """programs(squeue="...", ...) -> these print that, and no other program of SLURM is found; None fails."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    def make(**outputs: str | None) -> None:
+        for name in ("squeue", "sacct", "sbatch", "scancel", "scontrol", "sinfo", "srun"):
+            output = outputs.get(name)
+            lines = ["echo error: not here >&2", "exit 1"] if output is None else ["cat <<'END'", output, "END"]
+            (folder / name).write_text("\n".join(["#!/bin/sh", *lines, ""]))
+            (folder / name).chmod(0o755)
+
+    return make
