@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_strangers import SUBMITTED, slurm, untouched, victim
+from strangers_folder import SUBMITTED, slurm, untouched, victim
 
 from ablations.study import Cell, cell_key
 from runners import cancel, clean, collect, report, retry, status

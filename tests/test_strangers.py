@@ -9,83 +9,32 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from slurm_commands import stand_in
+from strangers_folder import (
+    CELL,
+    FOUND,
+    KEY,
+    NAME,
+    SUBMITTED,
+    run_all,
+    slurm,
+    store,
+    untouched,
+    victim,
+    write_submission,
+)
 
-from ablations.study import Cell, cell_key
-from runners import cancel, clean, collect, retry, status
+from ablations.study import Cell
+from runners import clean, retry
 from runners.jobs import submissions
 from runners.jobs.options import SlurmOptions
 from runners.jobs.request import make_request
-from runners.jobs.submission import Request, Submission, TaskNote, Work
+from runners.jobs.submission import Request, TaskNote, Work
 from runners.store.files import StoreError
-from runners.store.record import Record
 from runners.store.states import forget_states
-from runners.store.store import Store, open_store
+from runners.store.store import Store
 from runners.table import load
 
-CELL = Cell(attn="vanilla")
-KEY = cell_key(CELL)
-NAME = "study.1"
-FOUND = Record(
-    measure="flops",
-    device_id="cpu",
-    protocol=1,
-    status="ok",
-    values={"gmacs": 0.5},
-    started_at="2026-01-01T00:00:00+00:00",
-    ended_at="2026-01-01T00:00:09+00:00",
-)
-SUBMITTED = Submission(
-    name=NAME,
-    study="study",
-    tasks=((Work(key=KEY, measures=("flops",)),),),
-    request=Request(),
-    submitted_at="2026-01-01T00:00:00+00:00",
-    job="7",
-)
-VERBS = {"clean": clean, "collect": collect, "status": status, "cancel": cancel}
-
-
-@pytest.fixture
-def victim(tmp_path: Path) -> Path:
-    """A folder of the user's own, beside the results."""
-    folder = tmp_path / "victim"
-    folder.mkdir()
-    (folder / "thesis.tex").write_text("years of work")
-    os.utime(folder / "thesis.tex", (1, 1))
-    return folder
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """One measured cell, whose job has ended."""
-    store = open_store(tmp_path / "runs", create=True)
-    store.add_cell(CELL, "study", ["flops"])
-    store.write_record(KEY, FOUND)
-    return store
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """SLURM that knows no job; what sbatch is told is in the file that is returned."""
-    return stand_in(tmp_path, monkeypatch)
-
-
-def run_all(store: Store) -> None:
-    for verb in VERBS.values():
-        verb.main(["--results", str(store.out)])
-
-
-def untouched(victim: Path) -> bool:
-    files = list(victim.rglob("*"))
-    return [file.name for file in files] == ["thesis.tex"] and files[0].stat().st_mtime == 1
-
-
-def write_submission(store: Store, **changes: object) -> None:
-    folder = store.out / "jobs" / NAME
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "submission.json").write_text(json.dumps({**asdict(SUBMITTED), **changes}))
-    (folder / "settled-0").touch()
+__all__ = ["slurm", "store", "victim"]  # fixtures
 
 
 # --- paths
@@ -315,77 +264,3 @@ def test_a_record_does_not_say_what_its_cell_is(store: Store) -> None:
     (row,) = load(store.out).to_dict("records")
     assert (row["attention"], row["seed"], row["cell_key"], row["study"]) == ("vanilla", 0, KEY, "study")
     assert (row["device_id"], row["acc1"], row["regions"]) == ("cpu", 99.0, "4x4")
-
-
-# --- one odd file
-
-
-def lay(path: Path, kind: str) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "huge":
-        with path.open("wb") as file:
-            file.truncate(1 << 40)
-    elif kind == "loop":
-        path.symlink_to(path)
-    else:
-        path.write_text({"deep": "[" * 200_000, "list": "[]", "number": "1e999", "bytes": "\x00\x7f"}[kind])
-
-
-KINDS = ["folder", "pipe", "huge", "loop", "deep", "list", "number", "bytes"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_one_odd_file_costs_its_own_row_at_most(
-    store: Store, slurm: Path, capsys: pytest.CaptureFixture[str], kind: str
-) -> None:
-    names = ["cell.json", "lease.json", "progress.json", "lost.json", "records", "studies", "wanted"]
-    for seed, name in enumerate([*names, f"records/{FOUND.name.file}"], start=1):
-        key = store.add_cell(Cell(seed=seed), "study", ["flops"])
-        store.write_record(key, FOUND)
-        lay(store.folder(key) / name, kind)
-    run_all(store)
-    assert "9 cells" in capsys.readouterr().out
-    rows = load(store.out).set_index("cell_key")
-    assert len(rows) == 9 and (rows.loc[KEY, "status"], rows.loc[KEY, "gmacs"]) == ("ok", 0.5)
-    assert set(rows["gmacs"].dropna()) == {0.5}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_odd_file_of_a_job_costs_no_row(store: Store, slurm: Path, kind: str) -> None:
-    for name in ("submission.json", "task-0.json", "7_0_0_log.out", "settled-0", "cancelled-0"):
-        folder = store.out / "jobs" / f"odd.{name}"
-        folder.mkdir(parents=True)
-        (folder / "submission.json").write_text(json.dumps({**asdict(SUBMITTED), "name": folder.name}))
-        lay(folder / name, kind)
-    run_all(store)
-    assert list(load(store.out)["status"]) == ["ok"]
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be two users")
-@pytest.mark.parametrize("closed", [".", "records", "lease.json", "cell.json"])
-def test_what_another_user_keeps_closed_is_one_row(store: Store, tmp_path: Path, closed: str) -> None:
-    whole = store.add_cell(Cell(seed=1), "study", ["flops"])
-    store.write_record(whole, FOUND)
-    (store.folder(KEY) / "lease.json").write_text("{}")
-    for path in [tmp_path, *tmp_path.rglob("*")]:
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    (store.folder(KEY) / closed).chmod(0o700 if closed in (".", "records") else 0o600)
-    for parent in tmp_path.parents[:-2]:
-        parent.chmod(parent.stat().st_mode | 0o055)
-    os.seteuid(65534)
-    try:
-        rows = load(store.out).set_index("cell_key")
-        holder = store.holder(KEY)
-    finally:
-        os.seteuid(0)
-    assert sorted(rows.index) == sorted([KEY, whole]) and rows.loc[whole, "status"] == "ok"
-    if closed in (".", "records"):
-        assert rows.loc[KEY, "status"] == "lost" and "Permission denied" in rows.loc[KEY, "error_message"]
-    if closed == "lease.json":
-        assert holder.state == "unknown"
