@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from image_files import picture
+from image_files import picture, tar_of
 from PIL import Image
 
 WIDTH, HEIGHT = 40, 36
@@ -128,3 +128,8 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, dict):
         return left.keys() == right.keys() and all(same(left[name], right[name]) for name in left)
     return len(left) == len(right) and all(same(*pair) for pair in zip(left, right, strict=True))
+
+
+def in_tar(folder: Path) -> Path:
+    """The folder as a tar beside it."""
+    return tar_of(folder, folder.parent / f"{folder.name}.tar")
