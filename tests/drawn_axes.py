@@ -2,6 +2,7 @@
 
 import matplotlib
 import numpy as np
+from matplotlib.text import Text
 
 
 def axes_of(figure) -> dict[str, object]:
@@ -32,3 +33,26 @@ def crosses(ax) -> dict[str, tuple[float, float]]:
 
 def caption(figure) -> str:
     return " ".join(" ".join(part.get_supxlabel() for part in figure.subfigs).split())
+
+
+def texts_of(figure) -> dict[Text, object]:
+    """Every text that is seen, and its box without leaders."""
+    hidden = {tick for ax in figure.axes for axis in (ax.xaxis, ax.yaxis) for tick in unseen(axis)}
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    return {text: Text.get_window_extent(text) for text in texts if text not in hidden}
+
+
+def unseen(axis) -> list[Text]:
+    """Labels of ticks beyond the limits, which matplotlib keeps but does not draw."""
+    low, high = sorted(axis.get_view_interval())
+    ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+    return [t for tick in ticks for t in (tick.label1, tick.label2) if not low <= tick.get_loc() <= high]
+
+
+def inside(outer, box, slack=0.5) -> bool:
+    return (
+        outer.x0 - slack <= box.x0
+        and box.x1 <= outer.x1 + slack
+        and outer.y0 - slack <= box.y0
+        and box.y1 <= outer.y1 + slack
+    )

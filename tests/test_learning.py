@@ -7,8 +7,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from drawn_axes import inside, texts_of
 from figure_rows import frame, trained
-from test_figure_set import inside, texts_of
 
 from ablations.study import Cell
 from runners.figures import draw
