@@ -41,6 +41,8 @@ _FOREVER = timedelta(days=365)
 _END = "end"
 # how gloo and NCCL say that a peer has gone
 _PEER_GONE = re.compile(r"Connection (closed|reset) by peer|Broken pipe|remote process exited", re.IGNORECASE)
+# how the store, gloo and NCCL say that a peer does not answer
+_NO_ANSWER = re.compile(r"(wait|application|operation) timeout|timed out (waiting|after)", re.IGNORECASE)
 
 
 class Group:
@@ -115,8 +117,7 @@ class Group:
                 raise
             raise cause from error
         finally:
-            if distributed.is_initialized():
-                distributed.destroy_process_group()
+            _leave()
 
     def _cause(self, error: Exception, meeting: Store) -> Exception:
         """The failure to report for an error of this rank: that of the rank that failed first."""
@@ -132,12 +133,14 @@ class Group:
             # the others notice at their next collective that the connections are closed, once no frame holds a model
             traceback.clear_frames(error.__traceback__)
             with contextlib.suppress(RuntimeError):
-                distributed.destroy_process_group()
+                _leave()
                 meeting.wait([f"read/{other}" for other in range(1, self.world_size)], timedelta(seconds=LEAVE_S))
         if first["message"] != mine["message"]:
             return ChildFailed(f"rank {first['rank']} of {self.world_size}: {first['message']}", first["status"])
         if _PEER_GONE.search(str(error)):
             return ChildFailed(f"one of the {self.world_size} ranks ended without a word: {error}", "killed")
+        if _NO_ANSWER.search(str(error)):
+            return ChildFailed(f"one of the {self.world_size} ranks gave no answer for {self.timeout_s:g} s: {error}")
         return error
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
@@ -240,6 +243,12 @@ def setup(
         else:
             group.lead(_END)
             store.wait([f"left/{other}" for other in range(1, world_size)], timedelta(seconds=LEAVE_S))
+
+
+def _leave() -> None:
+    """Close the process group; there is none if it could not be formed, since another rank never came."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _reachable(host: str, environment: Mapping[str, str]) -> str:
