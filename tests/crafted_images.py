@@ -23,7 +23,7 @@ OFFSETS = [0, 0, 1, 0, 4, 0, 5, 7, 0, 0, 3, 6, 0, 0, 2, 0, 0, 7, 0]
 ACC1, ACC5 = 100 * 11 / 19, 100 * 15 / 19
 
 
-def plain(model):
+def plain():
     """Data config of a model of ours at 64 px."""
     return {**open_model(Asked("small", None, False, "vanilla", {}, 8)).data_config, "input_size": (3, 64, 64)}
 
@@ -33,7 +33,7 @@ def crafted_model():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = create_model("small", attn="vanilla", num_classes=8).eval()
-    prepare = create_transform(**plain(model), is_training=False)
+    prepare = create_transform(**plain(), is_training=False)
     images = torch.stack([prepare(Image.new("RGB", (64, 64), colour)) for colour in COLOURS])
     wanted = -torch.tensor([[(k - c) % 8 for k in range(8)] for c in range(8)], dtype=torch.float64)
     with torch.no_grad():

@@ -126,7 +126,7 @@ def test_images_are_prepared_as_by_the_evaluation_of_biformer(side):
     assert torch.equal(ours(image), official(image))
 
 
-def test_official_files_are_read_and_the_average_where_it_is_asked_for(crafted, tmp_path):
+def test_official_files_are_read_and_the_average_where_it_is_asked_for(tmp_path):
     model = create_model("biformer_tiny", num_classes=8)
     state = to_official(model, Official("models.BiFormer"))
     average = {name: tensor + 1 for name, tensor in state.items()}

@@ -51,14 +51,18 @@ def test_what_cannot_be_drawn_is_one_clear_error(kind):
         draw(kind, pd.concat([table, table.assign(device_id="gpu")]))
     with pytest.raises(ValueError, match=r"no (row|mechanism)|needs the accuracy"):
         draw(kind, frame([{"attention": "swin", "seed": seed, "resolution": "64x64"} for seed in range(2)]))
+
+
+def test_an_unknown_kind_lists_the_known():
     with pytest.raises(ValueError, match=r"'circles'.*complexity"):
-        draw("circles", table)
+        draw("circles", frame(growing()))
 
 
 @pytest.mark.parametrize("kind", ["complexity", "region_size"])
 def test_devices_are_drawn_apart_when_asked(kind):
-    table = frame(trained() if kind in ("topk", "region_size", "pareto") else growing())
+    table = frame(growing())
     if kind == "region_size":
+        table = frame(trained())
         table = table.assign(settings=table["settings"].str.replace("topk", "region_size"), topk=4)
     alone = draw(kind, table)
     figure = draw(kind, pd.concat([table, table.assign(device_id="gpu")]), by_device=True)

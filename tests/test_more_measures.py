@@ -21,10 +21,6 @@ from runners.store.store import open_store
 from runners.table import load
 
 
-def build():
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
-
-
 def test_the_default_sweep_has_the_four_measures_that_it_always_had():
     assert DEFAULT_MEASURES == ("flops", "throughput", "memory", "accuracy")
     assert {*MEASURES} - {*DEFAULT_MEASURES} == {"launches", "latency", "max_batch", "energy"}

@@ -34,7 +34,7 @@ def test_a_folder_that_other_machines_have_of_their_own_is_refused() -> None:
         check_shared(Path("/tmp/x"), {"n1", "here"}, "here")
 
 
-def test_a_request_takes_the_command_line_before_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_takes_the_command_line_before_the_study() -> None:
     defaults = (("time", "2:00:00"), ("partition", "gpu"), ("gpus-per-node", "2"))
     asked = SlurmOptions(partition="cpu", slurm={"reservation": "night"}, nodes=2)
     request = make_request(asked, defaults=defaults)
