@@ -24,6 +24,9 @@ from attention_zoo.check.subject import Subject
 hypothesis.settings.register_profile("zoo", derandomize=True, deadline=None, print_blob=False)
 hypothesis.settings.load_profile("zoo")
 
+# what a failing assert of theirs compared is told as in a test
+pytest.register_assert_rewrite("ordinary_cases", "resume_cells", "training_ranks")
+
 HEADS = Subject.num_heads
 
 if "PYTEST_XDIST_WORKER" in os.environ:
