@@ -135,6 +135,31 @@ def test_a_memory_limit_holds_for_what_is_allocated_within_it():
     torch.empty(300 * mib)
 
 
+FULL = """
+import mmap
+import numpy as np
+import torch
+from runners.machine.environment import memory_limit
+
+with memory_limit(torch.device("cpu"), 64):
+    held = []
+    try:
+        while True:
+            held.append(mmap.mmap(-1, 2**20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    except OSError:
+        held.pop()
+    print(len(held), (np.ones((64, 64)) @ np.ones((64, 64))).sum())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts mapped memory on Linux only")
+def test_the_first_product_of_numpy_does_not_end_a_process_whose_memory_is_full():
+    done = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    held, total = done.stdout.split()
+    assert 32 < int(held) <= 64 and float(total) == 64**3
+
+
 def test_a_memory_limit_on_cuda_is_a_share_of_the_device_and_is_lifted(monkeypatch):
     shares = []
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1000 * 2**20))

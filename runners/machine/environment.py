@@ -199,6 +199,10 @@ def memory_limit(device: "torch.device", limit_mib: int | None) -> Iterator[None
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0, device)
     else:
+        import numpy as np
+
+        # OpenBLAS ends a process that has no memory for the buffers of its first product
+        np.ones((256, 256)) @ np.ones((256, 256))
         used_mib = process_memory_mib("VmData")
         if used_mib is None or device.type != "cpu":
             raise ValueError(f"--memory-limit works on CUDA and on Linux CPUs, got {device} on {sys.platform}")
