@@ -42,7 +42,11 @@ _END = "end"
 # how gloo and NCCL say that a peer has gone
 _PEER_GONE = re.compile(r"Connection (closed|reset) by peer|Broken pipe|remote process exited", re.IGNORECASE)
 # how the store, gloo and NCCL say that a peer does not answer
-_NO_ANSWER = re.compile(r"(wait|application|operation) timeout|timed out (waiting|after)", re.IGNORECASE)
+_NO_ANSWER = re.compile(
+    r"wait timeout after|application timeout|timed out waiting \d+ms"
+    r"|collective operation timeout|timed out in blocking wait",
+    re.IGNORECASE,
+)
 
 
 class Group:
