@@ -1,10 +1,14 @@
 """Tables for the tests of figures, whose costs are powers of the tokens and whose accuracies are known."""
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from runners.store.columns import COLUMNS
+
+(SAMPLE,) = (Path(__file__).parents[1] / "results").glob("sample_*.csv")
+"""A committed table of mechanisms at several sizes."""
 
 COMMON = {
     "status": "ok",

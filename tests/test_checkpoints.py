@@ -1,7 +1,5 @@
 """Which states of a training are kept, and which one it goes on from."""
 
-# ruff: noqa: F811
-
 import errno
 import json
 import math
@@ -11,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from image_files import write_classes
-from resume_cells import STEPS, Cut, assert_same, cut, fresh, make_model, run, saved_step, whole  # noqa: F401  (fixtures)
+from resume_cells import STEPS, Cut, assert_same, cut, fresh, make_model, run, saved_step, whole
 from slurm.killer import can_mount, full_folder
 from test_train import Stripes
 from torch import nn
@@ -29,6 +27,8 @@ from runners.train import accuracy
 from runners.train.accuracy import Diverged
 from runners.train.recipe import Recipe
 from runners.train.resume import Checkpoint
+
+__all__ = ["whole"]  # a fixture
 
 
 def before(path):

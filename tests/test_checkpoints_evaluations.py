@@ -5,13 +5,15 @@ import signal
 
 import pytest
 import torch
-from resume_cells import CPU, STEPS, Cut, cut_at, fresh, make_model, run, saved_step, whole  # noqa: F401  (fixtures)
+from resume_cells import CPU, STEPS, Cut, cut_at, fresh, make_model, run, saved_step, whole
 from test_train import Stripes
 
 from runners.train import accuracy
 from runners.train.accuracy import train_and_evaluate
 from runners.train.recipe import Recipe
 from runners.train.resume import Evaluation
+
+__all__ = ["whole"]  # a fixture
 
 # --- evaluations between steps
 
@@ -64,7 +66,7 @@ def test_evaluations_change_no_bit_of_a_training_and_tell_the_best(tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in best.state_dict().items())
 
 
-def test_a_look_at_the_last_step_draws_nothing_from_the_evaluation_after_it(whole):  # noqa: F811
+def test_a_look_at_the_last_step_draws_nothing_from_the_evaluation_after_it(whole):
     row, _ = run(target_acc=100)
     assert row["steps_to_acc"] is None  # so that there was one
     assert row == whole[0]

@@ -11,7 +11,7 @@ from test_elastic import losses, ranks, weights
 from test_processes import in_background
 from test_sweep import wait_for
 from test_train import without_times
-from training_ranks import assert_one_run, processes, spread  # noqa: F401  (fixtures)
+from training_ranks import assert_one_run, processes, spread
 
 from ablations.study import Cell
 from attention_zoo.dense.retinanet import P6P7
@@ -23,6 +23,8 @@ from runners.machine.conditions import Conditions
 from runners.train.accuracy import train_and_evaluate
 from runners.train.distributed import ALONE, Group
 from runners.train.recipes import make_recipe
+
+__all__ = ["processes", "spread"]  # fixtures
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -153,7 +155,7 @@ def both(group: Group, cell: Cell) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HEADS)
-def test_two_ranks_end_with_the_same_weights(name: str, files: dict[str, str], spread: Any) -> None:  # noqa: F811
+def test_two_ranks_end_with_the_same_weights(name: str, files: dict[str, str], spread: Any) -> None:
     # one learns from an image more than the other
     cell = tiny(name, files[name], batch_size=3 if name in ("segment", "upernet") else 2)
     found = spread(both, cell, timeout_s=300.0)

@@ -10,7 +10,7 @@ import torch
 from test_train import CPU, Stripes, make_model, without_times
 from torch import nn
 from torch.nn import functional as F
-from training_ranks import assert_one_run, processes, spread  # noqa: F401  (fixtures)
+from training_ranks import assert_one_run, processes, spread
 
 from ablations.study import Axes
 from attention_zoo import create_model
@@ -23,6 +23,8 @@ from runners.train.criterion import make_criterion
 from runners.train.distillation import as_teacher, hard_distillation, soft_distillation, weights_hash
 from runners.train.recipe import Recipe
 from runners.train.step import train_step
+
+__all__ = ["processes", "spread"]  # fixtures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -189,7 +191,7 @@ def taught_on_a_rank(group, taught):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_from_the_teacher_what_one_does(spread, teacher):  # noqa: F811
+def test_two_processes_learn_from_the_teacher_what_one_does(spread, teacher):
     found = spread(taught_on_a_rank, copy.deepcopy(teacher))
     assert_one_run(found)
     one = make_model(dropout=0.0)

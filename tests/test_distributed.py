@@ -1,7 +1,5 @@
 """One cell's training over several real processes: what ranks share, and that they follow one process."""
 
-# ruff: noqa: F811
-
 import itertools
 import time
 
@@ -10,11 +8,13 @@ import pytest
 import torch
 from conftest import slow_but
 from torch import nn
-from training_ranks import CPU, Wide, assert_one_run, make_model, processes, run, spread, toy_run  # noqa: F401  (fixtures)
+from training_ranks import CPU, Wide, assert_one_run, make_model, processes, run, spread, toy_run
 
 from runners.measures import MEASURES
 from runners.train.batch_norm import SyncedBatchNorm, synchronise_batch_norm
 from runners.train.distributed import ALONE, Group, _reachable, setup
+
+__all__ = ["processes", "spread"]  # fixtures
 
 
 def gathered(group):

@@ -1,7 +1,5 @@
 """Processes that train one cell together: one fails, is killed or says nothing; a job that was killed goes on."""
 
-# ruff: noqa: F811
-
 import contextlib
 import json
 import math
@@ -16,13 +14,15 @@ import torch
 from PIL import Image
 from test_train import without_times
 from torch import nn
-from training_ranks import CPU, Wide, assert_one_run, make_model, processes, run, spread, toy_run  # noqa: F401  (fixtures)
+from training_ranks import CPU, Wide, assert_one_run, make_model, processes, run, spread, toy_run
 
 from runners.data.loading import make_data
 from runners.machine.failures import ChildFailed
 from runners.train.accuracy import train_and_evaluate
 from runners.train.distributed import ALONE
 from runners.train.recipes import make_recipe
+
+__all__ = ["processes", "spread"]  # fixtures
 
 PEER_GONE = "Connection (closed|reset) by peer|Connection was likely closed|Broken pipe"
 """How gloo and the store say that another process is gone, as it happens to end."""

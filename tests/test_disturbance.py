@@ -1,14 +1,14 @@
 """What disturbs a measurement of speed: it is told, widens intervals, and has it repeated once."""
 
-# ruff: noqa: F811
-
 from dataclasses import replace
 
 import pytest
-from speed_clock import QUIET, SEEN, Timed, clock, here, work  # noqa: F401  (fixtures)
+from speed_clock import QUIET, SEEN, Timed, clock, here, work
 
 from runners.measure import disturbance, speed
 from runners.measure.speed import measure_speed
+
+__all__ = ["clock", "here"]  # fixtures
 
 # --- disturbance
 

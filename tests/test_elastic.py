@@ -12,13 +12,15 @@ import pytest
 import torch
 from test_processes import in_background
 from test_sweep import start, wait_for
-from training_ranks import processes, run, spread  # noqa: F401  (fixtures)
+from training_ranks import processes, run, spread
 
 from ablations.study import Cell
 from runners import Sweep
 from runners.store.lease import holder
 from runners.store.store import open_store
 from runners.table import load
+
+__all__ = ["processes", "spread"]  # fixtures
 
 # as many steps as take seconds: progress, from which a test sees where a training is, is written twice a second
 CELL: dict[str, Any] = {"attn": "bra", "topk": 1, "resolution": 32, "batch_size": 16, "threads": 1, "steps": 96}
@@ -76,7 +78,7 @@ def two_ranks(group: Any) -> Any:
 
 
 @pytest.mark.slow
-def test_the_bits_are_those_of_a_job_of_slurm_of_the_same_size(whole: Path, spread: Any) -> None:  # noqa: F811
+def test_the_bits_are_those_of_a_job_of_slurm_of_the_same_size(whole: Path, spread: Any) -> None:
     expected_losses, row, expected = spread(two_ranks)[0]
     found = weights(whole)
     assert losses(whole) == expected_losses

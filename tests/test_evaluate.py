@@ -1,7 +1,5 @@
 """Evaluation: accuracies that are known, however images are batched, shared and prepared."""
 
-# ruff: noqa: F811
-
 import argparse
 import math
 import os
@@ -15,7 +13,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from crafted_images import ACC1, ACC5, CLASSES, COLOURS, OFFSETS, ROOT, crafted, crafted_model, run  # noqa: F401  (fixtures)
+from crafted_images import ACC1, ACC5, CLASSES, COLOURS, OFFSETS, ROOT, crafted, crafted_model, run
 from PIL import Image
 from timm.data import create_transform
 from torchvision import transforms
@@ -28,6 +26,8 @@ from runners.evaluation.images import eval_set
 from runners.evaluation.models import Asked, open_model
 from runners.evaluation.scoring import Way, answer, merge, score
 from runners.machine.conditions import Conditions
+
+__all__ = ["crafted", "run"]  # fixtures
 
 LOSS = math.log(sum(math.exp(-rank) for rank in range(8))) + sum(OFFSETS) / 19
 WAY = Way(64, 0, torch.device("cpu"), Conditions())

@@ -5,7 +5,7 @@ import tarfile
 import pytest
 import timm
 import torch
-from crafted_images import ACC1, ACC5, CLASSES, ROOT, crafted, run  # noqa: F401  (fixtures)
+from crafted_images import ACC1, ACC5, CLASSES, ROOT, crafted, run
 from PIL import Image
 
 from attention_zoo import create_model
@@ -15,9 +15,11 @@ from runners.store import evaluations
 from runners.store.evaluations import EVALUATION_COLUMNS, append_evaluations, check_evaluations
 from runners.store.files import StoreError
 
+__all__ = ["crafted", "run"]  # fixtures
+
 
 @pytest.fixture(scope="module")
-def spoilt(crafted, tmp_path_factory):  # noqa: F811
+def spoilt(crafted, tmp_path_factory):
     """A folder with images and checkpoints that cannot be evaluated, or not with the others."""
     tmp = tmp_path_factory.mktemp("spoilt")
     for part in ("empty", "flat", "two/a", "two/b"):
@@ -84,13 +86,13 @@ def spoilt(crafted, tmp_path_factory):  # noqa: F811
     ],
     ids=lambda value: " ".join(value).replace("{tmp}/", "") if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line(run, spoilt, tmp_path, flags, message):  # noqa: F811
+def test_bad_input_is_one_line(run, spoilt, tmp_path, flags, message):
     said = run(*(flag.format(tmp=spoilt) for flag in flags), code=2)
     assert message.format(tmp=spoilt) in said
     assert not (tmp_path / "runs" / "evaluations.csv").exists()
 
 
-def test_a_size_that_a_model_cannot_take_is_refused_before_any_work(run):  # noqa: F811
+def test_a_size_that_a_model_cannot_take_is_refused_before_any_work(run):
     said = run("--model", "timm:test_vit", "--resolution", "160,100", code=2)
     assert "--resolution 100x100: timm:test_vit cannot take it: " in said
 
@@ -108,7 +110,7 @@ def test_rows_are_added_and_what_was_there_stays(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["evaluations.csv"]
 
 
-def test_a_row_that_cannot_be_written_is_shown(crafted, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_a_row_that_cannot_be_written_is_shown(crafted, tmp_path, monkeypatch, capsys):
     def full(folder, rows):
         raise StoreError("no space left")
 

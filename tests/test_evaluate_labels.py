@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from crafted_images import ACC1, CLASSES, OFFSETS, ROOT, crafted, run  # noqa: F401  (fixtures)
+from crafted_images import ACC1, CLASSES, OFFSETS, ROOT, crafted, run
 from PIL import Image
 from timm.data import ImageNetInfo, RealLabelsImagenet
 
 from runners.evaluation.images import eval_set
 from runners.evaluation.labels import class_indices, read_real_labels
 from runners.evaluation.scoring import Answers, score
+
+__all__ = ["crafted", "run"]  # fixtures
 
 DATA = Path(os.environ.get("ZOO_DATA", ROOT.parent / "shared" / "data"))
 PHOTOGRAPHS = DATA / "imagenet_one_per_class.tar"
@@ -40,7 +42,7 @@ def test_folders_that_are_numbers_have_their_number(tmp_path):
     assert class_indices("", ["1", "2", "3"], 3) == [0, 1, 2]
 
 
-def test_a_label_map_says_which_class_is_which(run, tmp_path):  # noqa: F811
+def test_a_label_map_says_which_class_is_which(run, tmp_path):
     (tmp_path / "map.txt").write_text("\n".join(reversed(CLASSES)) + "\n")
     (row,) = run("--label-map", tmp_path / "map.txt")
     right = [(7 - (index + offset)) % 8 == index % 8 for index, offset in enumerate(OFFSETS)]
@@ -72,7 +74,7 @@ def test_real_labels_are_counted_as_timm_does(tmp_path):
     assert read_real_labels(tmp_path / "real.json", others)[in_order[3]] == frozenset(real[3])
 
 
-def test_real_labels_are_columns_of_the_row(run, tmp_path):  # noqa: F811
+def test_real_labels_are_columns_of_the_row(run, tmp_path):
     (tmp_path / "real.json").write_text(json.dumps([list(range(8))] * 9 + [[]] * 10))
     (row,) = run("--real-labels", tmp_path / "real.json")
     assert (row["real_acc1"], row["real_acc5"], row["real_n_eval"], row["acc1"]) == (100, 100, 9, ACC1)
@@ -80,7 +82,7 @@ def test_real_labels_are_columns_of_the_row(run, tmp_path):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PHOTOGRAPHS.is_file(), reason=f"{PHOTOGRAPHS} is not there")
-def test_photographs_of_imagenets_classes_are_in_its_order(run):  # noqa: F811
+def test_photographs_of_imagenets_classes_are_in_its_order(run):
     images = eval_set(f"imagefolder:{PHOTOGRAPHS}")
     indices = class_indices("", images.classes, 1000)
     assert len(images) == len(set(images.labels)) == 1000

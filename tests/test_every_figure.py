@@ -1,22 +1,16 @@
 """Figures of every kind: units and captions, what cannot be drawn, devices apart, and of which results they are."""
 
-from pathlib import Path
-
 import matplotlib
 import pandas as pd
 import pytest
 from drawn_axes import caption
-from figure_rows import frame, growing, trained
+from figure_rows import SAMPLE, frame, growing, trained
 from sample_results import write_sample
 
 from runners.figures import KINDS, draw, show
 from runners.figures.__main__ import main
 from runners.figures.frames import results
 from runners.rows.selection import read_rows
-
-ROOT = Path(__file__).parents[1]
-(SAMPLE,) = (ROOT / "results").glob("sample_*.csv")
-
 
 # --- every kind
 

@@ -1,20 +1,15 @@
 """What a reader asks of a figure: mechanisms, names, size and format; and one line for a choice that is none."""
 
-from pathlib import Path
-
 import matplotlib
 import pandas as pd
 import pytest
-from figure_rows import frame, growing, trained
+from figure_rows import SAMPLE, frame, growing, trained
 
 from runners.figures import FIGURES, draw, save, sheet
 from runners.figures.__main__ import main
 from runners.figures.choices import Crowded
 from runners.reporting.page import drawn_figures
 from runners.rows.selection import read_rows
-
-ROOT = Path(__file__).parents[1]
-(SAMPLE,) = (ROOT / "results").glob("sample_*.csv")
 
 
 def test_mechanisms_are_chosen_and_named():

@@ -2,14 +2,13 @@
 
 import re
 from itertools import combinations
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 from drawn_axes import inside, texts_of
-from figure_rows import frame, growing, settings, trained
+from figure_rows import SAMPLE, frame, growing, settings, trained
 from matplotlib.text import Annotation, Text
 
 from runners.figures import KINDS, draw, save
@@ -17,9 +16,6 @@ from runners.figures.__main__ import main
 from runners.figures.choices import FORMATS, SIZES
 from runners.figures.looks import COLOURS
 from runners.rows.selection import read_rows
-
-ROOT = Path(__file__).parents[1]
-(SAMPLE,) = (ROOT / "results").glob("sample_*.csv")
 
 TABLES = {
     "sample": lambda kind: read_rows(SAMPLE),

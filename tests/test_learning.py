@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from drawn_axes import inside, texts_of
+from drawn_axes import axes_of, caption, inside, lines_of, texts_of
 from figure_rows import frame, trained
 
 from ablations.study import Cell
@@ -46,22 +46,10 @@ def rows_of(steps=80, accuracies=True, **changes):
     return table.assign(**{LEARNING: held})
 
 
-def axes_of(figure):
-    return {ax.get_title(loc="left"): ax for ax in figure.findobj(matplotlib.axes.Axes)}
-
-
-def lines_of(ax):
-    return {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
-
-
 def band(ax):
     """Lowest and highest of the first band, at each of its places."""
     points = ax.collections[0].get_paths()[0].vertices
     return {x: (points[points[:, 0] == x, 1].min(), points[points[:, 0] == x, 1].max()) for x in {*points[:, 0]}}
-
-
-def caption(figure) -> str:
-    return " ".join(" ".join(part.get_supxlabel() for part in figure.subfigs).split())
 
 
 def test_a_line_is_the_mean_of_its_seeds_and_of_its_steps_in_a_band_from_the_lowest_to_the_highest():

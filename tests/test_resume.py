@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from resume_cells import CPU, NEVER, STEPS, Cut, assert_same, cut, cut_at, fresh, make_model, run, saved_step, whole  # noqa: F401  (fixtures)
+from resume_cells import CPU, NEVER, STEPS, Cut, assert_same, cut, cut_at, fresh, make_model, run, saved_step, whole
 from test_train import Stripes
 
 from runners.train import resume as checkpoint
@@ -21,9 +21,11 @@ from runners.train.distributed import Group
 from runners.train.notices import NOTICES
 from runners.train.resume import Checkpoint
 
+__all__ = ["whole"]  # a fixture
+
 
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
-def test_cut_off_at_any_step(step, whole, tmp_path):  # noqa: F811
+def test_cut_off_at_any_step(step, whole, tmp_path):
     path = tmp_path / "state"
     cut(path, step)
     assert path.exists() == (step > 1)
@@ -55,7 +57,7 @@ def test_cut_off_several_times_with_saves_here_and_there(parts, every):
     assert row["resumed"] <= len(parts)
 
 
-def test_cut_off_in_the_evaluation_which_draws_too(whole, tmp_path):  # noqa: F811
+def test_cut_off_in_the_evaluation_which_draws_too(whole, tmp_path):
     class Cutting(Stripes):
         def eval_batches(self):
             yield next(super().eval_batches())
@@ -125,7 +127,7 @@ def test_a_signal_saves_the_step_and_then_does_what_it_did(number, processes, tm
     assert saved_step(path) == last < steps
 
 
-def test_a_handler_runs_after_the_state_is_saved_and_stays_the_handler(whole, tmp_path):  # noqa: F811
+def test_a_handler_runs_after_the_state_is_saved_and_stays_the_handler(whole, tmp_path):
     path, calls = tmp_path / "state", []
 
     def requeue(number, frame):
@@ -148,7 +150,7 @@ def test_a_handler_runs_after_the_state_is_saved_and_stays_the_handler(whole, tm
     assert_same(run(path), whole, resumed=1)
 
 
-def test_a_handler_that_returns_lets_training_go_on(whole, tmp_path):  # noqa: F811
+def test_a_handler_that_returns_lets_training_go_on(whole, tmp_path):
     calls = []
 
     def progress(step, steps, loss):

@@ -1,7 +1,5 @@
 """Files of saved states: damaged, of another run, or on a full disk; training goes on from them, or starts anew."""
 
-# ruff: noqa: F811
-
 import errno
 import hashlib
 import io
@@ -11,7 +9,7 @@ import pickle
 
 import pytest
 import torch
-from resume_cells import NEVER, Cut, assert_same, cut, fresh, make_model, run, saved_step, whole  # noqa: F401  (fixtures)
+from resume_cells import NEVER, Cut, assert_same, cut, fresh, make_model, run, saved_step, whole
 from test_train import Stripes
 from torch import nn
 
@@ -20,6 +18,8 @@ from runners.machine.conditions import Conditions
 from runners.train import resume as checkpoint
 from runners.train.recipe import Recipe
 from runners.train.resume import Checkpoint, Training
+
+__all__ = ["whole"]  # a fixture
 
 
 def saved(path):

@@ -1,7 +1,5 @@
 """Times of a cell beside its baseline: rounds in one process under a clock that models move."""
 
-# ruff: noqa: F811
-
 import math
 import random
 from dataclasses import replace
@@ -10,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from speed_clock import TURNS, Timed, clock, here, process, work  # noqa: F401  (fixtures)
+from speed_clock import TURNS, Timed, clock, here, process, work
 
 from runners.measure import rounds, speed
 from runners.measure.speed import geometric_interval, measure_speed
+
+__all__ = ["clock", "here"]  # fixtures
 
 
 def test_times_ratios_and_samples_follow_the_clock(clock, here):

@@ -10,7 +10,7 @@ import torch
 from test_distillation import logits, plan, softmax
 from test_train import CPU, Stripes, without_times
 from torch import nn
-from training_ranks import assert_one_run, processes, spread  # noqa: F401  (fixtures)
+from training_ranks import assert_one_run, processes, spread
 
 from attention_zoo import LAYOUTS, create_model
 from runners.cells.weights import save_checkpoint
@@ -21,6 +21,8 @@ from runners.train.distillation import as_teacher
 from runners.train.recipe import Recipe
 from runners.train.step import train_step
 from runners.train.token_labels import Dense, labels_of, token_loss
+
+__all__ = ["processes", "spread"]  # fixtures
 
 SMALL = replace(LAYOUTS["small"], depths=(1, 1, 1, 1), dims=(16, 16, 16, 32))
 
@@ -188,7 +190,7 @@ def taught_on_a_rank(group):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_of_places_what_one_does(spread):  # noqa: F811
+def test_two_processes_learn_of_places_what_one_does(spread):
     found = spread(taught_on_a_rank)
     assert_one_run(found)
     one = run(make_model(), recipe=Recipe(token_labels="teacher"), teacher=make_model(seed=5), steps=4)

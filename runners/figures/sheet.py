@@ -55,7 +55,7 @@ KEY_PT = 6.5
 TITLE_LETTERS, NAME_LETTERS = 48, 19
 
 MOST_PANELS = 100
-"""Of a figure; its layout takes four times as long for twice as many, and a minute for 160."""
+"""Of a figure; the time that its layout takes grows faster than their number."""
 
 
 @dataclass

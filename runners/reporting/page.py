@@ -162,12 +162,12 @@ def drawn_figures(rows: pd.DataFrame, published: pd.DataFrame | None = None) -> 
             images: dict[str, Figure] = {
                 size: figures.draw(kind, rows, by_device=True, size=size, published=accuracies) for size in SIZES
             }
-        except Crowded as error:
-            unread.append(f"No figure {kind}: {error}.")
-            continue
         except ValueError as error:
-            # these rows have nothing that this kind shows; of what was asked for, the reader is told
-            unread += [f"No figure of published accuracies: {error}."] if accuracies is not None else []
+            # where rows have nothing that a kind shows, only the lack of one that was asked for is told
+            if accuracies is not None:
+                unread.append(f"No figure of published accuracies: {error}.")
+            elif isinstance(error, Crowded):
+                unread.append(f"No figure {kind}: {error}.")
             continue
         sources = {size: f"data:image/svg+xml;base64,{_encoded(image)}" for size, image in images.items()}
         drawn.append({**sources, "help": figures.FIGURES[kind] if accuracies is None else figures.PUBLISHED})
