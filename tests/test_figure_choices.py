@@ -8,6 +8,7 @@ from figure_rows import SAMPLE, frame, growing, trained
 from runners.figures import FIGURES, draw, save, sheet
 from runners.figures.__main__ import main
 from runners.figures.choices import Crowded
+from runners.reporting import page
 from runners.reporting.page import drawn_figures
 from runners.rows.selection import read_rows
 
@@ -81,6 +82,17 @@ def test_more_panels_than_a_figure_holds_are_refused_by_their_number(monkeypatch
     assert [one["help"] for one in drawn] == [FIGURES["batch"], FIGURES["roofline"]], "they have few panels"
     reason = f"No figure pareto: {panels} panels are more than one figure holds ({panels - 1}); draw fewer rows."
     assert reason in reasons
+
+
+def test_a_report_draws_nothing_of_more_points_than_a_figure_holds(monkeypatch):
+    rows = read_rows(SAMPLE)
+    points = len({*zip(rows["configuration"], rows["resolution"], rows["batch_size"], strict=True)})
+    monkeypatch.setattr(page, "MOST_POINTS", points - 1)
+    reason = f"No drawn figures: {points} points are more than one can hold ({points - 1}); use --study."
+    assert drawn_figures(rows) == ([], [reason])
+    monkeypatch.setattr(page, "MOST_POINTS", points)
+    drawn, reasons = drawn_figures(rows)
+    assert drawn and reasons == []
 
 
 def test_a_bad_argument_from_python_is_a_value_error(tmp_path):

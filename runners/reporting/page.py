@@ -31,6 +31,9 @@ SHOWN_CONDITIONS = 6
 MOST_LINES = 60
 """Lines that a drawn figure can hold; beyond, its legend alone would fill it."""
 
+MOST_POINTS = 600
+"""Configurations at each resolution that it can hold; the time that it takes grows faster than their number."""
+
 ENVIRONMENT = (
     *("device_name", "cpu_model", "cores_logical", "cores_usable", "threads", "host", "platform", "cuda", "cudnn"),
     *("driver", "matmul_precision", "cudnn_tf32", "versions", "git_sha", "git_dirty"),
@@ -150,10 +153,10 @@ def _warnings(rows: pd.DataFrame) -> list[str]:
 
 def drawn_figures(rows: pd.DataFrame, published: pd.DataFrame | None = None) -> tuple[list[dict[str, str]], list[str]]:
     """What `runners.figures` draws of the rows, as images; and why it draws nothing, where they are too many."""
-    apart = rows["configuration"] + selection.conditions(rows, leave_out=("resolution",))
-    if apart.nunique() > MOST_LINES:
-        reason = f"No drawn figures: {apart.nunique():,} lines are more than one can hold ({MOST_LINES}); use --study."
-        return [], [reason]
+    for what, most, left_out in (("lines", MOST_LINES, ("resolution",)), ("points", MOST_POINTS, ())):
+        count = (rows["configuration"] + selection.conditions(rows, leave_out=left_out)).nunique()
+        if count > most:
+            return [], [f"No drawn figures: {count:,} {what} are more than one can hold ({most}); use --study."]
     drawn, unread = [], []
     kinds: list[tuple[str, pd.DataFrame | None]] = [(kind, None) for kind in figures.OF_ROWS]
     for kind, accuracies in [*kinds, *([("pareto", published)] if published is not None else [])]:
